@@ -1,0 +1,87 @@
+import tseslint from 'typescript-eslint';
+import importX from 'eslint-plugin-import-x';
+
+// Rooms from the top of the house to its foundation; a room may use those below it, through their index only.
+// docs/architecture.md draws the same picture.
+const rooms = {
+  cli: ['*'],
+  output: ['trace', 'recording', 'errors'],
+  trace: ['agent', 'target', 'x86', 'elf', 'linux', 'symbols', 'recording', 'errors'],
+  agent: ['target', 'x86', 'errors', 'protocol', 'linux'],
+  target: ['elf', 'linux', 'errors', 'symbols'],
+  x86: ['elf', 'protocol', 'errors'],
+  symbols: ['elf', 'errors'],
+  elf: ['errors'],
+  linux: ['errors'],
+  recording: ['errors'],
+  check: ['model', 'protocol', 'errors'],
+  model: ['protocol', 'errors'],
+  protocol: [],
+  errors: [],
+};
+const roomNames = Object.keys(rooms);
+const core = ['protocol', 'model', 'check', 'recording', 'errors'];
+
+const roomRules = roomNames.map((room) => {
+  const forbidden = rooms[room].includes('*')
+    ? []
+    : roomNames.filter((other) => other !== room && !rooms[room].includes(other));
+  const patterns = [
+    {
+      group: roomNames
+        .filter((r) => r !== room)
+        .flatMap((r) => [`../${r}/*`, `../../${r}/*`, `!../${r}/index.js`, `!../../${r}/index.js`]),
+      message: 'Reach another room through its index.ts, its only public face (docs/architecture.md).',
+    },
+    ...(forbidden.length === 0
+      ? []
+      : [
+          {
+            group: forbidden.flatMap((r) => [`../${r}/index.js`, `../../${r}/index.js`]),
+            message: `src/${room} may not use this room: data flows the other way (docs/architecture.md).`,
+          },
+        ]),
+    ...(room === 'linux'
+      ? []
+      : [{ group: ['koffi'], message: 'Only src/linux knows koffi: ask it for the system call you need.' }]),
+    ...(core.includes(room)
+      ? [{ group: ['node:*', 'fs', 'path', 'os'], message: 'The core runs in a browser: no Node in it.' }]
+      : []),
+  ];
+  return {
+    files: [`src/${room}/**/*.ts`],
+    ignores: ['**/*.test.ts'],
+    rules: { 'no-restricted-imports': ['error', { patterns }] },
+  };
+});
+
+export default tseslint.config(
+  { ignores: ['dist', 'node_modules', 'out', 'test/**/targets'] },
+  ...tseslint.configs.strictTypeChecked.map((c) => ({ ...c, files: ['src/**/*.ts'] })),
+  {
+    files: ['src/**/*.ts'],
+    languageOptions: { parserOptions: { projectService: true, tsconfigRootDir: import.meta.dirname } },
+    plugins: { 'import-x': importX },
+    rules: {
+      'import-x/no-default-export': 'error',
+      'import-x/no-cycle': ['error', { maxDepth: 4 }],
+      'no-console': ['error'],
+      '@typescript-eslint/restrict-template-expressions': [
+        'error',
+        { allowNumber: true, allowBoolean: true },
+      ],
+      '@typescript-eslint/no-confusing-void-expression': ['error', { ignoreArrowShorthand: true }],
+      '@typescript-eslint/no-unnecessary-condition': ['error', { allowConstantLoopConditions: true }],
+      '@typescript-eslint/prefer-literal-enum-member': 'off',
+      eqeqeq: 'error',
+    },
+  },
+  {
+    files: ['src/**/*.test.ts'],
+    rules: {
+      '@typescript-eslint/no-floating-promises': 'off',
+      '@typescript-eslint/no-non-null-assertion': 'off',
+    },
+  },
+  ...roomRules,
+);

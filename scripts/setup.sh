@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# Installs what a fresh Debian 12 lacks. `setup.sh run`: npm packages only; `setup.sh test`: Debian packages as well.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+what="${1:-run}"
+if [ ! -d node_modules ] || [ package-lock.json -nt node_modules/.package-lock.json ]; then
+  npm ci --ignore-scripts --no-audit --no-fund >&2
+fi
+[ "$what" = test ] || exit 0
+# command:package, one per line; the tests use each of them.
+missing=()
+while IFS=: read -r command package; do
+  command -v "$command" >/dev/null 2>&1 || missing+=("$package")
+done <<'LIST'
+gcc:gcc
+g++:g++
+make:make
+redis-server:redis-server
+redis-benchmark:redis-tools
+sqlite3:sqlite3
+nginx:nginx-light
+python3:python3
+chromium:chromium
+spin:spin
+LIST
+[ ${#missing[@]} -eq 0 ] && exit 0
+if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+  echo "installing for the tests: ${missing[*]}" >&2
+  export DEBIAN_FRONTEND=noninteractive
+  apt-get update -qq >&2
+  # No service is to be started by the installation: the tests start their own.
+  printf '#!/bin/sh\nexit 101\n' > /tmp/safepoke-policy-rc.d && chmod +x /tmp/safepoke-policy-rc.d
+  if [ ! -e /usr/sbin/policy-rc.d ]; then
+    cp /tmp/safepoke-policy-rc.d /usr/sbin/policy-rc.d
+    trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+  fi
+  apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2
+else
+  echo "missing for the tests; install with: apt-get install ${missing[*]}" >&2
+  exit 1
+fi

@@ -1,0 +1,88 @@
+import { writeSync } from 'node:fs';
+import pc from 'picocolors';
+
+const STDOUT = 1;
+const STDERR = 2;
+
+/** Colours for one stream: real on a terminal, identity functions in a pipe. */
+export type Colors = ReturnType<typeof pc.createColors>;
+
+/** Thrown by `Terminal.data` when the reader of stdout has gone (`| head`): the command ends its session and exits. */
+export class OutputClosed extends Error {
+  constructor() {
+    super('standard output was closed by its reader');
+    this.name = 'OutputClosed';
+  }
+}
+
+/**
+ * The one place through which text goes to the terminal. Data (what a machine or a pager may read) goes to stdout and
+ * nothing else does; notes, warnings, progress and errors go to stderr.
+ */
+export class Terminal {
+  readonly colors: Colors = pc.createColors(process.stdout.isTTY && pc.isColorSupported);
+  readonly noteColors: Colors = pc.createColors(process.stderr.isTTY && pc.isColorSupported);
+  readonly isInteractive: boolean = process.stderr.isTTY;
+  /** Columns of stdout; a pipe has no width, so its readers get lines of any length. */
+  readonly columns: number = process.stdout.isTTY ? process.stdout.columns : Number.POSITIVE_INFINITY;
+  #progressShown = false;
+
+  /** Writes data to stdout, all of it, synchronously. Throws `OutputClosed` if the reader has gone. */
+  data(text: string | Uint8Array): void {
+    this.#clearProgress();
+    writeAll(STDOUT, typeof text === 'string' ? Buffer.from(text) : text);
+  }
+
+  /** A line about what happens, on stderr. */
+  note(line: string): void {
+    this.#clearProgress();
+    this.#stderr(`${line}\n`);
+  }
+
+  warn(line: string): void {
+    this.note(`${this.noteColors.yellow('safepoke: warning:')} ${line}`);
+  }
+
+  error(line: string): void {
+    this.note(`${this.noteColors.red('safepoke:')} ${line}`);
+  }
+
+  /** Replaces the progress line; shown on a terminal only, never in a pipe. */
+  progress(line: string): void {
+    if (!this.isInteractive) return;
+    this.#stderr(`\r\u001b[K${line.slice(0, (process.stderr.columns || 80) - 1)}`);
+    this.#progressShown = true;
+  }
+
+  #clearProgress(): void {
+    if (!this.#progressShown) return;
+    this.#progressShown = false;
+    this.#stderr('\r\u001b[K');
+  }
+
+  #stderr(text: string): void {
+    try {
+      writeAll(STDERR, Buffer.from(text));
+    } catch {
+      // Nobody is left to read notes; the work itself goes on.
+    }
+  }
+}
+
+function writeAll(fd: number, bytes: Uint8Array): void {
+  let offset = 0;
+  while (offset < bytes.length) {
+    try {
+      offset += writeSync(fd, bytes, offset);
+    } catch (error) {
+      const code = (error as NodeJS.ErrnoException).code;
+      if (code === 'EAGAIN') {
+        // A pipe that Node made non-blocking is full: give its reader a moment.
+        Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1);
+        continue;
+      }
+      if (code === 'EPIPE') throw new OutputClosed();
+      throw error;
+    }
+  }
+}
