@@ -32,3 +32,14 @@ export type {
   ThreadEndMessage,
   ThreadMessage,
 } from './file-layout.js';
+export { RecordingWriter } from './recording-writer.js';
+export type { RecordingSink } from './recording-writer.js';
+export { RecordingReader } from './recording-reader.js';
+export type { RecordingListener } from './recording-reader.js';
+export { TscClock } from './tsc-clock.js';
+export { TraceInfo } from './trace-info.js';
+export type { FunctionInfo, ThreadInfo } from './trace-info.js';
+export { CallBuilder, END_LOST, END_OPEN, END_RETURNED, END_UNWOUND } from './call-builder.js';
+export type { CallEnd, CallVisitor } from './call-builder.js';
+export { LaneMerger, lostRecord } from './lane-merger.js';
+export type { MergedRecords } from './lane-merger.js';
