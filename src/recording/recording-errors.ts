@@ -1,0 +1,35 @@
+import { CannotError } from '../errors/index.js';
+
+// `source` is how the user knows the recording: its path, usually.
+
+export function foreign(source: string, why: string): CannotError {
+  return new CannotError('RECORDING_FOREIGN', {
+    tried: `read ${source}`,
+    why,
+    next: 'give a file that safepoke recorded',
+  });
+}
+
+export function otherVersion(source: string, version: number, ours: number): CannotError {
+  return new CannotError('RECORDING_VERSION', {
+    tried: `read ${source}`,
+    why: `it is a recording of format version ${version}, and this safepoke reads version ${ours}`,
+    next: 'read it with the version of safepoke that recorded it',
+  });
+}
+
+export function malformed(source: string, at: number, why: string): CannotError {
+  return new CannotError('RECORDING_MALFORMED', {
+    tried: `read ${source}`,
+    why: `at byte ${at} ${why}`,
+    next: 'what came before that byte can be trusted; record again if it is not enough',
+  });
+}
+
+export function truncated(source: string, at: number, within: string): CannotError {
+  return new CannotError('RECORDING_TRUNCATED', {
+    tried: `read all of ${source}`,
+    why: `it is cut off at byte ${at}, ${within}`,
+    next: 'every complete record before that byte was used; copy the file again if the copy was cut short',
+  });
+}
