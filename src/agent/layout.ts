@@ -81,9 +81,9 @@ export const LANE = {
   shadowLimit: 72,
   /** Stack pointer of the recorder now at work on this thread; 0: none. A signal handler finds it set. */
   busy: 80,
-  /** Bounds of the thread's own stack, once the tracer knows them. */
+  /** The thread's own stack, once the tracer knows it: lowest address and bytes. */
   stackLow: 88,
-  stackHigh: 96,
+  stackSize: 96,
   /** Return slot of the unwinder that swapped return addresses were put back for; 0: none. */
   parked: 104,
   /** The first trusted range: code whose calls may have their return address swapped. */

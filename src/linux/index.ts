@@ -18,6 +18,7 @@ export {
   PTRACE_O_TRACEEXEC,
   Registers,
   ptrace,
+  ptraceSignalMask,
   waitForThread,
   type RegisterName,
   type WaitResult,

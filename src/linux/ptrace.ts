@@ -11,7 +11,8 @@ const REQUEST = {
   detach: 17,
   seize: 0x4206,
   interrupt: 0x4207,
-  getEventMessage: 0x4201,
+  getSignalMask: 0x420a,
+  setSignalMask: 0x420b,
 } as const;
 
 export const PTRACE_O_TRACEEXEC = 0x10;
@@ -96,6 +97,23 @@ export const ptrace = {
     systemCallBuffer4(SYS.ptrace, REQUEST.getRegs, tid, 0, into.bytes),
   setRegisters: (tid: number, from: Registers): number =>
     systemCallBuffer4(SYS.ptrace, REQUEST.setRegs, tid, 0, from.bytes),
+};
+
+/** Bytes of a signal set: the kernel's sigset_t of 64 signals. */
+const SIGNAL_SET_SIZE = 8;
+
+/** The mask of blocked signals of a stopped thread. */
+export const ptraceSignalMask = {
+  /** Blocks every signal; returns the former mask. */
+  block: (tid: number): Uint8Array => {
+    const mask = new Uint8Array(SIGNAL_SET_SIZE);
+    systemCallBuffer4(SYS.ptrace, REQUEST.getSignalMask, tid, SIGNAL_SET_SIZE, mask);
+    systemCallBuffer4(SYS.ptrace, REQUEST.setSignalMask, tid, SIGNAL_SET_SIZE, new Uint8Array(SIGNAL_SET_SIZE).fill(0xff));
+    return mask;
+  },
+  restore: (tid: number, mask: Uint8Array): void => {
+    systemCallBuffer4(SYS.ptrace, REQUEST.setSignalMask, tid, SIGNAL_SET_SIZE, mask);
+  },
 };
 
 /** What wait4 said of a thread. */
