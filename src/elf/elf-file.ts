@@ -75,6 +75,8 @@ export interface ElfFile {
   readonly patchableEntries: readonly bigint[];
   /** Where the compiler left a call to mcount or `__fentry__`, or its nop (`-mrecord-mcount`). Ascending. */
   readonly mcountLocations: readonly bigint[];
+  /** Every address within the module that the loader writes somewhere (relative relocations), ascending, as numbers. */
+  readonly relocatedPointers: Float64Array;
 
   /** Offset in the file of a loaded address; undefined if no byte of the file is loaded there. */
   fileOffsetOf(address: bigint): number | undefined;
