@@ -116,7 +116,10 @@ export function recorderListing(places: RecorderPlaces, geometry: AgentGeometry)
   const toWhat = Number(
     BigInt.asIntN(
       32,
-      BigInt(places.firstIndex) * BigInt(HEAD_SIZE) + BigInt(KIND_ENTRY) - BigInt(HEAD_AFTER_ENTRY) - places.heads,
+      BigInt(places.firstIndex) * BigInt(HEAD_SIZE) +
+        BigInt(KIND_ENTRY) -
+        BigInt(HEAD_AFTER_ENTRY) -
+        places.heads,
     ),
   );
   const { laneTable, cache, queue, queueMask } = geometry;
@@ -495,8 +498,6 @@ exit_nowhere:                        ; cannot happen: whoever swapped the addres
 
 ; An unwinder is about to walk this thread's stack: put the true return addresses back, remember that.
 park:${SAVE}
-    mov rax, ${control}
-    cmp dword [rax+${CONTROL.enabled}], 0
     mov rdi, ${data}${findLane('park_find')}
 park_lane:
     push qword [rbx+${LANE.busy}]
@@ -691,6 +692,8 @@ find_believe:
 find_named:
     mov [rbx+${LANE.tid}], eax
     mov [rbx+${LANE.tidPointer}], rcx
+    mov rcx, [rbx+${LANE.shadowBase}]
+    mov qword [rcx+${SHADOW.slot}], -1   ; the sentinel: above every return slot
     mov rcx, [rbx+${LANE.header}]
     mov [rcx+${HEADER.tid}], eax
     mov [rcx+${HEADER.threadPointer}], rsi

@@ -108,7 +108,13 @@ export const ptraceSignalMask = {
   block: (tid: number): Uint8Array => {
     const mask = new Uint8Array(SIGNAL_SET_SIZE);
     systemCallBuffer4(SYS.ptrace, REQUEST.getSignalMask, tid, SIGNAL_SET_SIZE, mask);
-    systemCallBuffer4(SYS.ptrace, REQUEST.setSignalMask, tid, SIGNAL_SET_SIZE, new Uint8Array(SIGNAL_SET_SIZE).fill(0xff));
+    systemCallBuffer4(
+      SYS.ptrace,
+      REQUEST.setSignalMask,
+      tid,
+      SIGNAL_SET_SIZE,
+      new Uint8Array(SIGNAL_SET_SIZE).fill(0xff),
+    );
     return mask;
   },
   restore: (tid: number, mask: Uint8Array): void => {
@@ -133,7 +139,12 @@ export function waitForThread(tid: number, block: boolean, untraced = false): Wa
   let result: number;
   const EINTR = 4;
   do {
-    result = systemCallBuffer2(SYS.wait4, tid, statusBuffer, WAIT_ALL | (block ? 0 : WNOHANG) | (untraced ? WUNTRACED : 0));
+    result = systemCallBuffer2(
+      SYS.wait4,
+      tid,
+      statusBuffer,
+      WAIT_ALL | (block ? 0 : WNOHANG) | (untraced ? WUNTRACED : 0),
+    );
   } while (result === -EINTR);
   if (result < 0) return { kind: 'error', errno: -result };
   if (result === 0) return { kind: 'none' };

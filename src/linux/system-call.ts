@@ -21,14 +21,9 @@ const syscallPointer2 = libc.func('int64_t syscall(int64_t n, int64_t a, void *b
   c: number | bigint,
   d: number | bigint,
 ) => number | bigint;
-const mmapFunction = libc.func('void *mmap(void *addr, size_t len, int prot, int flags, int fd, int64_t off)') as (
-  addr: bigint | null,
-  len: bigint,
-  prot: number,
-  flags: number,
-  fd: number,
-  off: number,
-) => bigint;
+const mmapFunction = libc.func(
+  'void *mmap(void *addr, size_t len, int prot, int flags, int fd, int64_t off)',
+) as (addr: bigint | null, len: bigint, prot: number, flags: number, fd: number, off: number) => bigint;
 
 /** System call numbers, arch/x86/entry/syscalls/syscall_64.tbl. */
 export const SYS = {
@@ -117,9 +112,9 @@ export interface OwnMapping {
   unmap(): void;
 }
 
-/** Maps memory into safepoke's own process. `fd` -1 is anonymous memory. Throws an Error with the errno's name. */
-export function mapOwn(length: number, prot: number, flags: number, fd: number): OwnMapping {
-  const address = mmapFunction(null, BigInt(length), prot, flags, fd, 0);
+/** Maps memory into safepoke's own process. `fd` -1 is anonymous memory; `offset` counts in the file. Throws an Error with the errno's name. */
+export function mapOwn(length: number, prot: number, flags: number, fd: number, offset = 0): OwnMapping {
+  const address = mmapFunction(null, BigInt(length), prot, flags, fd, offset);
   if (BigInt.asIntN(64, BigInt(address)) === -1n) {
     throw new Error(`mmap of ${length} bytes: ${errnoName(koffi.errno())}`);
   }
@@ -155,7 +150,9 @@ export function placeOwnCode(code: Uint8Array): OwnCode {
     address: mapping.address,
     call: (offset, ...args) => {
       const padded = [...args, 0, 0, 0, 0, 0, 0].slice(0, 6);
-      return BigInt(koffi.call(mapping.address + BigInt(offset), ownCodePrototype, ...padded) as number | bigint);
+      return BigInt(
+        koffi.call(mapping.address + BigInt(offset), ownCodePrototype, ...padded) as number | bigint,
+      );
     },
   };
 }

@@ -55,7 +55,9 @@ export class TargetMemory {
   /** One 8-byte word; undefined where there is none. */
   readWord(address: number): bigint | undefined {
     const bytes = this.readSome(address, 8);
-    return bytes.length === 8 ? new DataView(bytes.buffer, bytes.byteOffset).getBigUint64(0, true) : undefined;
+    return bytes.length === 8
+      ? new DataView(bytes.buffer, bytes.byteOffset).getBigUint64(0, true)
+      : undefined;
   }
 
   /** Writes all of `bytes`. @throws CannotError MEMORY */

@@ -28,11 +28,20 @@ export interface UnusableModule {
   readonly why: string;
 }
 
-function fileOf(pid: number, path: string, executable: string | undefined, mapping: Mapping): string | undefined {
+function fileOf(
+  pid: number,
+  path: string,
+  executable: string | undefined,
+  mapping: Mapping,
+): string | undefined {
   const candidates =
     path === executable
       ? [`/proc/${pid}/exe`]
-      : [`/proc/${pid}/root${path}`, path, `/proc/${pid}/map_files/${mapping.start.toString(16)}-${mapping.end.toString(16)}`];
+      : [
+          `/proc/${pid}/root${path}`,
+          path,
+          `/proc/${pid}/map_files/${mapping.start.toString(16)}-${mapping.end.toString(16)}`,
+        ];
   for (const candidate of candidates) {
     try {
       // The name may lead to another file by now: a package was upgraded. The mapped file's inode tells.
@@ -94,6 +103,8 @@ export function readModules(pid: number): { modules: Module[]; unusable: Unusabl
       unusable.push({ path, why: isSafepokeError(error) ? error.details.why : String(error) });
     }
   }
-  modules.sort((a, b) => Number(b.isExecutable) - Number(a.isExecutable) || a.text[0].start - b.text[0].start);
+  modules.sort(
+    (a, b) => Number(b.isExecutable) - Number(a.isExecutable) || a.text[0].start - b.text[0].start,
+  );
   return { modules, unusable };
 }

@@ -1,7 +1,14 @@
 // System calls made by a thread of the target for us. The thread is pointed at a `syscall` instruction that is already in
 // the process (the vdso has one), stepped over it, and put back exactly as it was. All its signals are blocked meanwhile.
 import { CannotError } from '../errors/index.js';
-import { errnoName, ptrace, ptraceSignalMask, readMaps, waitForThread, type Registers } from '../linux/index.js';
+import {
+  errnoName,
+  ptrace,
+  ptraceSignalMask,
+  readMaps,
+  waitForThread,
+  type Registers,
+} from '../linux/index.js';
 import type { HeldThread } from './hold.js';
 import type { TargetMemory } from './memory.js';
 
@@ -58,7 +65,8 @@ export class RemoteCalls {
         (n, ...args) => this.#call(saved, n, args),
         (text) => {
           const bytes = new TextEncoder().encode(`${text}\0`);
-          if (!overwritten.has(scratch)) overwritten.set(scratch, this.#memory.read(scratch, BELOW_RED_ZONE / 2));
+          if (!overwritten.has(scratch))
+            overwritten.set(scratch, this.#memory.read(scratch, BELOW_RED_ZONE / 2));
           this.#memory.write(scratch, bytes);
           return BigInt(scratch);
         },

@@ -194,13 +194,15 @@ function runToExec(path: string, pid: number): void {
     if (result.kind === 'stopped') {
       if (result.event === PTRACE_EVENT_EXEC) return;
       // The group stop of our own SIGSTOP, and the SIGCONT that ends it, are seen as stops of their own.
-      const isOurs = result.signal === osConstants.signals.SIGSTOP || result.signal === osConstants.signals.SIGCONT;
+      const isOurs =
+        result.signal === osConstants.signals.SIGSTOP || result.signal === osConstants.signals.SIGCONT;
       ptrace.cont(pid, result.event === 0 && !isOurs ? result.signal : 0);
       continue;
     }
     if (result.kind === 'exited' && result.status > EXEC_FAILED) {
       const errno = result.status - EXEC_FAILED;
-      const why = errno === ERRNO.ENOEXEC ? 'it is not a program that the kernel can execute' : errnoName(errno);
+      const why =
+        errno === ERRNO.ENOEXEC ? 'it is not a program that the kernel can execute' : errnoName(errno);
       throw startFailed(path, `execve failed: ${why}`);
     }
     throw startFailed(path, 'it ended before it began');

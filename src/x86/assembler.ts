@@ -41,13 +41,20 @@ const REGISTER_BITS = new Map<string, number>();
 for (const name of ['AX', 'CX', 'DX', 'BX', 'SP', 'BP', 'SI', 'DI']) {
   REGISTER_BITS.set(`R${name}`, 64).set(`E${name}`, 32).set(name, 16);
 }
-for (const name of ['AL', 'CL', 'DL', 'BL', 'AH', 'CH', 'DH', 'BH', 'SPL', 'BPL', 'SIL', 'DIL']) REGISTER_BITS.set(name, 8);
+for (const name of ['AL', 'CL', 'DL', 'BL', 'AH', 'CH', 'DH', 'BH', 'SPL', 'BPL', 'SIL', 'DIL'])
+  REGISTER_BITS.set(name, 8);
 for (let n = 8; n <= 15; n++) {
   REGISTER_BITS.set(`R${n}`, 64).set(`R${n}D`, 32).set(`R${n}W`, 16).set(`R${n}L`, 8);
 }
 
 /** Mnemonics whose iced name is not simply the capitalised word. */
-const RENAMED: Readonly<Record<string, string>> = { ret: 'Retnq', pushfq: 'Pushfq', popfq: 'Popfq', jz: 'Je', jnz: 'Jne' };
+const RENAMED: Readonly<Record<string, string>> = {
+  ret: 'Retnq',
+  pushfq: 'Pushfq',
+  popfq: 'Popfq',
+  jz: 'Je',
+  jnz: 'Jne',
+};
 
 /** Instruction pointers in the block stand for positions until it is encoded; far below any real address. */
 const FIRST_VIRTUAL_IP = 0x10n;
@@ -127,14 +134,16 @@ function operandNames(operand: Operand, bits: number): string[] {
 
 function findCode(mnemonic: string, operands: readonly Operand[], line: string): Code {
   const name = RENAMED[mnemonic] ?? mnemonic.charAt(0).toUpperCase() + mnemonic.slice(1);
-  const bits = operands
-    .map((o) => (o.kind === 'register' ? o.bits : o.kind === 'memory' ? o.bits : undefined))
-    .find((b) => b !== undefined) ?? 64;
+  const bits =
+    operands
+      .map((o) => (o.kind === 'register' ? o.bits : o.kind === 'memory' ? o.bits : undefined))
+      .find((b) => b !== undefined) ?? 64;
   let forms = [name];
   for (const operand of operands) {
     forms = forms.flatMap((form) => operandNames(operand, bits).map((o) => `${form}_${o}`));
   }
-  if (operands.length === 1 && operands[0].kind === 'immediate' && mnemonic === 'push') forms.unshift('Pushq_imm32');
+  if (operands.length === 1 && operands[0].kind === 'immediate' && mnemonic === 'push')
+    forms.unshift('Pushq_imm32');
   for (const form of forms) {
     const code = codes[form];
     if (code !== undefined) return code;
@@ -150,11 +159,15 @@ function create(code: Code, operands: readonly Operand[], line: string): Instruc
     if (a.kind === 'memory') return Instruction.createMem(code, a.memory);
     if (a.kind === 'immediate') return Instruction.createI32(code, Number(a.value));
   } else if (c === undefined) {
-    if (a.kind === 'register' && b.kind === 'register') return Instruction.createRegReg(code, a.register, b.register);
-    if (a.kind === 'register' && b.kind === 'memory') return Instruction.createRegMem(code, a.register, b.memory);
-    if (a.kind === 'memory' && b.kind === 'register') return Instruction.createMemReg(code, a.memory, b.register);
+    if (a.kind === 'register' && b.kind === 'register')
+      return Instruction.createRegReg(code, a.register, b.register);
+    if (a.kind === 'register' && b.kind === 'memory')
+      return Instruction.createRegMem(code, a.register, b.memory);
+    if (a.kind === 'memory' && b.kind === 'register')
+      return Instruction.createMemReg(code, a.memory, b.register);
     if (a.kind === 'register' && b.kind === 'immediate') {
-      if (code === Code.Mov_r64_imm64) return Instruction.createRegU64(code, a.register, BigInt.asUintN(64, b.value));
+      if (code === Code.Mov_r64_imm64)
+        return Instruction.createRegU64(code, a.register, BigInt.asUintN(64, b.value));
       return Instruction.createRegI32(code, a.register, Number(BigInt.asIntN(32, b.value)));
     }
     if (a.kind === 'memory' && b.kind === 'immediate') {
@@ -210,7 +223,11 @@ export function assemble(listing: string, origin: bigint): Assembly {
     const target = operands[0] as Operand | undefined;
     if (mnemonic === 'nop') {
       instruction = Instruction.create(Code.Nopd);
-    } else if (BRANCH.test(mnemonic) && target !== undefined && (target.kind === 'label' || target.kind === 'immediate')) {
+    } else if (
+      BRANCH.test(mnemonic) &&
+      target !== undefined &&
+      (target.kind === 'label' || target.kind === 'immediate')
+    ) {
       let address: bigint;
       if (target.kind === 'immediate') {
         address = target.value;
@@ -231,7 +248,8 @@ export function assemble(listing: string, origin: bigint): Assembly {
   const bytes = encoder.encode(origin);
   encoder.free();
   const offsets = instructionOffsets(bytes);
-  if (offsets.length !== parsed.length) throw new Error('the encoder replaced an instruction: a branch is out of reach');
+  if (offsets.length !== parsed.length)
+    throw new Error('the encoder replaced an instruction: a branch is out of reach');
   const labels = new Map<string, number>();
   for (const [name, position] of labelPositions) labels.set(name, offsets[position]);
   // The closing nop only carried labels.

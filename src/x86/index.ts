@@ -12,3 +12,4 @@ export { analyseFunctions } from './analyse-functions.js';
 export type { Analysis } from './analyse-functions.js';
 export { relocateSite } from './relocate-site.js';
 export type { RelocatedCode } from './relocate-site.js';
+export { assemble, disassemble, type Assembly } from './assembler.js';
