@@ -1,4 +1,4 @@
-import { closeSync, fstatSync, openSync, readSync } from 'node:fs';
+import { closeSync, fstatSync, openSync, readSync, statSync } from 'node:fs';
 import { CannotError, isSafepokeError } from '../errors/index.js';
 import type { SafepokeError } from '../errors/index.js';
 import {
@@ -71,6 +71,13 @@ export class RecordingFile {
 
   close(): void {
     closeSync(this.#fd);
+  }
+
+  /** True if that path leads to this file: writing there would destroy what is being read. */
+  isAt(path: string): boolean {
+    const there = statSync(path, { throwIfNoEntry: false });
+    const here = fstatSync(this.#fd);
+    return there?.dev === here.dev && there.ino === here.ino;
   }
 
   /** Tells the visitor of all calls in the order of the file: each lane in order, lanes in any mixture. Fastest. */

@@ -1,5 +1,5 @@
 import { Option } from 'commander';
-import { ChromeOutput, FileSink, FoldedOutput, JsonLinesOutput, TextBatch } from '../../index.js';
+import { ChromeOutput, FileSink, FoldedOutput, JsonLinesOutput, TextBatch, UsageError } from '../../index.js';
 import type { RecordingFile, TextOutput, TextSink } from '../../index.js';
 import type { RegisterCommand } from './index.js';
 import { addRecordingOptions, useRecording } from './recording-options.js';
@@ -43,6 +43,12 @@ export const registerExport: RegisterCommand = (program, terminal) => {
           path,
           options,
           makeOutput: (recording) => {
+            if (options.output !== undefined && recording.isAt(options.output))
+              throw new UsageError('OUTPUT_IS_INPUT', {
+                tried: `write to ${options.output}`,
+                why: 'it is the recording itself',
+                next: 'choose another file for -o',
+              });
             // Only now, so that a recording that cannot be read leaves an older output as it was.
             if (options.output !== undefined) file = new FileSink(options.output);
             return format.make(recording, batch.write);
