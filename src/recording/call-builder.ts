@@ -208,7 +208,7 @@ export class CallBuilder {
   /** Says that the lane lost records after the last one it has written. */
   addLost(laneId: number, records: number): void {
     const lane = this.#lane(laneId);
-    this.#noteLost(lane, Math.max(lane.last, 0), records);
+    this.#noteLost(lane, lane.last === Number.NEGATIVE_INFINITY ? 0 : lane.last, records);
   }
 
   /** Says that the thread of the lane has ended: calls still open end with it. */

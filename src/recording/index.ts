@@ -43,3 +43,5 @@ export { CallBuilder, END_LOST, END_OPEN, END_RETURNED, END_UNWOUND } from './ca
 export type { CallEnd, CallVisitor } from './call-builder.js';
 export { LaneMerger, lostRecord } from './lane-merger.js';
 export type { MergedRecords } from './lane-merger.js';
+export { CallObjects, endingOf } from './call.js';
+export type { Call, CallEnding } from './call.js';

@@ -69,13 +69,17 @@ export class LaneMerger {
 
   /** Gives out every record older than `limit` ticks: the caller promises that none will come that is older. */
   advance(limit: number): void {
+    while (this.step(limit));
+  }
+
+  /** Gives out the next records older than `limit` that are of one lane; false if there are none. */
+  step(limit = Number.POSITIVE_INFINITY): boolean {
     const heap = this.#heap;
-    while (heap.length > 0 && heap[0].head < limit) {
-      const queue = heap[0];
-      const left = heap.length > 1 ? heap[1].head : Number.POSITIVE_INFINITY;
-      const right = heap.length > 2 ? heap[2].head : Number.POSITIVE_INFINITY;
-      this.#giveRun(queue, Math.min(left, right), limit);
-    }
+    if (heap.length === 0 || heap[0].head >= limit) return false;
+    const left = heap.length > 1 ? heap[1].head : Number.POSITIVE_INFINITY;
+    const right = heap.length > 2 ? heap[2].head : Number.POSITIVE_INFINITY;
+    this.#giveRun(heap[0], Math.min(left, right), limit);
+    return true;
   }
 
   /** Gives out all that is left. */

@@ -70,6 +70,16 @@ export class RecordingReader {
     return this.#state === 'records' && this.#splitBytes === 0 ? this.#wanted : 0;
   }
 
+  /** Bytes of the file that were pushed or skipped so far. */
+  get bytesRead(): number {
+    return this.#offset;
+  }
+
+  /** Bytes until the current part of the file is whole: a caller that pushes no more can skip records after it. */
+  get bytesWanted(): number {
+    return this.#wanted;
+  }
+
   /** Leaves out the next bytes, at most `recordBytesAhead` and a multiple of a record. */
   skip(bytes: number): void {
     if (bytes > this.recordBytesAhead || bytes % RECORD_BYTES !== 0)

@@ -1,0 +1,63 @@
+import { Option } from 'commander';
+import { ChromeOutput, FileSink, FoldedOutput, JsonLinesOutput, TextBatch, UsageError } from '../../index.js';
+import type { RecordingFile, TextOutput, TextSink } from '../../index.js';
+import type { RegisterCommand } from './index.js';
+import { addRecordingOptions, useRecording } from './recording-options.js';
+import type { RecordingOptions } from './recording-options.js';
+
+interface Format {
+  readonly make: (recording: RecordingFile, sink: TextSink) => TextOutput;
+  /** Where calls are written as they end they are in the order of time; sums need no order. */
+  readonly order: 'time' | 'file';
+}
+
+const FORMATS: Readonly<Record<string, Format>> = {
+  chrome: { make: (recording, sink) => new ChromeOutput(recording.info, sink), order: 'file' },
+  folded: { make: (recording, sink) => new FoldedOutput(recording.info, sink), order: 'file' },
+  jsonl: { make: (recording, sink) => new JsonLinesOutput(recording.info, sink), order: 'time' },
+};
+
+interface ExportOptions extends RecordingOptions {
+  readonly format: string;
+  readonly output?: string;
+}
+
+export const registerExport: RegisterCommand = (program, terminal) => {
+  const command = program.command('export').description('write a recording in a format of other tools');
+  addRecordingOptions(command)
+    .addOption(
+      new Option('-f, --format <format>', 'chrome (also for Perfetto), folded (flame graphs) or jsonl')
+        .choices(Object.keys(FORMATS))
+        .makeOptionMandatory(),
+    )
+    .option('-o, --output <file>', 'write there instead of to standard output')
+    .action((path: string, options: ExportOptions) => {
+      const format = FORMATS[options.format];
+      let file: FileSink | undefined;
+      const batch = new TextBatch((text) => {
+        if (file === undefined) terminal.data(text);
+        else file.write([Buffer.from(text)]);
+      });
+      try {
+        useRecording(terminal, {
+          path,
+          options,
+          makeOutput: (recording) => {
+            if (options.output !== undefined && recording.isAt(options.output))
+              throw new UsageError('OUTPUT_IS_INPUT', {
+                tried: `write to ${options.output}`,
+                why: 'it is the recording itself',
+                next: 'choose another file for -o',
+              });
+            // Only now, so that a recording that cannot be read leaves an older output as it was.
+            if (options.output !== undefined) file = new FileSink(options.output);
+            return format.make(recording, batch.write);
+          },
+          order: format.order,
+          flush: () => batch.flush(),
+        });
+      } finally {
+        file?.close();
+      }
+    });
+};

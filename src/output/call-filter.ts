@@ -1,0 +1,169 @@
+import type { CallEnd, CallVisitor } from '../recording/index.js';
+
+/** Which calls an output is to see. */
+export interface CallFilter {
+  /** Only calls that lasted at least so many ticks. */
+  readonly minTicks?: number;
+  /** Only calls inside fewer than so many others. */
+  readonly maxDepth?: number;
+}
+
+/**
+ * A stage before a visitor that hides calls from it. The own time of a hidden call counts as own time of the call
+ * around it, so sums stay what they were.
+ */
+export function filterCalls(visitor: CallVisitor, filter: CallFilter): CallVisitor {
+  let first = visitor;
+  if (filter.maxDepth !== undefined) first = new DepthFilter(filter.maxDepth, first);
+  // Next to the source of calls: it relies on seeing all of them.
+  if (filter.minTicks !== undefined) first = new DurationFilter(filter.minTicks, first);
+  return first;
+}
+
+/** The tag of a call that is hidden. */
+const HIDDEN = -1;
+
+class DepthFilter implements CallVisitor {
+  readonly #maxDepth: number;
+  readonly #next: CallVisitor;
+  /** Own time of hidden calls, by lane, since a call that shows has ended. */
+  readonly #hiddenSelf = new Map<number, number>();
+
+  constructor(maxDepth: number, next: CallVisitor) {
+    this.#maxDepth = maxDepth;
+    this.#next = next;
+  }
+
+  onEnter(lane: number, depth: number, functionIndex: number, tick: number, parentTag: number): number {
+    // A parent that moved up, as a call around it was taken out, stays hidden with all inside it.
+    if (depth >= this.#maxDepth || parentTag === HIDDEN) return HIDDEN;
+    return this.#next.onEnter(lane, depth, functionIndex, tick, parentTag);
+  }
+
+  onLeave(
+    lane: number,
+    depth: number,
+    functionIndex: number,
+    startTick: number,
+    endTick: number,
+    self: number,
+    end: CallEnd,
+    tag: number,
+  ): void {
+    const hidden = this.#hiddenSelf.get(lane) ?? 0;
+    if (tag === HIDDEN) {
+      this.#hiddenSelf.set(lane, hidden + self);
+      return;
+    }
+    if (hidden > 0) this.#hiddenSelf.set(lane, 0);
+    this.#next.onLeave(lane, depth, functionIndex, startTick, endTick, self + hidden, end, tag);
+  }
+
+  onLeaf(lane: number, depth: number, functionIndex: number, tick: number, parentTag: number): number {
+    if (depth >= this.#maxDepth || parentTag === HIDDEN) return HIDDEN;
+    return this.#next.onLeaf(lane, depth, functionIndex, tick, parentTag);
+  }
+
+  onLost(lane: number, depth: number, tick: number, records: number): void {
+    this.#next.onLost(lane, Math.min(depth, this.#maxDepth), tick, records);
+  }
+}
+
+interface Frame {
+  functionIndex: number;
+  start: number;
+  /** Own time of hidden calls inside it. */
+  hiddenSelf: number;
+  /** What the next visitor made of it, once it shows. */
+  tag: number;
+}
+
+interface OpenFrames {
+  /** Open calls, outermost first; objects beyond `depth` are kept for use again. */
+  readonly frames: Frame[];
+  depth: number;
+  /** The first so many show. As calls around a call last at least as long, those that show are never inside others. */
+  shown: number;
+}
+
+/**
+ * A call shows from the moment it has lasted long enough, so that live output need not wait for its end: its entry is
+ * passed on late, with the time at which it was.
+ */
+class DurationFilter implements CallVisitor {
+  readonly #minTicks: number;
+  readonly #next: CallVisitor;
+  readonly #lanes = new Map<number, OpenFrames>();
+
+  constructor(minTicks: number, next: CallVisitor) {
+    this.#minTicks = minTicks;
+    this.#next = next;
+  }
+
+  onEnter(laneId: number, depth: number, functionIndex: number, tick: number): number {
+    const lane = this.#lane(laneId);
+    this.#showDue(laneId, lane, tick);
+    if (depth === lane.frames.length) lane.frames.push({ functionIndex: 0, start: 0, hiddenSelf: 0, tag: 0 });
+    const frame = lane.frames[depth];
+    frame.functionIndex = functionIndex;
+    frame.start = tick;
+    frame.hiddenSelf = 0;
+    lane.depth = depth + 1;
+    return 0;
+  }
+
+  onLeave(
+    laneId: number,
+    depth: number,
+    functionIndex: number,
+    startTick: number,
+    endTick: number,
+    self: number,
+    end: CallEnd,
+  ): void {
+    const lane = this.#lane(laneId);
+    this.#showDue(laneId, lane, endTick);
+    const frame = lane.frames[depth];
+    const ownTime = self + frame.hiddenSelf;
+    if (depth < lane.shown) {
+      lane.shown--;
+      this.#next.onLeave(laneId, depth, functionIndex, startTick, endTick, ownTime, end, frame.tag);
+    } else if (depth > 0) {
+      lane.frames[depth - 1].hiddenSelf += ownTime;
+    }
+    lane.depth--;
+    if (depth < lane.depth) {
+      lane.frames.splice(depth, 1);
+      lane.frames.splice(lane.depth, 0, frame);
+    }
+  }
+
+  onLeaf(): number {
+    // It has no duration, so it did not last long enough.
+    return 0;
+  }
+
+  onLost(laneId: number, _depth: number, tick: number, records: number): void {
+    const lane = this.#lane(laneId);
+    this.#showDue(laneId, lane, tick);
+    this.#next.onLost(laneId, lane.shown, tick, records);
+  }
+
+  #showDue(laneId: number, lane: OpenFrames, now: number): void {
+    while (lane.shown < lane.depth && now - lane.frames[lane.shown].start >= this.#minTicks) {
+      const frame = lane.frames[lane.shown];
+      const parentTag = lane.shown === 0 ? 0 : lane.frames[lane.shown - 1].tag;
+      frame.tag = this.#next.onEnter(laneId, lane.shown, frame.functionIndex, frame.start, parentTag);
+      lane.shown++;
+    }
+  }
+
+  #lane(id: number): OpenFrames {
+    let lane = this.#lanes.get(id);
+    if (lane === undefined) {
+      lane = { frames: [], depth: 0, shown: 0 };
+      this.#lanes.set(id, lane);
+    }
+    return lane;
+  }
+}

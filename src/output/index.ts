@@ -1,0 +1,14 @@
+export type { Palette, TextOutput, TextSink } from './text-output.js';
+export { NO_COLORS, TextBatch } from './text-output.js';
+export { GraphOutput } from './graph.js';
+export { Report, REPORT_KEYS } from './report.js';
+export type { ReportKey, ReportRow } from './report.js';
+export { ChromeOutput } from './chrome.js';
+export { FoldedOutput } from './folded.js';
+export { JsonLinesOutput } from './jsonl.js';
+export { filterCalls } from './call-filter.js';
+export type { CallFilter } from './call-filter.js';
+export { FileSink } from './file-sink.js';
+export { RecordingFile } from './recording-file.js';
+export type { ReadSummary } from './recording-file.js';
+export { formatCount, formatDuration, formatLost } from './number-format.js';

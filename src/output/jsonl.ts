@@ -1,0 +1,105 @@
+/**
+ * JSON lines: an object for each call, written when the call ends, so calls inside it stand before it.
+ *
+ *     id           of the call; counts from 1 in the order in which calls begin
+ *     parent       id of the traced call around it, or null
+ *     function     name, demangled where it can be
+ *     module       path of its executable or library
+ *     tid, thread  of the thread it ran in
+ *     depth        how many traced calls were open around it
+ *     start_ns     since the start of the trace
+ *     duration_ns  null if only the entry was recorded
+ *     self_ns      the part of it outside traced calls inside it; null as duration_ns
+ *     end          "returned", "unwound", "open", "lost" or "entry-only"
+ *
+ * Where records were lost stands an object with `lost` (how many), `tid`, `thread`, `depth` and `at_ns` instead.
+ */
+import { endingOf } from '../recording/index.js';
+import type { CallEnd, TraceInfo } from '../recording/index.js';
+import type { TextOutput, TextSink } from './text-output.js';
+
+export class JsonLinesOutput implements TextOutput {
+  readonly #info: TraceInfo;
+  readonly #sink: TextSink;
+  #calls = 0;
+  /** The parent of each call that has one and is open, by id. */
+  readonly #parents = new Map<number, number>();
+  readonly #functions = new Map<number, string>();
+  readonly #threads = new Map<number, string>();
+
+  constructor(info: TraceInfo, sink: TextSink) {
+    this.#info = info;
+    this.#sink = sink;
+  }
+
+  onEnter(_lane: number, _depth: number, _functionIndex: number, _tick: number, parentTag: number): number {
+    this.#calls++;
+    if (parentTag > 0) this.#parents.set(this.#calls, parentTag);
+    return this.#calls;
+  }
+
+  onLeave(
+    lane: number,
+    depth: number,
+    functionIndex: number,
+    startTick: number,
+    endTick: number,
+    self: number,
+    end: CallEnd,
+    tag: number,
+  ): void {
+    const start = this.#ns(startTick);
+    const duration = this.#ns(endTick) - start;
+    const selfNs = Math.min(this.#ns(self), duration);
+    const parent = this.#parents.get(tag) ?? null;
+    this.#parents.delete(tag);
+    this.#sink(
+      `{"id":${tag},"parent":${parent},${this.#function(functionIndex)},${this.#thread(lane)},"depth":${depth},` +
+        `"start_ns":${start},"duration_ns":${duration},"self_ns":${selfNs},"end":"${endingOf(end)}"}\n`,
+    );
+  }
+
+  onLeaf(lane: number, depth: number, functionIndex: number, tick: number, parentTag: number): number {
+    this.#calls++;
+    this.#sink(
+      `{"id":${this.#calls},"parent":${parentTag > 0 ? parentTag : null},${this.#function(functionIndex)},` +
+        `${this.#thread(lane)},"depth":${depth},"start_ns":${this.#ns(tick)},"duration_ns":null,"self_ns":null,` +
+        `"end":"entry-only"}\n`,
+    );
+    return this.#calls;
+  }
+
+  onLost(lane: number, depth: number, tick: number, records: number): void {
+    this.#sink(
+      `{"lost":${records},${this.#thread(lane)},"depth":${depth},"at_ns":${Math.max(0, this.#ns(tick))}}\n`,
+    );
+  }
+
+  finish(): void {
+    // Every line is complete in itself.
+  }
+
+  #function(index: number): string {
+    let json = this.#functions.get(index);
+    if (json === undefined) {
+      const { name, module } = this.#info.functionAt(index);
+      json = `"function":${JSON.stringify(name)},"module":${JSON.stringify(module)}`;
+      this.#functions.set(index, json);
+    }
+    return json;
+  }
+
+  #thread(lane: number): string {
+    let json = this.#threads.get(lane);
+    if (json === undefined) {
+      const { tid, name } = this.#info.threadOf(lane);
+      json = `"tid":${tid},"thread":${JSON.stringify(name)}`;
+      this.#threads.set(lane, json);
+    }
+    return json;
+  }
+
+  #ns(ticks: number): number {
+    return Math.round(this.#info.clock.toNs(ticks));
+  }
+}

@@ -1,0 +1,336 @@
+import { closeSync, fstatSync, openSync, readSync, statSync } from 'node:fs';
+import { CannotError, isSafepokeError } from '../errors/index.js';
+import type { SafepokeError } from '../errors/index.js';
+import {
+  CallBuilder,
+  CallObjects,
+  LaneMerger,
+  RECORD_BYTES,
+  RecordingReader,
+  TraceInfo,
+  lostRecord,
+} from '../recording/index.js';
+import type { Call, CallVisitor, MergedRecords, RecordingMessage } from '../recording/index.js';
+import { describeFileError } from './file-error.js';
+
+/** Messages are small and blocks of records are passed over, so a survey of the file needs no larger piece. */
+const SURVEY_BYTES = 1 << 16;
+/** Read at once where the file is read from front to back. */
+const STREAM_BYTES = 4 << 20;
+/** Read at once for one lane where lanes are merged: as many lanes are in memory as there are threads. */
+const LANE_BYTES = 1 << 16;
+
+// What a lane's `offset` says where its entry is not a block of records.
+const LOST_AFTER = -1;
+const THREAD_END = -2;
+
+/** What the lanes of a recording hold, in the order of the file; a field to an array, as blocks may be many. */
+interface Contents {
+  readonly lanes: number[];
+  /** Where a block of records stands in the file, or LOST_AFTER or THREAD_END. */
+  readonly offsets: number[];
+  /** Bytes of a block; records lost for LOST_AFTER. */
+  readonly sizes: number[];
+}
+
+/** What became of the records of a recording. */
+export interface ReadSummary {
+  readonly records: number;
+  /** Records that the recording says were dropped. */
+  readonly lost: number;
+  /** Records that made no sense; 0 in a sound recording. */
+  readonly anomalies: number;
+}
+
+/** A recording on disk. Opening it surveys the file: functions, threads and clock are known before the first record. */
+export class RecordingFile {
+  readonly path: string;
+  readonly info: TraceInfo;
+  /** Why the file is not whole, if it is not: its complete records can be read all the same. */
+  readonly fault: SafepokeError | undefined;
+  readonly #fd: number;
+  readonly #contents: Contents;
+
+  /**
+   * Throws RECORDING_UNREADABLE, RECORDING_FOREIGN or RECORDING_VERSION, and RECORDING_TRUNCATED or RECORDING_MALFORMED
+   * if not even the header is whole.
+   */
+  constructor(path: string) {
+    this.path = path;
+    this.#fd = openForReading(path);
+    try {
+      const survey = surveyFile(this.#fd, path);
+      this.info = survey.info;
+      this.fault = survey.fault;
+      this.#contents = survey.contents;
+    } catch (error) {
+      closeSync(this.#fd);
+      throw error;
+    }
+  }
+
+  close(): void {
+    closeSync(this.#fd);
+  }
+
+  /** True if that path leads to this file: writing there would destroy what is being read. */
+  isAt(path: string): boolean {
+    const there = statSync(path, { throwIfNoEntry: false });
+    const here = fstatSync(this.#fd);
+    return there?.dev === here.dev && there.ino === here.ino;
+  }
+
+  /** Tells the visitor of all calls in the order of the file: each lane in order, lanes in any mixture. Fastest. */
+  visit(visitor: CallVisitor): ReadSummary {
+    const { info } = this;
+    const builder = new CallBuilder(info.header.mode, info.clock, visitor);
+    const { lanes, offsets, sizes } = this.#contents;
+    const piece = Buffer.allocUnsafeSlow(STREAM_BYTES);
+    let pieceStart = 0;
+    let pieceEnd = 0;
+    for (let i = 0; i < lanes.length; i++) {
+      if (offsets[i] === LOST_AFTER) builder.addLost(lanes[i], sizes[i]);
+      else if (offsets[i] === THREAD_END) builder.endLane(lanes[i]);
+      else {
+        const end = offsets[i] + sizes[i];
+        for (let at = offsets[i]; at < end;) {
+          if (at < pieceStart || at >= pieceEnd) {
+            pieceStart = at;
+            pieceEnd = at + this.#read(piece, STREAM_BYTES, at);
+          }
+          const stop = Math.min(end, pieceEnd);
+          const bytes = stop - at - ((stop - at) % RECORD_BYTES);
+          if (bytes === 0) {
+            // A record stands across the end of the piece: the next piece begins with it.
+            pieceEnd = at;
+            continue;
+          }
+          builder.addRecords(lanes[i], asWords(piece, at - pieceStart, bytes));
+          at += bytes;
+        }
+      }
+    }
+    builder.finish();
+    return builder;
+  }
+
+  /** Tells the visitor of all calls in the order of time. */
+  visitByTime(visitor: CallVisitor): ReadSummary {
+    const { builder, merger } = this.#merge(visitor);
+    merger.finish();
+    builder.finish();
+    return builder;
+  }
+
+  /** All calls, each when it has ended, in the order of time. Throws `fault` after the last, if there is one. */
+  *calls(): Generator<Call, void> {
+    const ended: Call[] = [];
+    const objects = new CallObjects(this.info, (call) => ended.push(call));
+    const { builder, merger } = this.#merge(objects);
+    while (merger.step()) {
+      yield* ended;
+      ended.length = 0;
+    }
+    builder.finish();
+    yield* ended;
+    if (this.fault !== undefined) throw this.fault;
+  }
+
+  #merge(visitor: CallVisitor): { builder: CallBuilder; merger: LaneMerger } {
+    const { info } = this;
+    const builder = new CallBuilder(info.header.mode, info.clock, visitor);
+    const cursors = this.#laneCursors();
+    const refill = (lane: number): Uint32Array | undefined => {
+      const cursor = cursors.get(lane);
+      return cursor === undefined ? undefined : this.#nextOfLane(cursor);
+    };
+    const out: MergedRecords = builder;
+    const merger = new LaneMerger(info.clock, out, refill);
+    for (const lane of cursors.keys()) {
+      const first = refill(lane);
+      if (first !== undefined) merger.push(lane, first);
+      if (info.hasEnded(lane)) merger.endLane(lane);
+    }
+    return { builder, merger };
+  }
+
+  #laneCursors(): Map<number, LaneCursor> {
+    const cursors = new Map<number, LaneCursor>();
+    const { lanes, offsets, sizes } = this.#contents;
+    for (let i = 0; i < lanes.length; i++) {
+      if (offsets[i] === THREAD_END) continue;
+      let cursor = cursors.get(lanes[i]);
+      if (cursor === undefined) {
+        cursor = { entries: [], next: 0, bytesDone: 0, buffer: Buffer.alloc(0) };
+        cursors.set(lanes[i], cursor);
+      }
+      cursor.entries.push(i);
+      const wanted = Math.min(LANE_BYTES, offsets[i] === LOST_AFTER ? 0 : sizes[i]);
+      if (cursor.buffer.length < wanted) cursor.buffer = Buffer.allocUnsafeSlow(wanted);
+    }
+    return cursors;
+  }
+
+  /** The buffer of the piece given before is used again: a merger asks for more when it has given all out. */
+  #nextOfLane(cursor: LaneCursor): Uint32Array | undefined {
+    if (cursor.next === cursor.entries.length) return undefined;
+    const entry = cursor.entries[cursor.next];
+    const { offsets, sizes } = this.#contents;
+    if (offsets[entry] === LOST_AFTER) {
+      cursor.next++;
+      return lostRecord(sizes[entry]);
+    }
+    const bytes = Math.min(sizes[entry] - cursor.bytesDone, cursor.buffer.length);
+    this.#readAll(cursor.buffer, bytes, offsets[entry] + cursor.bytesDone);
+    cursor.bytesDone += bytes;
+    if (cursor.bytesDone === sizes[entry]) {
+      cursor.next++;
+      cursor.bytesDone = 0;
+    }
+    return asWords(cursor.buffer, 0, bytes);
+  }
+
+  #readAll(buffer: Buffer, bytes: number, at: number): void {
+    if (this.#read(buffer, bytes, at) < bytes) throw this.#changed();
+  }
+
+  /** Bytes read, at least one record unless the file was cut since it was surveyed. */
+  #read(buffer: Buffer, bytes: number, at: number): number {
+    let done = 0;
+    while (done < bytes) {
+      const count = readPiece(this.#fd, this.path, buffer, done, bytes - done, at + done);
+      if (count === 0) break;
+      done += count;
+    }
+    if (done < RECORD_BYTES) throw this.#changed();
+    return done;
+  }
+
+  #changed(): CannotError {
+    return new CannotError('RECORDING_UNREADABLE', {
+      tried: `read ${this.path}`,
+      why: 'it became shorter while it was read',
+      next: 'wait until it is complete, then try again',
+    });
+  }
+}
+
+interface LaneCursor {
+  /** Positions in `Contents`. */
+  readonly entries: number[];
+  next: number;
+  /** Of the next entry's block. */
+  bytesDone: number;
+  buffer: Buffer;
+}
+
+interface Survey {
+  readonly info: TraceInfo;
+  readonly contents: Contents;
+  readonly fault: SafepokeError | undefined;
+}
+
+function surveyFile(fd: number, path: string): Survey {
+  const size = fstatSync(fd).size;
+  const contents: Contents = { lanes: [], offsets: [], sizes: [] };
+  const add = (lane: number, offset: number, bytes: number): void => {
+    contents.lanes.push(lane);
+    contents.offsets.push(offset);
+    contents.sizes.push(bytes);
+  };
+  const found: { info: TraceInfo | undefined } = { info: undefined };
+  const reader = new RecordingReader(path, {
+    onHeader: (header) => {
+      found.info = new TraceInfo(header);
+    },
+    onMessage: (message: RecordingMessage) => {
+      found.info?.accept(message);
+      if (message.kind === 'lost') add(message.lane, LOST_AFTER, message.records);
+      else if (message.kind === 'thread-end') add(message.lane, THREAD_END, 0);
+    },
+    onRecordsBlock: (lane, offset, payloadBytes) => {
+      const present = Math.min(payloadBytes, size - offset);
+      const whole = present - (present % RECORD_BYTES);
+      if (whole > 0) add(lane, offset, whole);
+    },
+  });
+  let fault: SafepokeError | undefined;
+  try {
+    readThrough(fd, path, size, reader);
+    reader.finish();
+  } catch (error) {
+    if (!isSafepokeError(error)) throw error;
+    fault = error;
+  }
+  if (found.info === undefined) throw fault ?? new Error('a recording came to its end without a header');
+  return { info: found.info, contents, fault };
+}
+
+function readThrough(fd: number, path: string, size: number, reader: RecordingReader): void {
+  const piece = Buffer.allocUnsafeSlow(SURVEY_BYTES);
+  let at = 0;
+  while (at < size) {
+    const count = readPiece(fd, path, piece, 0, SURVEY_BYTES, at);
+    if (count === 0) return;
+    for (let used = 0; used < count;) {
+      // Records are passed over, in this piece and beyond; a record that the end of the file cuts is not.
+      const ahead = Math.min(reader.recordBytesAhead, size - at - used);
+      const skipped = ahead - (ahead % RECORD_BYTES);
+      if (skipped > 0) {
+        reader.skip(skipped);
+        used += skipped;
+        continue;
+      }
+      // One block at a time, so that the records that follow its head are passed over too.
+      const taken = Math.min(count - used, reader.bytesWanted);
+      reader.push(piece.subarray(used, used + taken));
+      used += taken;
+    }
+    at = reader.bytesRead;
+  }
+}
+
+function openForReading(path: string): number {
+  let fd: number;
+  try {
+    fd = openSync(path, 'r');
+  } catch (error) {
+    throw unreadable(path, describeFileError(error), error);
+  }
+  if (!fstatSync(fd).isFile()) {
+    closeSync(fd);
+    throw unreadable(path, 'it is not a regular file, and a recording is read more than once');
+  }
+  return fd;
+}
+
+function readPiece(
+  fd: number,
+  path: string,
+  buffer: Buffer,
+  offset: number,
+  bytes: number,
+  at: number,
+): number {
+  try {
+    return readSync(fd, buffer, offset, bytes, at);
+  } catch (error) {
+    throw unreadable(path, describeFileError(error), error);
+  }
+}
+
+function unreadable(path: string, why: string, cause?: unknown): CannotError {
+  return new CannotError('RECORDING_UNREADABLE', {
+    tried: `read ${path}`,
+    why,
+    next: 'give the path of a file that safepoke recorded',
+    cause,
+  });
+}
+
+/** A view of whole records as words; copies where they do not stand at a multiple of a word. */
+function asWords(buffer: Buffer, offset: number, bytes: number): Uint32Array {
+  const start = buffer.byteOffset + offset;
+  if (start % Uint32Array.BYTES_PER_ELEMENT === 0) return new Uint32Array(buffer.buffer, start, bytes / 4);
+  return new Uint32Array(new Uint8Array(buffer.subarray(offset, offset + bytes)).buffer);
+}
