@@ -1,7 +1,7 @@
 // The agent in a target: maps its regions, fills them in, takes them away again. Deciding what to trace is not its business.
 import { closeSync, openSync } from 'node:fs';
 import { CannotError } from '../errors/index.js';
-import { MAP, PROT, SYS, mapOwn, readMaps, type OwnMapping } from '../linux/index.js';
+import { MAP, PROT, SYS, mapOwn, readMaps, systemCall, type OwnMapping } from '../linux/index.js';
 import {
   RemoteCalls,
   expectSuccess,
@@ -32,6 +32,9 @@ const LOWEST_ADDRESS = 0x1_0000;
 /** include/uapi/asm-generic/mman-common.h */
 const MADV_WIPEONFORK = 18;
 const MFD_CLOEXEC = 1;
+/** include/uapi/linux/falloc.h */
+const FALLOC_FL_KEEP_SIZE = 1;
+const FALLOC_FL_PUNCH_HOLE = 2;
 const ENOMEM = -12;
 const EEXIST = -17;
 
@@ -224,6 +227,12 @@ export class Agent {
     return mapOwn(ringBytes, PROT.read | PROT.write, MAP.shared, this.#sharedFile, rings + lane * ringBytes);
   }
 
+  /** Gives the memory of a part of a ring back; it reads as zeros then. The part has been consumed. Page aligned. */
+  releaseRing(lane: number, offset: number, length: number): void {
+    const start = this.geometry.rings + lane * this.geometry.ringBytes + offset;
+    systemCall(SYS.fallocate, this.#sharedFile, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, start, length);
+  }
+
   /** Says whether records are wanted. */
   enable(wanted: boolean): void {
     this.#memory.writeWord(this.control + CONTROL.enabled, wanted ? 1n : 0n);
@@ -276,11 +285,6 @@ export class Agent {
   /** Mark of the recorder at work on a lane's thread; 0 if none is. */
   busy(lane: number): bigint {
     return this.#memory.readWord(this.#laneAddress(lane) + LANE.busy) ?? 0n;
-  }
-
-  /** Records that were lost because no lane was free. */
-  laneless(): number {
-    return Number(this.#memory.readWord(this.data + DATA.laneless) ?? 0n);
   }
 
   /**

@@ -24,8 +24,6 @@ export const DATA = {
   queuePop: 0,
   /** Index behind the last that is free, by the tracer. */
   queuePush: 8,
-  /** Records that no lane was free for, or made before the thread had a thread pointer (lock add). */
-  laneless: 16,
   /** Address behind the last lane. */
   lanesEnd: 24,
   /** Offset from the thread pointer at which the C library keeps the thread's id; 0: unknown. */
@@ -111,7 +109,7 @@ export const SHADOW = {
 export const HEADER = {
   /** u64: bytes ever reserved by the thread. */
   head: 0,
-  /** u64: records dropped. */
+  /** u64: records dropped. In lane 0's header: those that no lane was free for, or whose thread had no thread pointer yet. */
   dropped: 8,
   /** u32 */
   tid: 16,

@@ -203,7 +203,8 @@ ${p}_find:
     call find_lane
     test rbx, rbx
     jne ${p}_lane
-    lock add qword [rdi+${DATA.laneless}], 2
+    mov rax, [rdi+${laneTable + LANE.header}]
+    lock add qword [rax+${HEADER.dropped}], 2
     jmp ${p}_pass
 
 ${p}_parked:                         ; an unwinder was at work: is it over?
@@ -377,7 +378,8 @@ leaf_find:
     call find_lane
     test rbx, rbx
     jne leaf_lane
-    lock add qword [rdi+${DATA.laneless}], 1
+    mov rax, [rdi+${laneTable + LANE.header}]
+    lock add qword [rax+${HEADER.dropped}], 1
     jmp leaf_pass
 leaf_full:
     add dword [rbx+${LANE.lost}], 1

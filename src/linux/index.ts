@@ -35,3 +35,4 @@ export {
   readThreads,
   type Mapping,
 } from './proc.js';
+export { PidFile } from './pid-file.js';

@@ -21,6 +21,12 @@ const syscallPointer2 = libc.func('int64_t syscall(int64_t n, int64_t a, void *b
   c: number | bigint,
   d: number | bigint,
 ) => number | bigint;
+const syscallPointer3 = libc.func('int64_t syscall(int64_t n, int64_t a, int64_t b, void *c)') as (
+  n: number,
+  a: number | bigint,
+  b: number | bigint,
+  c: Uint8Array,
+) => number | bigint;
 const mmapFunction = libc.func(
   'void *mmap(void *addr, size_t len, int prot, int flags, int fd, int64_t off)',
 ) as (addr: bigint | null, len: bigint, prot: number, flags: number, fd: number, off: number) => bigint;
@@ -29,6 +35,7 @@ const mmapFunction = libc.func(
 export const SYS = {
   mmap: 9,
   munmap: 11,
+  ioctl: 16,
   madvise: 28,
   getpid: 39,
   exit: 60,
@@ -44,7 +51,9 @@ export const SYS = {
   gettid: 186,
   tgkill: 234,
   process_vm_readv: 310,
+  fallocate: 285,
   memfd_create: 319,
+  pidfd_open: 434,
 } as const;
 
 const errnoNames = new Map(Object.entries(constants.errno).map(([name, value]) => [value, name]));
@@ -91,6 +100,17 @@ export function systemCallBuffer2(
   d: number | bigint = 0,
 ): number {
   const result = Number(syscallPointer2(n, a, buffer, c, d));
+  return result === -1 ? -koffi.errno() : result;
+}
+
+/** A system call whose third argument points to `buffer` (ioctl). */
+export function systemCallBuffer3(
+  n: number,
+  a: number | bigint,
+  b: number | bigint,
+  buffer: Uint8Array,
+): number {
+  const result = Number(syscallPointer3(n, a, b, buffer));
   return result === -1 ? -koffi.errno() : result;
 }
 

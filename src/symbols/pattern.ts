@@ -6,6 +6,8 @@ import { badPattern, Glob } from './glob.js';
 export interface Pattern {
   /** As the user wrote it. */
   readonly text: string;
+  /** True if the pattern names a module; one that does not means the executable to those who trace. */
+  readonly namesModule: boolean;
   /** True if functions of the module with this base name can match. */
   matchesModule(module: string): boolean;
   /** True if this one string matches; see `matches` for the forms of a function's name. */
@@ -31,6 +33,7 @@ export function parsePattern(text: string): Pattern {
   const moduleGlob = moduleText === undefined ? undefined : new Glob(moduleText);
   return {
     text,
+    namesModule: moduleGlob !== undefined,
     matchesModule: (module) => moduleGlob?.matches(module) ?? true,
     matchesName: nameText.startsWith('/') ? expression(text, nameText) : globMatcher(nameText),
   };
