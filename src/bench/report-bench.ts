@@ -49,8 +49,7 @@ class Walk {
     for (let at = 0; at < words.length; at += RECORD_WORDS) {
       // Numerical Recipes' linear congruential generator: cheap, and the same on every run.
       this.#seed = (Math.imul(this.#seed, 1_664_525) + 1_013_904_223) >>> 0;
-      const isEntry =
-        this.#open.length === 0 || (this.#open.length < MAX_DEPTH && this.#seed >>> 31 === 0);
+      const isEntry = this.#open.length === 0 || (this.#open.length < MAX_DEPTH && this.#seed >>> 31 === 0);
       const depth = isEntry ? this.#open.length : this.#open.length - 1;
       const index = isEntry ? (this.#seed >>> 8) % FUNCTIONS : this.#open[depth];
       if (isEntry) this.#open.push(index);

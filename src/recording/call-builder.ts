@@ -172,6 +172,10 @@ export class CallBuilder {
         }
         case KIND_EXIT:
         case KIND_UNWOUND: {
+          if (entriesOnly) {
+            this.#anomalies++;
+            break;
+          }
           const top = depth - 1;
           const position =
             depth > 0 && lane.slots[top] === slot && lane.functions[top] === functionIndex
