@@ -119,19 +119,19 @@ test('a call that was unwound ends where that was noticed', () => {
   ]);
 });
 
-test('calls on another stack may end out of order, and keep their parents', () => {
+test('calls on another stack may end out of order; those that outlive their parent get the next one', () => {
   const recording = new SyntheticRecording()
     .enter(0, 0, 'loop', 0x9000)
     .enter(0, 10, 'first', 0x2000)
     .enter(0, 20, 'second', 0x4000)
     .record(0, 30, KIND_EXIT, 'first', 0x2000)
-    .record(0, 40, KIND_EXIT, 'second', 0x4000)
+    .record(0, 45, KIND_EXIT, 'second', 0x4000)
     .record(0, 50, KIND_EXIT, 'loop', 0x9000);
   const { lines, builder } = build(recording);
   assert.deepEqual(lines, [
     'loop/first 10+20 self 10 returned',
-    'loop/first/second 20+20 self 20 returned',
-    'loop 0+50 self 20 returned',
+    'loop/second 20+25 self 25 returned',
+    'loop 0+50 self 15 returned',
   ]);
   assert.equal(builder.anomalies, 0);
 });
