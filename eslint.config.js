@@ -50,7 +50,7 @@ const roomRules = roomNames.map((room) => {
   ];
   return {
     files: [`src/${room}/**/*.ts`],
-    ignores: ['**/*.test.ts'],
+    ignores: ['**/*.test.ts', '**/*.test.support.ts'],
     rules: { 'no-restricted-imports': ['error', { patterns }] },
   };
 });

@@ -123,5 +123,5 @@ try {
   const took = Number(process.hrtime.bigint() - start) / 1e9;
   tell({ bench: 'report', status: run.status, seconds: took, maxRssKiB: Number(run.stderr) });
 } finally {
-  rmSync(path, { force: true });
+  if (process.argv.length <= 3) rmSync(path, { force: true });
 }

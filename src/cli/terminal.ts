@@ -3,6 +3,8 @@ import pc from 'picocolors';
 
 const STDOUT = 1;
 const STDERR = 2;
+/** A pipe holds 64 KiB: waiting a whole millisecond for its reader would cap output at 64 MB/s. */
+const FULL_PIPE_WAIT_MS = 0.05;
 
 /** Colours for one stream: real on a terminal, identity functions in a pipe. */
 export type Colors = ReturnType<typeof pc.createColors>;
@@ -78,7 +80,7 @@ function writeAll(fd: number, bytes: Uint8Array): void {
       const code = (error as NodeJS.ErrnoException).code;
       if (code === 'EAGAIN') {
         // A pipe that Node made non-blocking is full: give its reader a moment.
-        Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1);
+        Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, FULL_PIPE_WAIT_MS);
         continue;
       }
       if (code === 'EPIPE') throw new OutputClosed();

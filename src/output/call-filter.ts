@@ -49,6 +49,7 @@ class DepthFilter implements CallVisitor {
     self: number,
     end: CallEnd,
     tag: number,
+    parentTag: number,
   ): void {
     const hidden = this.#hiddenSelf.get(lane) ?? 0;
     if (tag === HIDDEN) {
@@ -56,7 +57,9 @@ class DepthFilter implements CallVisitor {
       return;
     }
     if (hidden > 0) this.#hiddenSelf.set(lane, 0);
-    this.#next.onLeave(lane, depth, functionIndex, startTick, endTick, self + hidden, end, tag);
+    // The parent is hidden too only if it moved up: then this call shows as one without a parent.
+    const parent = parentTag === HIDDEN ? 0 : parentTag;
+    this.#next.onLeave(lane, depth, functionIndex, startTick, endTick, self + hidden, end, tag, parent);
   }
 
   onLeaf(lane: number, depth: number, functionIndex: number, tick: number, parentTag: number): number {
@@ -127,7 +130,18 @@ class DurationFilter implements CallVisitor {
     const ownTime = self + frame.hiddenSelf;
     if (depth < lane.shown) {
       lane.shown--;
-      this.#next.onLeave(laneId, depth, functionIndex, startTick, endTick, ownTime, end, frame.tag);
+      const parentTag = depth === 0 ? 0 : lane.frames[depth - 1].tag;
+      this.#next.onLeave(
+        laneId,
+        depth,
+        functionIndex,
+        startTick,
+        endTick,
+        ownTime,
+        end,
+        frame.tag,
+        parentTag,
+      );
     } else if (depth > 0) {
       lane.frames[depth - 1].hiddenSelf += ownTime;
     }

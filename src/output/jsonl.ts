@@ -22,8 +22,6 @@ export class JsonLinesOutput implements TextOutput {
   readonly #info: TraceInfo;
   readonly #sink: TextSink;
   #calls = 0;
-  /** The parent of each call that has one and is open, by id. */
-  readonly #parents = new Map<number, number>();
   readonly #functions = new Map<number, string>();
   readonly #threads = new Map<number, string>();
 
@@ -32,10 +30,8 @@ export class JsonLinesOutput implements TextOutput {
     this.#sink = sink;
   }
 
-  onEnter(_lane: number, _depth: number, _functionIndex: number, _tick: number, parentTag: number): number {
-    this.#calls++;
-    if (parentTag > 0) this.#parents.set(this.#calls, parentTag);
-    return this.#calls;
+  onEnter(): number {
+    return ++this.#calls;
   }
 
   onLeave(
@@ -47,12 +43,12 @@ export class JsonLinesOutput implements TextOutput {
     self: number,
     end: CallEnd,
     tag: number,
+    parentTag: number,
   ): void {
     const start = this.#ns(startTick);
     const duration = this.#ns(endTick) - start;
     const selfNs = Math.min(this.#ns(self), duration);
-    const parent = this.#parents.get(tag) ?? null;
-    this.#parents.delete(tag);
+    const parent = parentTag > 0 ? parentTag : null;
     this.#sink(
       `{"id":${tag},"parent":${parent},${this.#function(functionIndex)},${this.#thread(lane)},"depth":${depth},` +
         `"start_ns":${start},"duration_ns":${duration},"self_ns":${selfNs},"end":"${endingOf(end)}"}\n`,

@@ -1,21 +1,29 @@
-const NS_PER_US = 1e3;
-const NS_PER_MS = 1e6;
-const NS_PER_S = 1e9;
-const NS_PER_MINUTE = 60e9;
-
-/** As wide as the longest below an hour: `999.999 us`. */
+/** As wide as the longest below a thousand minutes: `999.999 us`. */
 export const DURATION_COLUMNS = 10;
+
+/** `000` to `999`: much faster than padding, and every line of output has one. */
+const THREE_DIGITS = Array.from({ length: 1000 }, (_, n) => String(n).padStart(3, '0'));
+/** `  0` to `999`. */
+const THREE_COLUMNS = Array.from({ length: 1000 }, (_, n) => String(n).padStart(3));
+
+/** A unit's thousandth in nanoseconds, how it is written, and how many of it make the next unit. */
+const UNITS = [
+  { thousandth: 1, name: ' us', limit: 1000 },
+  { thousandth: 1e3, name: ' ms', limit: 1000 },
+  { thousandth: 1e6, name: '  s', limit: 60 },
+  { thousandth: 60e6, name: '  m', limit: Number.POSITIVE_INFINITY },
+] as const;
 
 /** A duration in 10 columns, three decimals of the unit that suits: `  1.234 us`, ` 12.345 ms`, `  1.234  s`. */
 export function formatDuration(ns: number): string {
-  // Compared as it will be rounded: 999,999.6 ns is 1.000 ms.
-  const rounded = Math.round(ns);
-  let text: string;
-  if (rounded < NS_PER_MS) text = `${(ns / NS_PER_US).toFixed(3)} us`;
-  else if (rounded < NS_PER_S - NS_PER_US / 2) text = `${(ns / NS_PER_MS).toFixed(3)} ms`;
-  else if (rounded < NS_PER_MINUTE - NS_PER_MS / 2) text = `${(ns / NS_PER_S).toFixed(3)}  s`;
-  else text = `${(ns / NS_PER_MINUTE).toFixed(3)}  m`;
-  return text.padStart(DURATION_COLUMNS);
+  for (const { thousandth, name, limit } of UNITS) {
+    // Rounded before it is compared: 999,999.6 ns is 1.000 ms.
+    const thousandths = Math.round(ns / thousandth);
+    const whole = Math.floor(thousandths / 1000);
+    if (whole < limit)
+      return `${THREE_COLUMNS[whole] ?? String(whole)}.${THREE_DIGITS[thousandths - whole * 1000]}${name}`;
+  }
+  return `${ns} ns`;
 }
 
 /** A count with its thousands apart: `12,345`. */
@@ -30,6 +38,6 @@ export function formatLost(records: number): string {
 
 /** Whole nanoseconds as microseconds with three decimals, exactly: `1234` is `1.234`. */
 export function microseconds(ns: number): string {
-  const whole = Math.floor(ns / NS_PER_US);
-  return `${whole}.${String(ns - whole * NS_PER_US).padStart(3, '0')}`;
+  const whole = Math.floor(ns / 1000);
+  return `${whole}.${THREE_DIGITS[ns - whole * 1000]}`;
 }

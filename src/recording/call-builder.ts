@@ -31,7 +31,8 @@ export type CallEnd = typeof END_RETURNED | typeof END_UNWOUND | typeof END_OPEN
  * (0 stands for "no parent").
  *
  * Calls mostly end innermost first. Where a thread switches between stacks (coroutines), a call may end while deeper
- * ones are open: it is taken out, and those deeper move up by one.
+ * ones are open: it is taken out, and those deeper move up by one. So the parent with which a call ends may differ from
+ * the one with which it began, but is always open around all of it: no call lasts longer than its parent.
  */
 export interface CallVisitor {
   /** Returns the tag of the new call. */
@@ -46,6 +47,7 @@ export interface CallVisitor {
     self: number,
     end: CallEnd,
     tag: number,
+    parentTag: number,
   ): void;
   /** A call of which only the entry is known. Returns its tag: in entries mode calls inside it follow. */
   onLeaf(lane: number, depth: number, functionIndex: number, tick: number, parentTag: number): number;
@@ -172,6 +174,10 @@ export class CallBuilder {
         }
         case KIND_EXIT:
         case KIND_UNWOUND: {
+          if (entriesOnly) {
+            this.#anomalies++;
+            break;
+          }
           const top = depth - 1;
           const position =
             depth > 0 && lane.slots[top] === slot && lane.functions[top] === functionIndex
@@ -257,8 +263,9 @@ export class CallBuilder {
     const start = lane.starts[position];
     const self = lane.selfs[position];
     const tag = lane.tags[position];
+    const parentTag = position === 0 ? 0 : lane.tags[position - 1];
     lane.remove(position);
-    this.#visitor.onLeave(lane.id, position, functionIndex, start, now, self, end, tag);
+    this.#visitor.onLeave(lane.id, position, functionIndex, start, now, self, end, tag, parentTag);
   }
 
   /**

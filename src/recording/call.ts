@@ -16,7 +16,7 @@ export interface Call {
   readonly tid: number;
   /** How many traced calls were open around it. */
   readonly depth: number;
-  /** The traced call around it. */
+  /** The traced call around all of it. Where a thread switches stacks this may change until the call ends. */
   readonly parent: Call | undefined;
   readonly start: bigint;
   /** Undefined while it runs, and for `entry-only`. An upper bound where `end` is neither `returned` nor `open`. */
@@ -69,18 +69,21 @@ export class CallObjects implements CallVisitor {
 
   onLeave(
     _lane: number,
-    _depth: number,
+    depth: number,
     _functionIndex: number,
     _startTick: number,
     endTick: number,
     self: number,
     end: CallEnd,
     tag: number,
+    parentTag: number,
   ): void {
     const call = this.#open[tag];
     if (call === undefined) return;
     this.#open[tag] = undefined;
     this.#free.push(tag);
+    call.depth = depth;
+    call.parent = this.#open[parentTag];
     call.duration = this.#ns(endTick) - call.start;
     const selfTime = this.#ns(self);
     // Rounding to nanoseconds may make a part one larger than the whole.
