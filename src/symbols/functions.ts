@@ -19,6 +19,7 @@ export function functionsOf(elf: ElfFile, module: string = baseName(elf.name)): 
   symbols.sort((a, b) => a.addressNumber - b.addressNumber);
 
   const regions = codeRegions(elf);
+  const nextSymbol = symbolAfter(elf);
   const functions: FunctionSymbol[] = [];
   for (let first = 0; first < symbols.length;) {
     const address = symbols[first].addressNumber;
@@ -26,8 +27,7 @@ export function functionsOf(elf: ElfFile, module: string = baseName(elf.name)): 
     while (next < symbols.length && symbols[next].addressNumber === address) next++;
     const group = symbols.slice(first, next);
     const known = group.reduce((size, symbol) => Math.max(size, symbol.size), 0);
-    const limit = next < symbols.length ? symbols[next].addressNumber : Infinity;
-    const size = known > 0 ? known : sizeUpTo(limit, address, regions);
+    const size = known > 0 ? known : sizeUpTo(nextSymbol(address), address, regions);
     functions.push(new MergedFunction(group, module, size, known > 0));
     first = next;
   }
@@ -54,6 +54,7 @@ export function functionAt(
 
 class MergedFunction implements FunctionSymbol {
   #names: readonly string[] | undefined;
+  #kind: FunctionKind | undefined;
 
   constructor(
     private readonly symbols: readonly ElfSymbol[],
@@ -89,17 +90,28 @@ class MergedFunction implements FunctionSymbol {
   }
 
   get kind(): FunctionKind {
-    if (this.symbols.some((symbol) => symbol.kind === 'ifunc')) return 'ifunc';
-    return this.fragmentOf === undefined ? 'function' : 'fragment';
+    this.#kind ??= kindOf(this.symbols, this.name);
+    return this.#kind;
   }
 
   get fragmentOf(): string | undefined {
-    return COLD.exec(this.name)?.[1];
+    return coldOf(this.name);
   }
 
   get global(): boolean {
     return this.symbols.some((symbol) => symbol.binding !== 'local');
   }
+}
+
+function kindOf(symbols: readonly ElfSymbol[], name: string): FunctionKind {
+  if (symbols.some((symbol) => symbol.kind === 'ifunc')) return 'ifunc';
+  return coldOf(name) === undefined ? 'function' : 'fragment';
+}
+
+/** The name of the function whose cold part bears this name; undefined if it is no such part's. */
+function coldOf(name: string): string | undefined {
+  // The expression takes its time, and few of 10^5 names get to it.
+  return name.includes('.cold') ? COLD.exec(name)?.[1] : undefined;
 }
 
 /** Best first: not a fragment's name, global, few leading underscores (`malloc`, not `__libc_malloc`), short. */
@@ -108,7 +120,7 @@ function distinctNames(symbols: readonly ElfSymbol[]): string[] {
   const ranks = new Map<string, number>();
   for (const { name, binding } of symbols) {
     const rank =
-      (COLD.test(name) ? 1000 : 0) +
+      (coldOf(name) === undefined ? 0 : 1000) +
       (binding === 'local' ? 100 : 0) +
       Math.min(/^_*/.exec(name)?.[0].length ?? 0, 99);
     ranks.set(name, Math.min(rank, ranks.get(name) ?? Infinity));
@@ -132,6 +144,23 @@ function codeRegions(elf: ElfFile): Region[] {
   return elf.segments
     .filter((segment) => segment.type === PT_LOAD && segment.executable)
     .map(({ addressNumber, fileSize }) => ({ start: addressNumber, end: addressNumber + fileSize }));
+}
+
+/** The address of the next symbol of any kind: hand-written code may have data or unnamed parts behind it. */
+function symbolAfter(elf: ElfFile): (address: number) => number {
+  let sorted: Float64Array | undefined;
+  return (address) => {
+    // Most files never need it: their functions have sizes.
+    sorted ??= Float64Array.from(elf.symbols, (symbol) => symbol.addressNumber).sort();
+    let low = 0;
+    let high = sorted.length;
+    while (low < high) {
+      const middle = (low + high) >>> 1;
+      if (sorted[middle] <= address) low = middle + 1;
+      else high = middle;
+    }
+    return low < sorted.length ? sorted[low] : Infinity;
+  };
 }
 
 function sizeUpTo(limit: number, address: number, regions: readonly Region[]): number {

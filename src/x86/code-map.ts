@@ -1,4 +1,5 @@
 import type { ElfFile } from '../elf/index.js';
+import { AddressSet } from './address-set.js';
 import { branchTarget, Flow, flowOf, forEachInstruction, leaTarget } from './instruction-flow.js';
 import { jumpTableTargets } from './jump-tables.js';
 import type { FunctionRange } from './sites.js';
@@ -29,11 +30,10 @@ export class CodeMap {
   readonly #functions: readonly FunctionRange[];
   readonly #starts: Float64Array;
   readonly #fragments: ReadonlyMap<string, readonly FunctionRange[]>;
-  readonly #targets: number[] = [];
+  readonly #targets: AddressSet;
   readonly #sweptStarts = new Set<number>();
   readonly #pending: number[] = [];
   #unnamedLeft = MOST_UNNAMED;
-  #sortedTargets: Float64Array | undefined;
 
   /** `functions`: all that are known of the file, ascending. */
   constructor(elf: ElfFile, functions: readonly FunctionRange[]) {
@@ -41,11 +41,12 @@ export class CodeMap {
     this.#functions = functions;
     this.#starts = Float64Array.from(functions, (range) => range.addressNumber);
     this.#fragments = fragmentsByFunction(functions);
+    this.#targets = new AddressSet(elf);
+    for (const pointer of elf.relocatedPointers) this.#targets.add(pointer);
   }
 
   /** Sweeps a function with the fragments that bear its name. */
   sweep(range: FunctionRange): SweptFunction {
-    this.#sortedTargets = undefined;
     const ranges = [range, ...range.names.flatMap((name) => this.#fragments.get(name) ?? [])];
     const own: number[] = [];
     let decodable = true;
@@ -61,22 +62,17 @@ export class CodeMap {
       tablesFound = tables.complete;
       own.push(...tables.targets);
     }
-    for (const target of own) this.#targets.push(target);
     for (const target of own) {
-      if (!ranges.some((part) => target >= part.addressNumber && target < part.addressNumber + part.size)) {
-        this.#pending.push(target);
-      }
+      this.#targets.add(target);
+      if (!isInside(ranges, target)) this.#pending.push(target);
     }
     return { decodable, tablesFound, jumpsTo: (address) => own.includes(address) };
   }
 
   /** True if swept code, or a pointer that the loader relocates, leads to an address from `from` up to below `to`. */
   leadsInto(from: number, to: number): boolean {
-    if (this.#sortedTargets === undefined) {
-      this.#followPending();
-      this.#sortedTargets = Float64Array.from(this.#targets).sort();
-    }
-    return contains(this.#sortedTargets, from, to) || contains(this.#elf.relocatedPointers, from, to);
+    this.#followPending();
+    return this.#targets.hasWithin(from, to);
   }
 
   /** True if a function begins at an address from `from` up to below `to`. */
@@ -103,13 +99,13 @@ export class CodeMap {
         targets.push(address + branchTarget(bytes, start, end));
       } else if (flow === Flow.call) {
         // A call is no jump into a function unless it goes to its middle: kept apart from what must be followed.
-        this.#targets.push(address + branchTarget(bytes, start, end));
+        this.#targets.add(address + branchTarget(bytes, start, end));
       } else if (flow === Flow.indirectJump) {
         indirect = true;
       } else if (flow === Flow.leaRelative) {
         const target = leaTarget(bytes, end);
         // Only the address of code matters: of a label that a computed jump may use.
-        if (target !== undefined && target >= 0 && target < size) this.#targets.push(address + target);
+        if (target !== undefined && target >= 0 && target < size) this.#targets.add(address + target);
       }
       return true;
     });
@@ -127,7 +123,9 @@ export class CodeMap {
       if (range !== undefined && target < range.addressNumber + range.size) {
         const isEntry = target === range.addressNumber && range.kind !== 'fragment';
         if (!isEntry && !this.#sweptStarts.has(range.addressNumber)) {
-          this.#sweepRange(range.addressNumber, range.size, this.#targets);
+          const found: number[] = [];
+          this.#sweepRange(range.addressNumber, range.size, found);
+          for (const inner of found) this.#targets.add(inner);
         }
       } else if (!this.#sweptStarts.has(target)) {
         this.#sweepUnnamed(target, this.#functions[index + 1]?.addressNumber ?? Infinity);
@@ -151,7 +149,7 @@ export class CodeMap {
       const flow = flowOf(instruction);
       if (flow === Flow.jump || flow === Flow.conditionalJump) {
         const target = address + branchTarget(bytes, start, end);
-        this.#targets.push(target);
+        this.#targets.add(target);
         this.#pending.push(target);
       }
       const goesOn = flow !== Flow.jump && flow !== Flow.indirectJump && flow !== Flow.end;
@@ -178,6 +176,13 @@ function fragmentsByFunction(functions: readonly FunctionRange[]): Map<string, F
     else known.push(range);
   }
   return fragments;
+}
+
+function isInside(ranges: readonly FunctionRange[], address: number): boolean {
+  for (const { addressNumber, size } of ranges) {
+    if (address >= addressNumber && address < addressNumber + size) return true;
+  }
+  return false;
 }
 
 function contains(sorted: Float64Array, from: number, to: number): boolean {

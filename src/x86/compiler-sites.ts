@@ -1,6 +1,6 @@
 import { Mnemonic } from 'iced-x86';
 import type { ElfFile } from '../elf/index.js';
-import { describeDisplaced, endbrLength } from './displaced.js';
+import { describeDisplaced, endbrLength, isNop } from './displaced.js';
 import { branchTarget, Flow, flowOf, forEachInstruction, int32At } from './instruction-flow.js';
 import { SITE_LENGTH, type DisplacedInstruction, type FunctionRange, type ProfilerCall } from './sites.js';
 
@@ -17,6 +17,10 @@ export interface CompilerSite {
 const PROFILER_HOOKS: readonly string[] = ['mcount', '_mcount', '__fentry__'];
 /** `call mcount` comes at the end of the prologue: pushes of saved registers, and room for locals. */
 const LONGEST_PROLOGUE = 64;
+/** First bytes of what a function with a profiler call begins with: call rel32, addr32 call, call *slot, push %rbp. */
+const CALL_OR_PUSH_RBP: ReadonlySet<number> = new Set([0xe8, 0x67, 0xff, 0x55]);
+/** More nops before an entry than anybody asks the compiler for. */
+const MOST_NOPS = 4096;
 /** What gcc -mnop-mcount writes: nopl 0x0(%rax,%rax,1). */
 const FENTRY_NOP = [0x0f, 0x1f, 0x44, 0x00, 0x00] as const;
 
@@ -25,18 +29,15 @@ export class CompilerSites {
   readonly #elf: ElfFile;
   /** First patchable nop by the address of its function. */
   readonly #patchable: ReadonlyMap<number, number>;
-  readonly #hooks: ReadonlySet<number>;
+  readonly #all: readonly FunctionRange[];
+  readonly #indexAt: (address: number) => number;
 
   /** `all`: every function known of the file, ascending; `indexAt` finds the last one at or before an address. */
   constructor(elf: ElfFile, all: readonly FunctionRange[], indexAt: (address: number) => number) {
     this.#elf = elf;
     this.#patchable = patchableByFunction(elf, all, indexAt);
-    this.#hooks = new Set(
-      elf.symbols
-        .filter((symbol) => symbol.kind === 'function' || symbol.kind === 'untyped')
-        .filter((symbol) => mayBeHook(symbol.size) && PROFILER_HOOKS.includes(symbol.name))
-        .map((symbol) => symbol.addressNumber),
-    );
+    this.#all = all;
+    this.#indexAt = indexAt;
   }
 
   /** What is prepared in the function whose bytes these are; undefined if nothing, or nothing that can be used. */
@@ -57,8 +58,8 @@ export class CompilerSites {
 
   /** The call of a profiler hook, if the instructions before it leave the return address where it is known to be. */
   #profilerCall(range: FunctionRange, bytes: Uint8Array, start: number): CompilerSite | undefined {
-    // A call of a hook needs a hook: most files have none, and their functions need no closer look.
     const code = bytes.subarray(start, start + LONGEST_PROLOGUE);
+    if (!CALL_OR_PUSH_RBP.has(code[0])) return undefined;
     let found: CompilerSite | undefined;
     let framePushed = false;
     let frameSet = false;
@@ -112,10 +113,8 @@ export class CompilerSites {
       // e8 rel32, or 67 e8 rel32 where the linker shortened an indirect call.
       if (length > SITE_LENGTH + 1) return undefined;
       const target = address + branchTarget(code, start, end);
-      const symbol = this.#hooks.has(target) ? 'mcount' : this.#importThroughPlt(target);
-      return symbol === undefined
-        ? undefined
-        : { symbol: this.#nameAt(target) ?? symbol, target: BigInt(target), slot: undefined };
+      const symbol = this.#hookAt(target) ?? this.#importThroughPlt(target);
+      return symbol === undefined ? undefined : { symbol, target: BigInt(target), slot: undefined };
     }
     // ff 15 disp32: call *slot(%rip).
     if (length !== 6 || code[start] !== 0xff || code[start + 1] !== 0x15) return undefined;
@@ -127,14 +126,13 @@ export class CompilerSites {
 
   #hookInSlot(slot: bigint): string | undefined {
     const target = this.#elf.pointerAt(slot);
-    return target !== undefined && this.#hooks.has(Number(target)) ? this.#nameAt(Number(target)) : undefined;
+    return target === undefined ? undefined : this.#hookAt(Number(target));
   }
 
-  #nameAt(address: number): string | undefined {
-    if (!this.#hooks.has(address)) return undefined;
-    return this.#elf.symbols.find(
-      (symbol) => symbol.addressNumber === address && PROFILER_HOOKS.includes(symbol.name),
-    )?.name;
+  #hookAt(address: number): string | undefined {
+    const index = this.#indexAt(address);
+    if (index < 0 || this.#all[index].addressNumber !== address) return undefined;
+    return this.#all[index].names.find((name) => PROFILER_HOOKS.includes(name));
   }
 
   /** A PLT entry is `jmp *slot(%rip)`, behind `endbr64` in newer ones, with a `bnd` prefix in some. */
@@ -147,11 +145,6 @@ export class CompilerSites {
     const name = this.#elf.importAt(BigInt(target + at + 6 + int32At(stub, at + 2)));
     return name !== undefined && PROFILER_HOOKS.includes(name) ? name : undefined;
   }
-}
-
-/** The hooks are small or of unknown size; it spares reading the names of 10^5 other symbols. */
-function mayBeHook(size: number): boolean {
-  return size < 512;
 }
 
 function isBytes(code: Uint8Array, start: number, end: number, bytes: readonly number[]): boolean {
@@ -171,7 +164,10 @@ function nopSite(
   return { kind, offset, length: last.offset + last.length, displaced, profilerCall: undefined };
 }
 
-/** A recorded address lies in its function or, with nops before the entry, before it with nothing but nops between. */
+/**
+ * A recorded address lies in its function or, with nops before the entry (`=N,M`), before it with nothing but nops
+ * between. The latter is looked for first: the function before it may have no size and seem to reach up to here.
+ */
 function patchableByFunction(
   elf: ElfFile,
   all: readonly FunctionRange[],
@@ -181,14 +177,22 @@ function patchableByFunction(
   for (const entry of elf.patchableEntries) {
     const address = Number(entry);
     const index = indexAt(address);
-    const containing = index < 0 ? undefined : all[index];
-    if (containing !== undefined && address < containing.addressNumber + containing.size) {
-      found.set(containing.addressNumber, address);
-      continue;
-    }
-    // Whether nops lie between need not be known: the site itself is at the entry, and its bytes are looked at.
+    const before = index < 0 ? undefined : all[index];
     const next = index + 1 < all.length ? all[index + 1] : undefined;
-    if (next !== undefined) found.set(next.addressNumber, address);
+    const isAtEntry = before?.addressNumber === address;
+    if (!isAtEntry && next !== undefined && isNopsOnly(elf, address, next.addressNumber)) {
+      found.set(next.addressNumber, address);
+    } else if (before !== undefined) {
+      found.set(before.addressNumber, address);
+    }
   }
   return found;
+}
+
+function isNopsOnly(elf: ElfFile, from: number, to: number): boolean {
+  const bytes = elf.bytesAt(BigInt(from), Math.min(to - from, MOST_NOPS));
+  if (bytes === undefined || to - from > MOST_NOPS) return false;
+  let nopsOnly = true;
+  forEachInstruction(bytes, (instruction) => (nopsOnly = isNop(instruction)));
+  return nopsOnly;
 }

@@ -92,7 +92,8 @@ function describe(
   };
 }
 
-function isNop(instruction: Instruction): boolean {
+/** True for `nop` in all its lengths. */
+export function isNop(instruction: Instruction): boolean {
   switch (instruction.code) {
     case Code.Nopw:
     case Code.Nopd:

@@ -32,7 +32,7 @@ export interface JumpTables {
  */
 export function jumpTableTargets(elf: ElfFile, ranges: readonly CodeRange[]): JumpTables {
   const bases = new Set<number>();
-  let computedJumps = false;
+  let computedJumps = 0;
   for (const range of ranges) {
     const bytes = elf.bytesAt(BigInt(range.addressNumber), range.size);
     if (bytes === undefined) continue;
@@ -40,11 +40,13 @@ export function jumpTableTargets(elf: ElfFile, ranges: readonly CodeRange[]): Ju
     forEachInstruction(bytes, (instruction, _start, end) => {
       const flow = flowOf(instruction);
       if (flow === Flow.invalid) return false;
-      if (flow === Flow.indirectJump) computedJumps ||= isComputed(instruction, recent);
+      if (flow === Flow.indirectJump && isComputed(instruction, recent)) computedJumps++;
       const lea = flow === Flow.leaRelative ? leaTarget(bytes, end) : undefined;
       if (lea !== undefined) bases.add(range.addressNumber + lea);
       else addAbsoluteBases(instruction, bases);
-      recent.push(writeOf(instruction));
+      // What stands behind a jump or a return is reached from elsewhere: what was written before it says nothing.
+      if (flow === Flow.jump || flow === Flow.indirectJump || flow === Flow.end) recent.length = 0;
+      else recent.push(writeOf(instruction));
       if (recent.length > WINDOW) recent.shift();
       return true;
     });
@@ -53,7 +55,7 @@ export function jumpTableTargets(elf: ElfFile, ranges: readonly CodeRange[]): Ju
   const targets: number[] = [];
   let relativeTables = 0;
   for (const base of bases) {
-    if (elf.isExecutable(BigInt(base), 1)) continue;
+    if (isCode(elf, base)) continue;
     const distances = readTable(ranges, (index) => {
       const entry = elf.bytesAt(BigInt(base + index * 4), 4);
       return entry && base + int32At(entry, 0);
@@ -65,14 +67,22 @@ export function jumpTableTargets(elf: ElfFile, ranges: readonly CodeRange[]): Ju
     });
     targets.push(...distances, ...addresses);
   }
-  return { targets, complete: !computedJumps || relativeTables > 0 };
+  return { targets, complete: computedJumps === 0 || relativeTables > 0 };
+}
+
+/** By section, since some linkers put read-only data, tables too, into the segment of the code. */
+function isCode(elf: ElfFile, address: number): boolean {
+  return elf.sections.some(
+    ({ executable, addressNumber, size }) =>
+      executable && address >= addressNumber && address < addressNumber + size,
+  );
 }
 
 /** Entries up to where they no longer lead into the function; only those that do are returned. */
 function readTable(ranges: readonly CodeRange[], entry: (index: number) => number | undefined): number[] {
   const found: number[] = [];
   let strays = 0;
-  for (let index = 0; index < MOST_ENTRIES && strays < MOST_STRAYS; index++) {
+  for (let index = 0; index < MOST_ENTRIES; index++) {
     const target = entry(index);
     if (target === undefined) break;
     const inside = ranges.some(
@@ -81,8 +91,8 @@ function readTable(ranges: readonly CodeRange[], entry: (index: number) => numbe
     if (inside) {
       found.push(target);
       strays = 0;
-    } else {
-      strays++;
+    } else if (++strays === MOST_STRAYS) {
+      break;
     }
   }
   return found;
