@@ -1,4 +1,5 @@
 export { parseElf } from './parse-elf.js';
+export { lowerBound } from './lower-bound.js';
 export type {
   ElfFile,
   ElfSection,

@@ -3,7 +3,8 @@ import { countByHash, readDynamicTable, type DynamicTable, type FileRange } from
 import { ElfBytes } from './elf-bytes.js';
 import type { ElfFile, ElfSection, ElfSegment, ElfSymbol, ElfType } from './elf-file.js';
 import { readHeader, readSections, readSegments } from './headers.js';
-import { lowerBound, RelocationTable } from './relocation-table.js';
+import { lowerBound } from './lower-bound.js';
+import { RelocationTable } from './relocation-table.js';
 import { SymbolTable } from './symbol-table.js';
 
 /**

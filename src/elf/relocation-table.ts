@@ -1,6 +1,7 @@
 import * as abi from './abi.js';
 import type { DynamicTable } from './dynamic-table.js';
 import type { ElfBytes } from './elf-bytes.js';
+import { lowerBound } from './lower-bound.js';
 
 /** The relocation of one 8-byte slot against a symbol. */
 export interface SymbolSlot {
@@ -58,18 +59,6 @@ export class RelocationTable {
     const index = lowerBound(this.relativeAddresses, address);
     return this.relativeAddresses[index] === address ? this.relativeValues[index] : undefined;
   }
-}
-
-/** Index of the first element that is at least `value`. */
-export function lowerBound(sorted: Float64Array, value: number): number {
-  let low = 0;
-  let high = sorted.length;
-  while (low < high) {
-    const middle = (low + high) >>> 1;
-    if (sorted[middle] < value) low = middle + 1;
-    else high = middle;
-  }
-  return low;
 }
 
 /**

@@ -1,4 +1,4 @@
-import type { ElfFile, ElfSymbol } from '../elf/index.js';
+import { lowerBound, type ElfFile, type ElfSymbol } from '../elf/index.js';
 import { demangle } from './demangle.js';
 import type { FunctionKind, FunctionSymbol } from './function-symbol.js';
 
@@ -152,14 +152,8 @@ function symbolAfter(elf: ElfFile): (address: number) => number {
   return (address) => {
     // Most files never need it: their functions have sizes.
     sorted ??= Float64Array.from(elf.symbols, (symbol) => symbol.addressNumber).sort();
-    let low = 0;
-    let high = sorted.length;
-    while (low < high) {
-      const middle = (low + high) >>> 1;
-      if (sorted[middle] <= address) low = middle + 1;
-      else high = middle;
-    }
-    return low < sorted.length ? sorted[low] : Infinity;
+    const index = lowerBound(sorted, address + 1);
+    return index < sorted.length ? sorted[index] : Infinity;
   };
 }
 

@@ -4,6 +4,8 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
+import fc from 'fast-check';
+import { CannotError } from '../errors/index.js';
 import { compile, compileCpp } from '../elf/gcc.test.support.js';
 import { parseElf, type ElfFile } from '../elf/index.js';
 import { functionsOf, type FunctionSymbol } from '../symbols/index.js';
@@ -300,4 +302,30 @@ test('a C++ program that throws through functions behind stubs does the same', (
     const analysed = analyse(compileCpp(source + STUB_AREA, level, '-no-pie'));
     assert.equal(output(patched(analysed)), output(analysed.elf.bytes));
   }
+});
+
+test('a damaged program is analysed or refused, and never anything else', () => {
+  const whole = compile(PROGRAM, '-O2', '-fpatchable-function-entry=5');
+  const elf = parseElf(whole, 'f');
+  const text = elf.sections.find((section) => section.name === '.text');
+  const symbols = elf.sections.find((section) => section.name === '.symtab');
+  assert.ok(text !== undefined && symbols !== undefined);
+  const places = fc.oneof(
+    fc.integer({ min: text.offset, max: text.offset + text.size - 1 }),
+    fc.integer({ min: symbols.offset, max: symbols.offset + symbols.size - 1 }),
+    fc.nat(whole.length - 1),
+  );
+  fc.assert(
+    fc.property(fc.array(fc.tuple(places, fc.nat(255)), { minLength: 1, maxLength: 20 }), (edits) => {
+      const bytes = whole.slice();
+      for (const [offset, value] of edits) bytes[offset] = value;
+      try {
+        const { analysis } = analyse(bytes);
+        for (const site of analysis.candidates) relocateSite(site, site.address, 0n);
+      } catch (error) {
+        if (!(error instanceof CannotError)) throw error;
+      }
+    }),
+    { numRuns: 400 },
+  );
 });

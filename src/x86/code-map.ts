@@ -1,4 +1,4 @@
-import type { ElfFile } from '../elf/index.js';
+import { lowerBound, type ElfFile } from '../elf/index.js';
 import { AddressSet } from './address-set.js';
 import { branchTarget, Flow, flowOf, forEachInstruction, leaTarget } from './instruction-flow.js';
 import { jumpTableTargets } from './jump-tables.js';
@@ -187,15 +187,4 @@ function isInside(ranges: readonly FunctionRange[], address: number): boolean {
 
 function contains(sorted: Float64Array, from: number, to: number): boolean {
   return sorted[lowerBound(sorted, from)] < to;
-}
-
-function lowerBound(sorted: Float64Array, value: number): number {
-  let low = 0;
-  let high = sorted.length;
-  while (low < high) {
-    const middle = (low + high) >>> 1;
-    if (sorted[middle] < value) low = middle + 1;
-    else high = middle;
-  }
-  return low;
 }

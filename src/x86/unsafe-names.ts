@@ -67,9 +67,9 @@ const UNWINDERS = new Set(['backtrace', '__backtrace']);
 export function refusalByName(names: readonly string[]): RefusalReason | undefined {
   for (const name of names) {
     if (RETURNS_TWICE.has(name)) return 'returns-twice';
-    // The only common start of all other names here: it spares comparing 20,000 names with each prefix.
     if (UNSAFE_CONTEXT.has(name)) return 'unsafe-context';
     if (UNWINDERS.has(name)) return 'unwinder';
+    // How all of the prefixes begin: it spares comparing 20,000 names with each of them.
     if (!name.startsWith('_') && !name.startsWith('r')) continue;
     if (UNSAFE_CONTEXT_PREFIXES.some((prefix) => name.startsWith(prefix))) return 'unsafe-context';
     if (UNWINDER_PREFIXES.some((prefix) => name.startsWith(prefix))) return 'unwinder';
