@@ -1,5 +1,6 @@
 /** The library: everything that the command line does, it does through this file. */
-import { RecordingFile } from './output/index.js';
+import { FileSink, RecordingFile } from './output/index.js';
+import { attachTo, runProgram, type Session, type TraceOptions } from './trace/index.js';
 
 export { CannotError, SafepokeError, UsageError, isSafepokeError } from './errors/index.js';
 export type { ErrorDetails } from './errors/index.js';
@@ -47,4 +48,56 @@ export type {
  */
 export function openRecording(path: string): RecordingFile {
   return new RecordingFile(path);
+}
+
+export { Session, examineMachine, listFunctions } from './trace/index.js';
+export type {
+  Finding,
+  FunctionListing,
+  ListedFunction,
+  RefusedFunction,
+  SessionEnd,
+  SessionSummary,
+  TargetEnd,
+  TraceOptions,
+} from './trace/index.js';
+
+/** Options of `attach` and `run`. */
+export interface SessionOptions extends TraceOptions {
+  /** Record into this file; read it with `openRecording`. */
+  readonly output?: string;
+}
+
+/**
+ * Attaches to a running process: its functions are traced when this returns. Iterate over the session for its calls; `stop` it,
+ * and the process is as it was.
+ *
+ *     for await (const call of attach(pid, { filters: ['call*'] })) console.log(call.function.name, call.duration);
+ *
+ * Throws `CannotError` if it cannot, with nothing changed in the process; `UsageError` for bad options.
+ */
+export function attach(pid: number, options: SessionOptions = {}): Session {
+  return withRecording(options, (sink) => attachTo(pid, { ...options, ...sink }));
+}
+
+/** Starts a program under trace, from its first instruction on. Throws as `attach` does; the program has not run then. */
+export function run(command: readonly string[], options: SessionOptions = {}): Session {
+  return withRecording(options, (sink) => runProgram(command, { ...options, ...sink }));
+}
+
+function withRecording(options: SessionOptions, start: (sink: { sink?: FileSink }) => Session): Session {
+  if (options.output === undefined) return start({});
+  const sink = new FileSink(options.output);
+  let session: Session;
+  try {
+    session = start({ sink });
+  } catch (error) {
+    sink.close();
+    throw error;
+  }
+  const close = (): void => {
+    sink.close();
+  };
+  session.done.then(close, close);
+  return session;
 }

@@ -61,6 +61,8 @@ export interface RecordingHeader {
   readonly startTsc: string;
   /** How the functions were chosen, for people to read: `-F` and `-N` as given. */
   readonly filters?: readonly string[];
+  /** Calls that lasted less, in nanoseconds, are not wanted (`-t`); the records hold them all the same. */
+  readonly minDurationNs?: number;
 }
 
 /** A function as written in a recording. */

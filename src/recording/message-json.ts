@@ -17,6 +17,7 @@ export function parseHeader(text: string): RecordingHeader {
   const tscHz = json['tscHz'];
   if (typeof tscHz !== 'number' || !(tscHz > 0)) throw new BadJson('the header has no positive "tscHz"');
   const filters = json['filters'];
+  const minDurationNs = json['minDurationNs'];
   return {
     pid: integer(json, 'pid'),
     command: strings(json['command'], 'command'),
@@ -25,6 +26,7 @@ export function parseHeader(text: string): RecordingHeader {
     tscHz,
     startTsc: matching(json, 'startTsc', DECIMAL),
     ...(filters === undefined ? {} : { filters: strings(filters, 'filters') }),
+    ...(typeof minDurationNs === 'number' && minDurationNs >= 0 ? { minDurationNs } : {}),
   };
 }
 

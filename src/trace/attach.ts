@@ -1,6 +1,6 @@
 // From a process or a program to a session.
 import { CannotError, UsageError } from '../errors/index.js';
-import { readCommandLine, systemCall, SYS } from '../linux/index.js';
+import { readCommandLine } from '../linux/index.js';
 import type { RecordingHeader, RecordingSink } from '../recording/index.js';
 import { demangle } from '../symbols/index.js';
 import {
@@ -61,6 +61,13 @@ export function checkOptions(options: TraceOptions): void {
       tried: 'limit the depth of entries',
       why: 'without exits (--entry-only) nothing tells how deep a call is',
       next: 'leave out one of --depth and --entry-only',
+    });
+  }
+  if (options.entryOnly === true && options.minDurationNs !== undefined) {
+    throw new UsageError('TIME_OF_ENTRIES', {
+      tried: 'choose entries by their duration',
+      why: 'without exits (--entry-only) calls have no duration',
+      next: 'leave out one of --time-filter and --entry-only',
     });
   }
   if (options.depth !== undefined && !(Number.isInteger(options.depth) && options.depth >= 0)) {
@@ -125,11 +132,6 @@ export function runProgram(command: readonly string[], options: TraceOptions & R
     killStopped(pid);
     throw error;
   }
-}
-
-/** Lets a program that was started under trace be ended, as `kill` does; for a tracer that is told to end. */
-export function signalTarget(pid: number, signal: number): void {
-  systemCall(SYS.kill, pid, signal);
 }
 
 function nothingTraceable(refused: readonly RefusedFunction[]): CannotError {
@@ -245,6 +247,7 @@ function start({ pid, options, memory, times, adopted, isChild, before, since }:
     mode: entryOnly ? 'entries' : 'calls',
     tscHz,
     startTsc: String(timeStamp.now()),
+    ...(options.minDurationNs === undefined ? {} : { minDurationNs: options.minDurationNs }),
     filters: [...(options.filters ?? []), ...(options.notrace ?? []).map((text) => `not ${text}`)],
   };
   const watch = new ExitWatch(pid, isChild);

@@ -13,8 +13,8 @@ export interface TraceOptions {
   readonly entryOnly?: boolean;
   /** Bytes of each thread's ring: rounded up to a power of two. */
   readonly bufferBytes?: number;
-  /** Record into this file. */
-  readonly output?: string;
+  /** Only calls that last at least so many nanoseconds are wanted. Outputs leave the others out; a recording notes it. */
+  readonly minDurationNs?: number;
   /** Told what the session has done and met, a line at a time. */
   readonly onNote?: (line: string) => void;
 }

@@ -1,3 +1,4 @@
+import { SYS, systemCall } from '../linux/index.js';
 import {
   CallBuilder,
   CallObjects,
@@ -72,6 +73,7 @@ export class Session implements AsyncIterable<Call> {
   #stopWanted = false;
   #wake: (() => void) | undefined;
   #detached = false;
+  #summary: SessionSummary | undefined;
 
   constructor(parts: SessionParts) {
     this.#parts = parts;
@@ -112,6 +114,25 @@ export class Session implements AsyncIterable<Call> {
   /** Functions that were asked for and are not traced. */
   get refused(): readonly RefusedFunction[] {
     return this.#parts.refused;
+  }
+
+  /** What the session did, once it has ended, even if `done` was rejected. */
+  get summary(): SessionSummary | undefined {
+    return this.#summary;
+  }
+
+  /** Resolves when the target has ended, which may be long after the session. */
+  async waitForTarget(): Promise<TargetEnd> {
+    for (;;) {
+      const end = this.#parts.watch.check();
+      if (end !== undefined) return end;
+      await new Promise((resolve) => setTimeout(resolve, TARGET_CHECK_MS));
+    }
+  }
+
+  /** Sends the target a signal, as kill(2) does. */
+  signal(signal: number): void {
+    systemCall(SYS.kill, this.pid, signal);
   }
 
   /** Shows all calls from now on to a visitor, in the order of time, until the session ends. */
@@ -182,7 +203,8 @@ export class Session implements AsyncIterable<Call> {
       end = { why: endOf(targetEnd), target: targetEnd };
       this.#drain.finish();
     }
-    const summary = this.#summary(end.why, end.target, restored);
+    const summary = this.#makeSummary(end.why, end.target, restored);
+    this.#summary = summary;
     try {
       if (failure === undefined) {
         for (const consumer of this.#consumers) consumer.finish();
@@ -192,7 +214,7 @@ export class Session implements AsyncIterable<Call> {
       failure = error;
     }
     this.#parts.close();
-    if (failure !== undefined) throw new SessionFailure(failure, summary).cause;
+    if (failure !== undefined) throw failure;
     return summary;
   }
 
@@ -298,7 +320,7 @@ export class Session implements AsyncIterable<Call> {
     this.#message({ kind: 'end', summary: { ...summary } });
   }
 
-  #summary(why: SessionEnd, target: TargetEnd | undefined, restored: boolean): SessionSummary {
+  #makeSummary(why: SessionEnd, target: TargetEnd | undefined, restored: boolean): SessionSummary {
     const parts = this.#parts;
     const refused: Record<string, number> = {};
     for (const { reason } of parts.refused) refused[reason] = (refused[reason] ?? 0) + 1;
@@ -340,16 +362,6 @@ export class Session implements AsyncIterable<Call> {
         resolve();
       }
     });
-  }
-}
-
-/** Carries the summary along with what went wrong, for those who look. */
-class SessionFailure extends Error {
-  constructor(
-    cause: unknown,
-    readonly summary: SessionSummary,
-  ) {
-    super('the session ended early', { cause });
   }
 }
 

@@ -1,5 +1,9 @@
 import type { Command } from 'commander';
 import type { Terminal } from '../terminal.js';
+import { registerAttach } from './attach.js';
+import { registerDoctor } from './doctor.js';
+import { registerFunctions } from './functions.js';
+import { registerRun } from './run.js';
 import { registerExport } from './export.js';
 import { registerGraph } from './graph.js';
 import { registerReport } from './report.js';
@@ -10,7 +14,15 @@ export type SetStatus = (status: number) => void;
 /** What each file of this folder exports: it adds its command to the program. */
 export type RegisterCommand = (program: Command, terminal: Terminal, setStatus: SetStatus) => void;
 
-const commands: readonly RegisterCommand[] = [registerGraph, registerReport, registerExport];
+const commands: readonly RegisterCommand[] = [
+  registerRun,
+  registerAttach,
+  registerFunctions,
+  registerGraph,
+  registerReport,
+  registerExport,
+  registerDoctor,
+];
 
 export function registerCommands(program: Command, terminal: Terminal, setStatus: SetStatus): void {
   for (const register of commands) register(program, terminal, setStatus);

@@ -6,15 +6,15 @@ import { parseCount, parseTime } from '../units.js';
 
 /** Options of every command that reads a recording. */
 export interface RecordingOptions {
-  readonly time?: string;
+  readonly timeFilter?: string;
   readonly depth?: string;
 }
 
 export function addRecordingOptions(command: Command): Command {
   return command
     .argument('<file>', 'a recording')
-    .option('-t, --time <time>', 'only calls that lasted at least this long: 2us, 1.5ms, 3s')
-    .option('-D, --depth <n>', 'only calls inside fewer than n others');
+    .option('-t, --time-filter <time>', 'only calls that lasted at least this long: 2us, 1.5ms, 3s')
+    .option('-D, --depth <n>', 'at most n levels below the outermost call');
 }
 
 /** What a command does with the file: it makes its output, and chooses the order in which it wants to see the calls. */
@@ -46,15 +46,16 @@ export function useRecording(terminal: Terminal, use: RecordingUse): void {
 
 function filterFrom(options: RecordingOptions, recording: RecordingFile): CallFilter {
   const { header, clock } = recording.info;
-  if (options.time !== undefined && header.mode === 'entries')
+  if (options.timeFilter !== undefined && header.mode === 'entries')
     throw new UsageError('NO_DURATIONS', {
       tried: `choose calls of ${recording.path} by their duration`,
       why: 'only entries were recorded, so there are no durations',
       next: 'leave -t out',
     });
+  const minNs = options.timeFilter === undefined ? header.minDurationNs : parseTime(options.timeFilter);
   return {
-    ...(options.time === undefined ? {} : { minTicks: parseTime(options.time) / clock.nsPerTick }),
-    ...(options.depth === undefined ? {} : { maxDepth: parseCount(options.depth, 'a depth') }),
+    ...(minNs === undefined ? {} : { minTicks: minNs / clock.nsPerTick }),
+    ...(options.depth === undefined ? {} : { maxDepth: parseCount(options.depth, 'a depth', 0) + 1 }),
   };
 }
 

@@ -1,0 +1,32 @@
+import { UsageError, attach } from '../../index.js';
+import type { RegisterCommand } from './index.js';
+import { addLiveOptions, follow, statusOf, type LiveOptions } from './trace-options.js';
+
+/** A process id. Throws BAD_PID. */
+export function parsePid(text: string): number {
+  const pid = /^\d+$/.test(text.trim()) ? Number(text) : Number.NaN;
+  if (Number.isSafeInteger(pid) && pid > 0) return pid;
+  throw new UsageError('BAD_PID', {
+    tried: `take "${text}" as a process id`,
+    why: 'it is not a whole number above 0',
+    next: 'give one process, as in -p $(pidof -s redis-server)',
+  });
+}
+
+interface AttachOptions extends LiveOptions {
+  readonly pid: string;
+}
+
+export const registerAttach: RegisterCommand = (program, terminal, setStatus) => {
+  addLiveOptions(
+    program
+      .command('attach')
+      .description('trace a running process; stops at --duration, or at Ctrl-C')
+      .requiredOption('-p, --pid <pid>', 'the process'),
+  ).action(async (options: AttachOptions) => {
+    const pid = parsePid(options.pid);
+    const { summary } = await follow(terminal, options, (wanted) => attach(pid, wanted));
+    if (summary?.exit_status != null) setStatus(statusOf({ kind: 'exited', status: summary.exit_status }));
+    if (summary?.exit_signal != null) setStatus(statusOf({ kind: 'killed', signal: summary.exit_signal }));
+  });
+};

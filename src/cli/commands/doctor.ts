@@ -1,0 +1,24 @@
+import { examineMachine, type Finding } from '../../index.js';
+import type { RegisterCommand } from './index.js';
+
+const MARKS: Readonly<Record<Finding['state'], string>> = {
+  ok: 'ok     ',
+  limited: 'limited',
+  missing: 'MISSING',
+};
+
+export const registerDoctor: RegisterCommand = (program, terminal, setStatus) => {
+  program
+    .command('doctor')
+    .description('what works on this machine and what does not, with the remedy')
+    .action(() => {
+      const findings = examineMachine();
+      const { green, yellow, red } = terminal.colors;
+      const paint = { ok: green, limited: yellow, missing: red };
+      for (const { what, state, found, remedy } of findings) {
+        terminal.data(`${paint[state](MARKS[state])}  ${what}: ${found}\n`);
+        if (remedy !== undefined) terminal.data(`         ${remedy}\n`);
+      }
+      if (findings.some(({ state }) => state === 'missing')) setStatus(1);
+    });
+};

@@ -1,0 +1,20 @@
+import { constants } from 'node:os';
+import { run } from '../../index.js';
+import type { RegisterCommand } from './index.js';
+import { addLiveOptions, follow, statusOf, type LiveOptions } from './trace-options.js';
+
+export const registerRun: RegisterCommand = (program, terminal, setStatus) => {
+  addLiveOptions(
+    program
+      .command('run')
+      .description('start a program under trace, from its first instruction on')
+      .argument('<program...>', 'the program and its arguments, behind --')
+      .passThroughOptions(),
+  ).action(async (command: string[], options: LiveOptions) => {
+    const { session, signal } = await follow(terminal, options, (wanted) => run(command, wanted));
+    // At a terminal Ctrl-C reaches the program without us.
+    if (signal !== undefined && !(signal === constants.signals.SIGINT && process.stdin.isTTY))
+      session.signal(signal);
+    setStatus(statusOf(await session.waitForTarget()));
+  });
+};
