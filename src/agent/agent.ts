@@ -90,6 +90,7 @@ export class Agent {
   readonly #shared: number;
   readonly #sharedFile: number;
   readonly #mapped: Mapped[];
+  readonly #codePlaces: readonly Mapped[];
 
   private constructor(
     memory: TargetMemory,
@@ -98,6 +99,7 @@ export class Agent {
     places: { control: number; data: number; shared: number },
     sharedFile: number,
     mapped: Mapped[],
+    codePlaces: readonly Mapped[],
   ) {
     this.#memory = memory;
     this.#options = options;
@@ -107,15 +109,16 @@ export class Agent {
     this.#shared = places.shared;
     this.#sharedFile = sharedFile;
     this.#mapped = mapped;
+    this.#codePlaces = codePlaces;
     this.headers = mapOwn(geometry.rings, PROT.read | PROT.write, MAP.shared, sharedFile);
   }
 
   /**
-   * Maps the agent's memory into a process of which a thread is held, and writes everything but the sites.
+   * Maps the agent's memory into a process of which a thread is held; `emit` then fills it in, with nobody held.
    *
-   * @throws CannotError NO_MEMORY_NEAR, REMOTE_CALL
+   * @throws CannotError NO_MEMORY, NO_MEMORY_NEAR, REMOTE_CALL; nothing is left in the process then
    */
-  static inject(
+  static map(
     pid: number,
     hold: Hold,
     memory: TargetMemory,
@@ -125,7 +128,7 @@ export class Agent {
     const calls = new RemoteCalls(hold.callableThread(), memory, findSyscallInstruction(pid, memory));
     const mapped: Mapped[] = [];
     const codePlaces: Mapped[] = [];
-    const agent = calls.run((call, string) => {
+    return calls.run((call, string) => {
       const map = (length: number, prot: number, flags: number, hint = 0, fd = -1): number => {
         const result = call(SYS.mmap, hint, length, prot, flags, fd, 0);
         if (result > 0) mapped.push({ address: result, length });
@@ -193,32 +196,30 @@ export class Agent {
           'use Linux 4.14 or later',
         );
         for (const cluster of clusters) codePlaces.push(mapNear(pid, cluster, map));
-        return new Agent(memory, options, geometry, places, sharedFile, mapped);
+        return new Agent(memory, options, geometry, places, sharedFile, mapped, codePlaces);
       } catch (error) {
         for (const { address, length } of mapped) call(SYS.munmap, address, length);
         throw error;
       }
     });
-    try {
-      agent.#fillData();
-      clusters.forEach((cluster, i) => {
-        const place = codePlaces[i];
-        const region = emitRegion(
-          BigInt(place.address),
-          place.length,
-          cluster.sites,
-          cluster.firstIndex,
-          { control: BigInt(agent.control), data: BigInt(agent.data) },
-          agent.geometry,
-        );
-        memory.write(place.address, region.bytes);
-        agent.regions.push(region);
-      });
-    } catch (error) {
-      agent.remove(calls);
-      throw error;
-    }
-    return agent;
+  }
+
+  /** Writes lanes and code: everything but the sites. @throws CannotError where an instruction cannot be relocated */
+  emit(clusters: readonly Cluster[]): void {
+    this.#fillData();
+    clusters.forEach((cluster, i) => {
+      const place = this.#codePlaces[i];
+      const region = emitRegion(
+        BigInt(place.address),
+        place.length,
+        cluster.sites,
+        cluster.firstIndex,
+        { control: BigInt(this.control), data: BigInt(this.data) },
+        this.geometry,
+      );
+      this.#memory.write(place.address, region.bytes);
+      this.regions.push(region);
+    });
   }
 
   /** The ring of a lane, mapped into safepoke itself. */

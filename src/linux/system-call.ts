@@ -40,6 +40,7 @@ export const SYS = {
   getpid: 39,
   exit: 60,
   wait4: 61,
+  fcntl: 72,
   kill: 62,
   ftruncate: 77,
   ptrace: 101,

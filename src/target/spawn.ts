@@ -57,6 +57,15 @@ spawn_signal:
     syscall
     sub qword [rsp], 1
     jne spawn_signal
+    mov dword [rsp], 2                  ; Node marks standard input, output and error to be closed on exec
+spawn_file:
+    mov eax, ${SYS.fcntl}
+    mov edi, [rsp]
+    mov esi, 2                          ; F_SETFD
+    xor edx, edx
+    syscall
+    sub dword [rsp], 1
+    jns spawn_file
     mov eax, ${SYS.rt_sigprocmask}
     mov edi, 2                          ; SIG_SETMASK
     mov rsi, r14

@@ -104,26 +104,38 @@ export class PatchedTarget {
       first += members.length;
       return cluster;
     });
-    const prepare = (hold: Hold): Agent => {
+    const map = (hold: Hold): Agent => {
       const tidOffset = findTidOffset(pid, hold.threads, memory, request.modules);
-      return Agent.inject(pid, hold, memory, clusters, { ...request.agent, tidOffset });
+      return Agent.map(pid, hold, memory, clusters, { ...request.agent, tidOffset });
     };
-    let agent: Agent;
     if (adopted !== undefined) {
-      agent = prepare(adopted);
+      const agent = map(adopted);
+      agent.emit(clusters);
       return install(request, adopted, agent, sites);
     }
     const one = Hold.one(pid, pid, times);
+    let agent: Agent;
     try {
-      agent = prepare(one);
+      agent = map(one);
     } finally {
       one.release();
+    }
+    const removeFrom = (hold: Hold): void => {
+      agent.remove(new RemoteCalls(hold.callableThread(), memory, findSyscallInstruction(pid, memory)));
+    };
+    try {
+      agent.emit(clusters);
+    } catch (error) {
+      const again = Hold.one(pid, pid, times);
+      removeFrom(again);
+      again.release();
+      throw error;
     }
     const all = Hold.all(pid, times);
     try {
       return install(request, all, agent, sites);
     } catch (error) {
-      agent.remove(new RemoteCalls(all.callableThread(), memory, findSyscallInstruction(pid, memory)));
+      removeFrom(all);
       throw error;
     } finally {
       all.release();
