@@ -10,7 +10,7 @@ import {
   TraceInfo,
   lostRecord,
 } from '../recording/index.js';
-import type { Call, CallVisitor, MergedRecords, RecordingMessage } from '../recording/index.js';
+import type { Call, CallVisitor, RecordingMessage } from '../recording/index.js';
 import { describeFileError } from './file-error.js';
 
 /** Messages are small and blocks of records are passed over, so a survey of the file needs no larger piece. */
@@ -144,8 +144,7 @@ export class RecordingFile {
       const cursor = cursors.get(lane);
       return cursor === undefined ? undefined : this.#nextOfLane(cursor);
     };
-    const out: MergedRecords = builder;
-    const merger = new LaneMerger(info.clock, out, refill);
+    const merger = new LaneMerger(info.clock, builder, refill);
     for (const lane of cursors.keys()) {
       const first = refill(lane);
       if (first !== undefined) merger.push(lane, first);
