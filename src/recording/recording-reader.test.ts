@@ -116,6 +116,13 @@ test('a damaged block head is found, and so is anything after the end', () => {
   assert.match(read(damaged).error?.message ?? '', /the head of a block is damaged/);
 });
 
+test('a header that promises nonsense is refused', () => {
+  for (const header of [{ tscHz: 1e-300 }, { tscHz: 0 }, { startTsc: '-1' }, { pid: 1.5 }]) {
+    const { error } = read(new SyntheticRecording('calls', header).bytes());
+    assert.equal(error?.code, 'RECORDING_MALFORMED', JSON.stringify(header));
+  }
+});
+
 test('records may be skipped, and only records', () => {
   const bytes = sample().bytes();
   const kinds: string[] = [];
