@@ -1,0 +1,477 @@
+// The agent in a target: maps its regions, fills them in, takes them away again. Deciding what to trace is not its business.
+import { closeSync, openSync } from 'node:fs';
+import { CannotError } from '../errors/index.js';
+import { MAP, PROT, SYS, mapOwn, readMaps, systemCall, type OwnMapping } from '../linux/index.js';
+import {
+  RemoteCalls,
+  expectSuccess,
+  findSyscallInstruction,
+  type Hold,
+  type TargetMemory,
+} from '../target/index.js';
+import {
+  AGENT_MAGIC,
+  CONTROL,
+  DATA,
+  HEADER,
+  LANE,
+  LANE_STATE,
+  NO_THREAD_POINTER,
+  SHADOW,
+  TRUSTED_MAX,
+  planGeometry,
+  type AgentGeometry,
+} from './layout.js';
+import { emitRegion, regionBytes, type CodeRegion, type StubSite } from './stubs.js';
+
+const PAGE = 4096;
+/** Reach of a rel32 branch, with room for the region and the module's own extent. */
+const REACH = 0x7fff_0000;
+/** Lowest address worth trying: below it mmap_min_addr and non-PIE executables lie. */
+const LOWEST_ADDRESS = 0x1_0000;
+/** include/uapi/asm-generic/mman-common.h */
+const MADV_WIPEONFORK = 18;
+const MFD_CLOEXEC = 1;
+/** include/uapi/linux/falloc.h */
+const FALLOC_FL_KEEP_SIZE = 1;
+const FALLOC_FL_PUNCH_HOLE = 2;
+const ENOMEM = -12;
+const EEXIST = -17;
+
+/** Code that wants stubs: sites whose addresses lie between `low` and `high`. */
+export interface Cluster {
+  readonly low: number;
+  readonly high: number;
+  readonly firstIndex: number;
+  readonly sites: readonly StubSite[];
+}
+
+/** What a session wants of its agent. */
+export interface AgentOptions {
+  readonly ringBytes: number;
+  /** Most calls open at once that a thread can have recorded. */
+  readonly maxShadowEntries: number;
+  /** Calls nested deeper than this many others are not wanted; undefined: all are. */
+  readonly maxDepth: number | undefined;
+  readonly mayAskTid: boolean;
+  /** Offset of the thread's id from its thread pointer; 0: unknown. */
+  readonly tidOffset: number;
+  /** Code whose calls may have their return address swapped, the most frequent caller first. */
+  readonly trusted: readonly { readonly start: number; readonly end: number }[];
+  /** Numbers of lanes to try, most first: limits on address space may allow fewer. */
+  readonly lanes: readonly number[];
+}
+
+/** A thread that is known when tracing begins. */
+export interface KnownThread {
+  readonly threadPointer: bigint;
+  /** The id that the C library keeps: the thread's own in its namespace. */
+  readonly tid: number;
+  readonly tidPointer: number | undefined;
+  readonly stackLow: number;
+  readonly stackSize: number;
+}
+
+interface Mapped {
+  readonly address: number;
+  readonly length: number;
+}
+
+/** The agent's presence in one target. */
+export class Agent {
+  readonly geometry: AgentGeometry;
+  readonly control: number;
+  readonly data: number;
+  readonly regions: CodeRegion[] = [];
+  /** Lane headers, shared with the target. */
+  readonly headers: OwnMapping;
+  readonly #options: AgentOptions;
+  readonly #memory: TargetMemory;
+  readonly #shared: number;
+  readonly #sharedFile: number;
+  readonly #mapped: Mapped[];
+
+  private constructor(
+    memory: TargetMemory,
+    options: AgentOptions,
+    geometry: AgentGeometry,
+    places: { control: number; data: number; shared: number },
+    sharedFile: number,
+    mapped: Mapped[],
+  ) {
+    this.#memory = memory;
+    this.#options = options;
+    this.geometry = geometry;
+    this.control = places.control;
+    this.data = places.data;
+    this.#shared = places.shared;
+    this.#sharedFile = sharedFile;
+    this.#mapped = mapped;
+    this.headers = mapOwn(geometry.rings, PROT.read | PROT.write, MAP.shared, sharedFile);
+  }
+
+  /**
+   * Maps the agent's memory into a process of which a thread is held, and writes everything but the sites.
+   *
+   * @throws CannotError NO_MEMORY_NEAR, REMOTE_CALL
+   */
+  static inject(
+    pid: number,
+    hold: Hold,
+    memory: TargetMemory,
+    clusters: readonly Cluster[],
+    options: AgentOptions,
+  ): Agent {
+    const calls = new RemoteCalls(hold.callableThread(), memory, findSyscallInstruction(pid, memory));
+    const mapped: Mapped[] = [];
+    const codePlaces: Mapped[] = [];
+    const agent = calls.run((call, string) => {
+      const map = (length: number, prot: number, flags: number, hint = 0, fd = -1): number => {
+        const result = call(SYS.mmap, hint, length, prot, flags, fd, 0);
+        if (result > 0) mapped.push({ address: result, length });
+        return result;
+      };
+      try {
+        const fd = expectSuccess(
+          call(SYS.memfd_create, string('safepoke'), MFD_CLOEXEC),
+          `make memory to share with process ${pid}`,
+          'see whether a seccomp filter forbids memfd_create to it',
+        );
+        let sharedFile: number;
+        let geometry: AgentGeometry | undefined;
+        let places: { control: number; data: number; shared: number } | undefined;
+        try {
+          sharedFile = openSync(`/proc/${pid}/fd/${fd}`, 'r+');
+          for (const lanes of options.lanes) {
+            geometry = planGeometry(lanes, options.ringBytes, options.maxShadowEntries);
+            const anonymous = MAP.private | MAP.anonymous | MAP.noReserve;
+            const own = map(PAGE + geometry.dataBytes, PROT.read | PROT.write, anonymous);
+            if (own === ENOMEM) continue;
+            expectSuccess(
+              own,
+              `map memory into process ${pid}`,
+              'see whether a limit or a filter forbids mmap to it',
+            );
+            expectSuccess(
+              call(SYS.ftruncate, fd, geometry.sharedBytes),
+              `size the memory shared with process ${pid}`,
+              'see the limits on file size of the process (prlimit)',
+            );
+            const shared = map(
+              geometry.sharedBytes,
+              PROT.read | PROT.write,
+              MAP.shared | MAP.noReserve,
+              0,
+              fd,
+            );
+            if (shared === ENOMEM) {
+              call(SYS.munmap, own, PAGE + geometry.dataBytes);
+              mapped.pop();
+              continue;
+            }
+            expectSuccess(
+              shared,
+              `map memory into process ${pid}`,
+              'see whether a limit or a filter forbids mmap to it',
+            );
+            places = { control: own, data: own + PAGE, shared };
+            break;
+          }
+        } finally {
+          call(SYS.close, fd);
+        }
+        if (places === undefined || geometry === undefined) {
+          throw new CannotError('NO_MEMORY', {
+            tried: `map memory into process ${pid}`,
+            why: 'its limit on address space (RLIMIT_AS) or the system leaves too little',
+            next: 'give a smaller --buffer, or raise the limit with prlimit',
+          });
+        }
+        expectSuccess(
+          call(SYS.madvise, places.control, PAGE, MADV_WIPEONFORK),
+          `prepare process ${pid} for fork`,
+          'use Linux 4.14 or later',
+        );
+        for (const cluster of clusters) codePlaces.push(mapNear(pid, cluster, map));
+        return new Agent(memory, options, geometry, places, sharedFile, mapped);
+      } catch (error) {
+        for (const { address, length } of mapped) call(SYS.munmap, address, length);
+        throw error;
+      }
+    });
+    try {
+      agent.#fillData();
+      clusters.forEach((cluster, i) => {
+        const place = codePlaces[i];
+        const region = emitRegion(
+          BigInt(place.address),
+          place.length,
+          cluster.sites,
+          cluster.firstIndex,
+          { control: BigInt(agent.control), data: BigInt(agent.data) },
+          agent.geometry,
+        );
+        memory.write(place.address, region.bytes);
+        agent.regions.push(region);
+      });
+    } catch (error) {
+      agent.remove(calls);
+      throw error;
+    }
+    return agent;
+  }
+
+  /** The ring of a lane, mapped into safepoke itself. */
+  mapRing(lane: number): OwnMapping {
+    const { ringBytes, rings } = this.geometry;
+    return mapOwn(ringBytes, PROT.read | PROT.write, MAP.shared, this.#sharedFile, rings + lane * ringBytes);
+  }
+
+  /** Gives the memory of a part of a ring back; it reads as zeros then. The part has been consumed. Page aligned. */
+  releaseRing(lane: number, offset: number, length: number): void {
+    const start = this.geometry.rings + lane * this.geometry.ringBytes + offset;
+    systemCall(SYS.fallocate, this.#sharedFile, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, start, length);
+  }
+
+  /** Says whether records are wanted. */
+  enable(wanted: boolean): void {
+    this.#memory.writeWord(this.control + CONTROL.enabled, wanted ? 1n : 0n);
+  }
+
+  /** False once the target has executed another program or ended: the agent went with its memory. */
+  isPresent(): boolean {
+    return this.#memory.readWord(this.data + DATA.magic) === AGENT_MAGIC;
+  }
+
+  /** True if the address lies in code of ours. */
+  ownsCode(address: bigint): boolean {
+    return this.regions.some((r) => address >= r.address && address < r.address + BigInt(r.bytes.length));
+  }
+
+  /** Gives lanes to threads that exist already. All threads are held. Returns the lane of each. */
+  assignLanes(threads: readonly KnownThread[]): number[] {
+    const assigned: number[] = [];
+    let pop = 0;
+    for (const thread of threads) {
+      const lane = ++pop;
+      if (lane >= this.geometry.lanes) break;
+      const bytes = this.#laneBytes(lane);
+      const view = new DataView(bytes.buffer);
+      view.setBigUint64(LANE.threadPointer, thread.threadPointer, true);
+      view.setUint32(LANE.tid, thread.tid, true);
+      if (thread.tidPointer !== undefined)
+        view.setBigUint64(LANE.tidPointer, BigInt(thread.tidPointer), true);
+      view.setBigUint64(LANE.stackLow, BigInt(thread.stackLow), true);
+      view.setBigUint64(LANE.stackSize, BigInt(thread.stackSize), true);
+      this.#memory.write(this.#laneAddress(lane), bytes);
+      this.#memory.writeWord(this.#shadowBase(lane) + SHADOW.slot, -1n);
+      const header = new DataView(this.headers.bytes, lane * HEADER.size, HEADER.size);
+      header.setUint32(HEADER.tid, thread.tid, true);
+      header.setBigUint64(HEADER.threadPointer, thread.threadPointer, true);
+      header.setUint32(HEADER.state, LANE_STATE.live, true);
+      assigned.push(lane);
+    }
+    this.#memory.writeWord(this.data + DATA.queuePop, BigInt(assigned.length));
+    return assigned;
+  }
+
+  /** Tells the recorder which memory is the stack of a lane's thread. */
+  setStack(lane: number, low: number, size: number): void {
+    // The size last: a range of no bytes contains nothing.
+    this.#memory.writeWord(this.#laneAddress(lane) + LANE.stackLow, BigInt(low));
+    this.#memory.writeWord(this.#laneAddress(lane) + LANE.stackSize, BigInt(size));
+  }
+
+  /** Mark of the recorder at work on a lane's thread; 0 if none is. */
+  busy(lane: number): bigint {
+    return this.#memory.readWord(this.#laneAddress(lane) + LANE.busy) ?? 0n;
+  }
+
+  /**
+   * Takes a lane whose thread has ended out of use. True: it may serve another thread. False: a swapped return address may
+   * still lead to it (a coroutine that another thread goes on with), so it must stay.
+   */
+  recycleLane(lane: number): boolean {
+    const address = this.#laneAddress(lane);
+    const former = new DataView(this.#memory.read(address, LANE.size).buffer);
+    this.#memory.writeWord(address + LANE.threadPointer, NO_THREAD_POINTER);
+    const shadow = Number(former.getBigUint64(LANE.shadow, true));
+    const low = former.getBigUint64(LANE.stackLow, true);
+    const size = former.getBigUint64(LANE.stackSize, true);
+    for (const entry of this.#shadowEntries(lane, shadow)) {
+      const onOwnStack = entry.slot >= low && entry.slot < low + size;
+      if (entry.slot !== 0n && !entry.parked && !onOwnStack) return false;
+    }
+    this.#memory.write(address, this.#laneBytes(lane));
+    const header = new DataView(this.headers.bytes, lane * HEADER.size, HEADER.size);
+    header.setBigUint64(HEADER.dropped, 0n, true);
+    header.setUint32(HEADER.tid, 0, true);
+    header.setUint32(HEADER.state, LANE_STATE.free, true);
+    const pushAddress = this.data + DATA.queuePush;
+    const push = Number(this.#memory.readWord(pushAddress) ?? 0n);
+    const slot = new Uint8Array(4);
+    new DataView(slot.buffer).setUint32(0, lane * LANE.size, true);
+    this.#memory.write(this.data + this.geometry.queue + (push & this.geometry.queueMask) * 4, slot);
+    this.#memory.writeWord(pushAddress, BigInt(push + 1));
+    return true;
+  }
+
+  /**
+   * Puts every swapped return address of every lane back. All threads are held and none is inside the recorder. Returns how
+   * many there were.
+   */
+  restoreReturnAddresses(): number {
+    let restored = 0;
+    for (let lane = 1; lane < this.geometry.lanes; lane++) {
+      const shadow = Number(this.#memory.readWord(this.#laneAddress(lane) + LANE.shadow) ?? 0n);
+      // Newest first: of a chain of tail calls the newest stands in the slot.
+      for (const entry of this.#shadowEntries(lane, shadow).reverse()) {
+        if (entry.slot === 0n || entry.parked) continue;
+        if (this.#memory.readWord(Number(entry.slot)) !== entry.trampoline) continue;
+        this.#memory.writeWord(Number(entry.slot), entry.returnAddress);
+        restored++;
+      }
+    }
+    return restored;
+  }
+
+  /** Unmaps everything of ours from the target. No thread may be in our code, nor have a way back into it. */
+  remove(calls: RemoteCalls): void {
+    calls.run((call) => {
+      for (const { address, length } of this.#mapped) call(SYS.munmap, address, length);
+    });
+    this.#mapped.length = 0;
+  }
+
+  /** Frees what safepoke itself holds. */
+  close(): void {
+    this.headers.unmap();
+    closeSync(this.#sharedFile);
+  }
+
+  #laneAddress(lane: number): number {
+    return this.data + this.geometry.laneTable + lane * LANE.size;
+  }
+
+  #shadowBase(lane: number): number {
+    return this.data + this.geometry.shadowStacks + lane * this.geometry.shadowStride;
+  }
+
+  #shadowEntries(
+    lane: number,
+    top: number,
+  ): { slot: bigint; returnAddress: bigint; trampoline: bigint; parked: boolean }[] {
+    const base = this.#shadowBase(lane);
+    if (top <= base || top > base + this.geometry.shadowStride) return [];
+    const bytes = this.#memory.read(base + SHADOW.size, top - base);
+    const view = new DataView(bytes.buffer, bytes.byteOffset);
+    const entries = [];
+    for (let at = 0; at < bytes.length; at += SHADOW.size) {
+      entries.push({
+        slot: view.getBigUint64(at + SHADOW.slot, true),
+        returnAddress: view.getBigUint64(at + SHADOW.returnAddress, true),
+        trampoline: view.getBigUint64(at + SHADOW.trampoline, true),
+        parked: view.getUint32(at + SHADOW.parked, true) !== 0,
+      });
+    }
+    return entries;
+  }
+
+  /** A lane that belongs to nobody. */
+  #laneBytes(lane: number): Uint8Array<ArrayBuffer> {
+    const { geometry } = this;
+    const bytes = new Uint8Array(LANE.size);
+    const view = new DataView(bytes.buffer);
+    const put = (offset: number, value: number | bigint): void => {
+      view.setBigUint64(offset, BigInt(value), true);
+    };
+    const base = this.#shadowBase(lane);
+    // --depth N wants the outermost call and N levels below it.
+    const depth = this.#options.maxDepth === undefined ? geometry.shadowEntries : this.#options.maxDepth + 1;
+    const [first] = this.#options.trusted;
+    put(LANE.threadPointer, NO_THREAD_POINTER);
+    put(LANE.tidPointer, this.#laneAddress(lane) + LANE.tid);
+    put(LANE.header, this.#shared + lane * HEADER.size);
+    put(LANE.ring, this.#shared + geometry.rings + lane * geometry.ringBytes);
+    put(LANE.ringMask, geometry.ringBytes - 1);
+    put(LANE.ringLimit, geometry.ringLimit);
+    put(LANE.shadow, base);
+    put(LANE.shadowBase, base);
+    put(LANE.shadowLimit, base + Math.min(depth, geometry.shadowEntries) * SHADOW.size);
+    put(LANE.trustedStart, first.start);
+    put(LANE.trustedLength, first.end - first.start);
+    return bytes;
+  }
+
+  #fillData(): void {
+    const { geometry } = this;
+    const lanes = new Uint8Array(geometry.lanes * LANE.size);
+    for (let lane = 0; lane < geometry.lanes; lane++) lanes.set(this.#laneBytes(lane), lane * LANE.size);
+    this.#memory.write(this.data + geometry.laneTable, lanes);
+    this.#memory.writeWord(this.#shadowBase(0) + SHADOW.slot, -1n);
+
+    const queue = new Uint32Array(geometry.queueMask + 1);
+    for (let lane = 1; lane < geometry.lanes; lane++) queue[lane - 1] = lane * LANE.size;
+    this.#memory.write(this.data + geometry.queue, new Uint8Array(queue.buffer));
+
+    const header = new Uint8Array(DATA.size);
+    const view = new DataView(header.buffer);
+    const put = (offset: number, value: number | bigint): void => {
+      view.setBigUint64(offset, BigInt(value), true);
+    };
+    put(DATA.queuePush, geometry.lanes - 1);
+    put(DATA.lanesEnd, this.#laneAddress(geometry.lanes));
+    put(DATA.tidOffset, this.#options.tidOffset);
+    put(DATA.mayAskTid, this.#options.mayAskTid ? 1 : 0);
+    put(DATA.depthIsFilter, this.#options.maxDepth === undefined ? 0 : 1);
+    put(DATA.magic, AGENT_MAGIC);
+    const trusted = this.#options.trusted.slice(0, TRUSTED_MAX);
+    put(DATA.trustedCount, trusted.length);
+    trusted.forEach(({ start, end }, i) => {
+      put(DATA.trusted + i * 16, start);
+      put(DATA.trusted + i * 16 + 8, end - start);
+    });
+    this.#memory.write(this.data, header);
+  }
+}
+
+/** Maps room for a region from which all of the cluster's sites can be reached, nearest gaps first. */
+function mapNear(
+  pid: number,
+  cluster: Cluster,
+  map: (length: number, prot: number, flags: number, hint: number) => number,
+): Mapped {
+  const length = regionBytes(cluster.sites);
+  const lowest = Math.max(LOWEST_ADDRESS, cluster.high - REACH);
+  const highest = cluster.low + REACH - length;
+  const gaps: number[] = [];
+  let end = LOWEST_ADDRESS;
+  let below = '';
+  for (const mapping of readMaps(pid) ?? []) {
+    // A page stays free on both sides, so that the kernel does not merge the mapping with a neighbour of the program's.
+    if (mapping.start - end >= length + 2 * PAGE) {
+      // The heap grows up into its gap, and the stack down into its own: they must not meet us.
+      if (below !== '[heap]') gaps.push(end + PAGE);
+      if (mapping.path !== '[stack]') gaps.push(mapping.start - length - PAGE);
+    }
+    end = Math.max(end, mapping.end);
+    below = mapping.path;
+  }
+  const middle = (cluster.low + cluster.high) / 2;
+  const places = gaps
+    .filter((start) => start >= lowest && start <= highest)
+    .sort((a, b) => Math.abs(a - middle) - Math.abs(b - middle));
+  for (const place of places) {
+    const flags = MAP.private | MAP.anonymous | MAP.fixedNoReplace;
+    const result = map(length, PROT.read | PROT.exec, flags, place);
+    if (result === place) return { address: place, length };
+    if (result > 0 || result === EEXIST) continue;
+    if (result !== ENOMEM)
+      expectSuccess(result, `map code into process ${pid}`, 'see whether a filter forbids mmap to it');
+  }
+  throw new CannotError('NO_MEMORY_NEAR', {
+    tried: `map ${length} bytes of code into process ${pid}`,
+    why: `no gap within 2 GiB of 0x${cluster.low.toString(16)} was free`,
+    next: 'trace fewer functions with -F, or raise its limit on address space',
+  });
+}

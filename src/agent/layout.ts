@@ -1,0 +1,195 @@
+// Where everything of ours lies in the target. Declared once: the emitted code and the tracer take their offsets from here.
+//
+//   control   one page, private, MADV_WIPEONFORK: a forked child reads zeros here and so never records
+//   data      private, copied by fork, because a child returns through the same swapped return addresses:
+//               header, trusted ranges, queue of free lanes, cache from thread to lane, lanes, shadow stacks
+//   shared    a memfd that the tracer maps as well: lane headers, then rings; it outlives the target
+//   code      per cluster of modules, within +-2 GiB of their text: recorder, heads, bodies (recorder.ts, stubs.ts)
+//
+// A *lane* belongs to one thread for as long as that thread lives. Lane 0 belongs to nobody: an empty cache slot leads to
+// it, and its thread pointer fits no thread.
+
+const PAGE = 4096;
+
+/** Offsets in the control page. */
+export const CONTROL = {
+  /** u64: 1 while records are wanted. */
+  enabled: 0,
+  size: PAGE,
+} as const;
+
+/** Offsets in the header of the data region. All u64. */
+export const DATA = {
+  /** Queue of free lanes: index of the next to take, by threads (lock cmpxchg). */
+  queuePop: 0,
+  /** Index behind the last that is free, by the tracer. */
+  queuePush: 8,
+  /** Address behind the last lane. */
+  lanesEnd: 24,
+  /** Offset from the thread pointer at which the C library keeps the thread's id; 0: unknown. */
+  tidOffset: 32,
+  /** 1: a new lane asks the kernel for its thread's id (gettid); 0: a seccomp filter might not like it. */
+  mayAskTid: 40,
+  /** 1: deeper calls than the shadow stack may hold are not wanted (--depth) rather than lost. */
+  depthIsFilter: 48,
+  /** Magic number that tells the tracer that the agent is still mapped (the target did not execve). */
+  magic: 56,
+  /** Number of trusted ranges of code, then pairs {start, length}. */
+  trustedCount: 64,
+  trusted: 72,
+  size: PAGE,
+} as const;
+
+/** Room for trusted ranges in the header. */
+export const TRUSTED_MAX = Math.floor((DATA.size - DATA.trusted) / 16);
+
+/** "safepoke" read as a little-endian number. */
+export const AGENT_MAGIC = 0x656b_6f70_6566_6173n;
+
+/** Slots of the cache from a hash of the thread pointer to a lane's offset (u32). A power of two. */
+export const CACHE_BITS = 16;
+
+/** Odd 32-bit constant near 2^32/phi for multiplicative hashing (Knuth, TAOCP 6.4). */
+export const HASH_MULTIPLIER = 0x9e37_79b1;
+/** Thread pointers are aligned to 64 bytes (ELF TLS variant II, glibc's TCB_ALIGNMENT): lower bits tell nothing. */
+export const HASH_SHIFT = 6;
+
+/** Offsets in a lane: private state that only its thread writes while it lives. All u64 unless said. */
+export const LANE = {
+  /** Thread pointer (fs base) of the owner. */
+  threadPointer: 0,
+  /** Address of a u32 that holds the thread's id: in the C library's thread block, or `tid` below if that is unknown. */
+  tidPointer: 8,
+  /** u32 */
+  tid: 16,
+  /** u32: records lost since the last LOST record. */
+  lost: 20,
+  /** Address of the lane's header in the shared region. */
+  header: 24,
+  /** Address of the first record. */
+  ring: 32,
+  /** Bytes of the ring, less one. */
+  ringMask: 40,
+  /** Bytes that may be in use before records are dropped. */
+  ringLimit: 48,
+  /** Address of the newest entry of the shadow stack; that of the sentinel when it is empty. */
+  shadow: 56,
+  shadowBase: 64,
+  /** Entries at or above this address are not made. */
+  shadowLimit: 72,
+  /** Stack pointer of the recorder now at work on this thread; 0: none. A signal handler finds it set. */
+  busy: 80,
+  /** The thread's own stack, once the tracer knows it: lowest address and bytes. */
+  stackLow: 88,
+  stackSize: 96,
+  /** Return slot of the unwinder that swapped return addresses were put back for; 0: none. */
+  parked: 104,
+  /** The first trusted range: code whose calls may have their return address swapped. */
+  trustedStart: 112,
+  trustedLength: 120,
+  size: 128,
+} as const;
+
+/** An entry of a shadow stack: 32 bytes. */
+export const SHADOW = {
+  /** Address of the return-address slot; 0: the entry is void. The sentinel's is the largest number. */
+  slot: 0,
+  /** The return address that belongs there. */
+  returnAddress: 8,
+  /** What stands there instead. */
+  trampoline: 16,
+  /** u32: (function index << 4) | ENTRY */
+  what: 24,
+  /** u32: 1 while the true return address stands in the slot because an unwinder is at work. */
+  parked: 28,
+  size: 32,
+} as const;
+
+/** A lane's header in the shared region: two cache lines, the second written by the tracer only. */
+export const HEADER = {
+  /** u64: bytes ever reserved by the thread. */
+  head: 0,
+  /** u64: records dropped. In lane 0's header: those that no lane was free for, or whose thread had no thread pointer yet. */
+  dropped: 8,
+  /** u32 */
+  tid: 16,
+  /** u32: LANE_STATE */
+  state: 20,
+  /** u64 */
+  threadPointer: 24,
+  /** u64: bytes ever consumed by the tracer. */
+  tail: 64,
+  size: 128,
+} as const;
+
+export const LANE_STATE = { free: 0, live: 1, ended: 2 } as const;
+
+/** Invalid thread pointer of a lane whose thread is known to be gone. */
+export const NO_THREAD_POINTER = 1n;
+
+/** Records that one thread may write beyond the limit: its recorder interrupted by handlers that record, and so on. */
+const RING_SLACK_RECORDS = 64;
+const RECORD_SIZE = 16;
+
+/** What is chosen for a session, and the places that follow from it. Byte counts and offsets. */
+export interface AgentGeometry {
+  /** Lanes, lane 0 included. */
+  readonly lanes: number;
+  /** Bytes of a ring: a power of two. */
+  readonly ringBytes: number;
+  /** Open calls that a shadow stack holds. */
+  readonly shadowEntries: number;
+  /** Offsets in the data region. */
+  readonly queue: number;
+  readonly queueMask: number;
+  readonly cache: number;
+  readonly laneTable: number;
+  readonly shadowStacks: number;
+  readonly shadowStride: number;
+  readonly dataBytes: number;
+  /** Offsets in the shared region. */
+  readonly rings: number;
+  readonly sharedBytes: number;
+  /** Bytes of a ring in use at which records begin to be dropped. */
+  readonly ringLimit: number;
+}
+
+function roundToPage(bytes: number): number {
+  return Math.ceil(bytes / PAGE) * PAGE;
+}
+
+function powerOfTwoAtLeast(n: number): number {
+  let power = 1;
+  while (power < n) power *= 2;
+  return power;
+}
+
+/** Lays out a session's regions. `ringBytes` is rounded up to a power of two of at least one page. */
+export function planGeometry(lanes: number, ringBytes: number, maxShadowEntries: number): AgentGeometry {
+  const ring = powerOfTwoAtLeast(Math.max(ringBytes, PAGE));
+  const ringRecords = ring / RECORD_SIZE;
+  // Every open call keeps room in the ring for the record of its end; half of the ring at most.
+  const shadowEntries = Math.min(maxShadowEntries, ringRecords / 2);
+  const queueSlots = powerOfTwoAtLeast(lanes);
+  const queue = DATA.size;
+  const cache = roundToPage(queue + queueSlots * 4);
+  const laneTable = cache + 4 * 2 ** CACHE_BITS;
+  const shadowStacks = roundToPage(laneTable + lanes * LANE.size);
+  const shadowStride = roundToPage((shadowEntries + 2) * SHADOW.size);
+  const rings = roundToPage(lanes * HEADER.size);
+  return {
+    lanes,
+    ringBytes: ring,
+    shadowEntries,
+    queue,
+    queueMask: queueSlots - 1,
+    cache,
+    laneTable,
+    shadowStacks,
+    shadowStride,
+    dataBytes: shadowStacks + lanes * shadowStride,
+    rings,
+    sharedBytes: rings + lanes * ring,
+    ringLimit: ring - Math.min(RING_SLACK_RECORDS, ringRecords / 4) * RECORD_SIZE,
+  };
+}

@@ -1,0 +1,112 @@
+// A code region: the recorder, then a head of 16 bytes for each site, then the bodies: each site's displaced instructions
+// followed by a jump back.
+import { CannotError } from '../errors/index.js';
+import { assemble } from '../x86/index.js';
+import type { AgentGeometry } from './layout.js';
+import { HEAD_SIZE, RECORDER_ENTRIES, recorderListing, type RecorderEntry } from './recorder.js';
+
+/** How a site's head records. */
+export type HeadKind =
+  /** Entry and exit; the return address is on top of the stack. */
+  | 'entry'
+  /** Entry and exit; the return address is above the frame pointer (behind `push rbp; mov rbp, rsp`). */
+  | 'frame'
+  /** Entry only. */
+  | 'leaf'
+  /** Records nothing: puts true return addresses back before an unwinder walks the stack. */
+  | 'hook';
+
+/** One site, as the region needs it. */
+export interface StubSite {
+  readonly head: HeadKind;
+  /** Most bytes that `body` may need. */
+  readonly bodyBytes: number;
+  /** Code that does what the displaced instructions did and goes on behind the site, to run at `address`. */
+  readonly body: (address: bigint) => Uint8Array;
+}
+
+/** A region's code, ready to be written at its address. */
+export interface CodeRegion {
+  readonly address: bigint;
+  readonly bytes: Uint8Array;
+  /** Address of the first head; that of site i is HEAD_SIZE * i further on. */
+  readonly heads: bigint;
+  /** Address of the body of each site. */
+  readonly bodies: readonly bigint[];
+}
+
+const CALL_REL32 = 0xe8;
+const JMP_REL32 = 0xe9;
+const INT3 = 0xcc;
+const BRANCH_LENGTH = 5;
+const BODY_ALIGNMENT = 8;
+
+/** Generous bound on the emitted recorder; asserted when it is emitted. */
+const RECORDER_BYTES = 8192;
+
+const ENTRY_OF: Readonly<Record<HeadKind, RecorderEntry>> = {
+  entry: 'entry',
+  frame: 'entry_frame',
+  leaf: 'leaf',
+  hook: 'park',
+};
+
+/** Bytes to map for a region with these sites. */
+export function regionBytes(sites: readonly StubSite[]): number {
+  let bytes = RECORDER_BYTES + sites.length * HEAD_SIZE;
+  for (const site of sites) bytes += site.bodyBytes + BODY_ALIGNMENT;
+  const PAGE = 4096;
+  return Math.ceil(bytes / PAGE) * PAGE;
+}
+
+function putBranch(view: DataView, at: number, opcode: number, target: number): void {
+  view.setUint8(at, opcode);
+  view.setInt32(at + 1, target - (at + BRANCH_LENGTH), true);
+}
+
+/**
+ * Emits a region at `address` (page aligned). `size` is what `regionBytes` said.
+ *
+ * @throws CannotError of `body`, where a displaced instruction cannot reach what it refers to
+ */
+export function emitRegion(
+  address: bigint,
+  size: number,
+  sites: readonly StubSite[],
+  firstIndex: number,
+  places: { readonly control: bigint; readonly data: bigint },
+  geometry: AgentGeometry,
+): CodeRegion {
+  const headsOffset = RECORDER_BYTES;
+  const heads = address + BigInt(headsOffset);
+  const recorder = assemble(recorderListing({ ...places, heads, firstIndex }, geometry), address);
+  if (recorder.bytes.length > RECORDER_BYTES) throw new Error('the recorder outgrew its place');
+  const bytes = new Uint8Array(size).fill(INT3);
+  const view = new DataView(bytes.buffer);
+  bytes.set(recorder.bytes);
+  const at = (label: RecorderEntry): number => recorder.labels.get(label) ?? 0;
+  const entryAt = new Map(RECORDER_ENTRIES.map((label) => [label, at(label)]));
+  const exitAt = at('exit');
+  const bodies: bigint[] = [];
+  let cursor = headsOffset + sites.length * HEAD_SIZE;
+  sites.forEach((site, i) => {
+    cursor = Math.ceil(cursor / BODY_ALIGNMENT) * BODY_ALIGNMENT;
+    const bodyAddress = address + BigInt(cursor);
+    const body = site.body(bodyAddress);
+    if (cursor + body.length > size) {
+      throw new CannotError('STUB_TOO_LONG', {
+        tried: 'emit the code for the traced functions',
+        why: 'relocated instructions took more room than planned',
+        next: 'report this with the program, or leave out functions with -N',
+      });
+    }
+    bytes.set(body, cursor);
+    bodies.push(bodyAddress);
+    const head = headsOffset + i * HEAD_SIZE;
+    putBranch(view, head, CALL_REL32, entryAt.get(ENTRY_OF[site.head]) ?? 0);
+    putBranch(view, head + BRANCH_LENGTH, site.head === 'entry' ? CALL_REL32 : JMP_REL32, cursor);
+    putBranch(view, head + 2 * BRANCH_LENGTH, JMP_REL32, exitAt);
+    cursor += body.length;
+  });
+  return { address, bytes, heads, bodies };
+}

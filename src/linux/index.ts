@@ -1,0 +1,38 @@
+export {
+  ERRNO,
+  MAP,
+  PROT,
+  SYS,
+  addressOf,
+  errnoName,
+  mapOwn,
+  placeOwnCode,
+  systemCall,
+  type OwnCode,
+  type OwnMapping,
+} from './system-call.js';
+export {
+  PTRACE_EVENT_EXEC,
+  PTRACE_EVENT_STOP,
+  PTRACE_O_EXITKILL,
+  PTRACE_O_TRACEEXEC,
+  Registers,
+  ptrace,
+  ptraceSignalMask,
+  waitForThread,
+  type RegisterName,
+  type WaitResult,
+} from './ptrace.js';
+export {
+  parseMaps,
+  readAuxiliaryVector,
+  readCommandLine,
+  readExecutableHead,
+  readExecutablePath,
+  readMaps,
+  readStatus,
+  readThreadName,
+  readThreads,
+  type Mapping,
+} from './proc.js';
+export { PidFile } from './pid-file.js';

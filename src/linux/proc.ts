@@ -1,0 +1,116 @@
+// Readers of /proc/PID. All of them return undefined where the process or thread has gone, which may happen at any moment.
+import { openSync, readFileSync, readSync, readdirSync, readlinkSync, closeSync } from 'node:fs';
+
+function readProc(path: string): string | undefined {
+  try {
+    return readFileSync(path, 'latin1');
+  } catch {
+    return undefined;
+  }
+}
+
+/** One line of /proc/PID/maps. Addresses are numbers: user space ends below 2^47, far inside what a double holds exactly. */
+export interface Mapping {
+  readonly start: number;
+  readonly end: number;
+  /** "r-xp": read, write, execute, private or shared. */
+  readonly permissions: string;
+  readonly offset: number;
+  readonly device: string;
+  readonly inode: number;
+  /** File name, "[stack]", "[vdso]", ... or "". A deleted file ends in " (deleted)". */
+  readonly path: string;
+}
+
+export function readMaps(pid: number): Mapping[] | undefined {
+  const text = readProc(`/proc/${pid}/maps`);
+  return text === undefined ? undefined : parseMaps(text);
+}
+
+/** Parses the text of /proc/PID/maps (proc(5)). */
+export function parseMaps(text: string): Mapping[] {
+  const mappings: Mapping[] = [];
+  const line = /^([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) (\S+) (\d+)\s*(.*)$/gm;
+  for (const match of text.matchAll(line)) {
+    mappings.push({
+      start: parseInt(match[1], 16),
+      end: parseInt(match[2], 16),
+      permissions: match[3],
+      offset: parseInt(match[4], 16),
+      device: match[5],
+      inode: Number(match[6]),
+      path: Buffer.from(match[7], 'latin1').toString('utf8'),
+    });
+  }
+  return mappings;
+}
+
+/** Thread identifiers of a process, in ascending order. */
+export function readThreads(pid: number): number[] | undefined {
+  try {
+    return readdirSync(`/proc/${pid}/task`).map(Number);
+  } catch {
+    return undefined;
+  }
+}
+
+/** The fields of /proc/PID/status by name, or of one thread where `tid` is given. */
+export function readStatus(pid: number, tid?: number): ReadonlyMap<string, string> | undefined {
+  const text = readProc(tid === undefined ? `/proc/${pid}/status` : `/proc/${pid}/task/${tid}/status`);
+  if (text === undefined) return undefined;
+  const fields = new Map<string, string>();
+  for (const line of text.split('\n')) {
+    const colon = line.indexOf(':');
+    if (colon > 0) fields.set(line.slice(0, colon), line.slice(colon + 1).trim());
+  }
+  return fields;
+}
+
+/** A thread's name: at most 15 characters. */
+export function readThreadName(pid: number, tid: number): string | undefined {
+  return readProc(`/proc/${pid}/task/${tid}/comm`)?.trimEnd();
+}
+
+export function readCommandLine(pid: number): string[] | undefined {
+  const text = readProc(`/proc/${pid}/cmdline`);
+  return text?.replace(/\0$/, '').split('\0');
+}
+
+/** Path of the running executable as the kernel knows it, without " (deleted)". */
+export function readExecutablePath(pid: number): string | undefined {
+  try {
+    return readlinkSync(`/proc/${pid}/exe`).replace(/ \(deleted\)$/, '');
+  } catch {
+    return undefined;
+  }
+}
+
+/** Entries of the auxiliary vector (getauxval(3)) by type. */
+export function readAuxiliaryVector(pid: number | 'self'): ReadonlyMap<number, bigint> | undefined {
+  try {
+    const bytes = readFileSync(`/proc/${pid}/auxv`);
+    const entries = new Map<number, bigint>();
+    for (let offset = 0; offset + 16 <= bytes.length; offset += 16) {
+      entries.set(Number(bytes.readBigUInt64LE(offset)), bytes.readBigUInt64LE(offset + 8));
+    }
+    return entries;
+  } catch {
+    return undefined;
+  }
+}
+
+/** First bytes of the file that a process executes, even if it was deleted since. */
+export function readExecutableHead(pid: number, length: number): Uint8Array | undefined {
+  let fd: number;
+  try {
+    fd = openSync(`/proc/${pid}/exe`, 'r');
+  } catch {
+    return undefined;
+  }
+  try {
+    const bytes = new Uint8Array(length);
+    return bytes.subarray(0, readSync(fd, bytes, 0, length, 0));
+  } finally {
+    closeSync(fd);
+  }
+}

@@ -1,0 +1,161 @@
+// ptrace(2) and wait4(2), as thin as they can be. Everything here acts on one thread of the target at a time and must be
+// called from one and the same operating-system thread: the kernel ties tracees to the thread that seized them.
+import { SYS, systemCall, systemCallBuffer2, systemCallBuffer4 } from './system-call.js';
+
+/** Requests, include/uapi/linux/ptrace.h and arch/x86/include/uapi/asm/ptrace-abi.h. */
+const REQUEST = {
+  cont: 7,
+  singleStep: 9,
+  getRegs: 12,
+  setRegs: 13,
+  detach: 17,
+  seize: 0x4206,
+  interrupt: 0x4207,
+  getSignalMask: 0x420a,
+  setSignalMask: 0x420b,
+} as const;
+
+export const PTRACE_O_TRACEEXEC = 0x10;
+export const PTRACE_O_EXITKILL = 0x100000;
+export const PTRACE_EVENT_EXEC = 4;
+/** Reported for PTRACE_INTERRUPT and for group stops of a seized thread. */
+export const PTRACE_EVENT_STOP = 128;
+
+const WNOHANG = 1;
+const WAIT_ALL = 0x40000000;
+
+/** Registers of a stopped thread: struct user_regs_struct, arch/x86/include/asm/user_64.h: 27 words of eight bytes. */
+export const REGISTER_NAMES = [
+  'r15',
+  'r14',
+  'r13',
+  'r12',
+  'rbp',
+  'rbx',
+  'r11',
+  'r10',
+  'r9',
+  'r8',
+  'rax',
+  'rcx',
+  'rdx',
+  'rsi',
+  'rdi',
+  'orig_rax',
+  'rip',
+  'cs',
+  'eflags',
+  'rsp',
+  'ss',
+  'fs_base',
+  'gs_base',
+  'ds',
+  'es',
+  'fs',
+  'gs',
+] as const;
+export type RegisterName = (typeof REGISTER_NAMES)[number];
+
+const REGISTERS_SIZE = REGISTER_NAMES.length * 8;
+const registerIndex = new Map(REGISTER_NAMES.map((name, index) => [name, index]));
+
+/** A copy of a thread's registers. Reading one needs no system call. */
+export class Registers {
+  readonly words: BigUint64Array;
+
+  constructor(words: BigUint64Array = new BigUint64Array(REGISTER_NAMES.length)) {
+    this.words = words;
+  }
+
+  get(name: RegisterName): bigint {
+    return this.words[registerIndex.get(name) ?? 0];
+  }
+
+  set(name: RegisterName, value: bigint): this {
+    this.words[registerIndex.get(name) ?? 0] = BigInt.asUintN(64, value);
+    return this;
+  }
+
+  copy(): Registers {
+    return new Registers(this.words.slice());
+  }
+
+  get bytes(): Uint8Array {
+    return new Uint8Array(this.words.buffer, this.words.byteOffset, REGISTERS_SIZE);
+  }
+}
+
+/** Each returns 0, or -errno. */
+export const ptrace = {
+  seize: (tid: number, options: number): number => systemCall(SYS.ptrace, REQUEST.seize, tid, 0, options),
+  interrupt: (tid: number): number => systemCall(SYS.ptrace, REQUEST.interrupt, tid, 0, 0),
+  /** Detaches and delivers `signal` (0: none). */
+  detach: (tid: number, signal: number): number => systemCall(SYS.ptrace, REQUEST.detach, tid, 0, signal),
+  cont: (tid: number, signal: number): number => systemCall(SYS.ptrace, REQUEST.cont, tid, 0, signal),
+  singleStep: (tid: number): number => systemCall(SYS.ptrace, REQUEST.singleStep, tid, 0, 0),
+  getRegisters: (tid: number, into: Registers): number =>
+    systemCallBuffer4(SYS.ptrace, REQUEST.getRegs, tid, 0, into.bytes),
+  setRegisters: (tid: number, from: Registers): number =>
+    systemCallBuffer4(SYS.ptrace, REQUEST.setRegs, tid, 0, from.bytes),
+};
+
+/** Bytes of a signal set: the kernel's sigset_t of 64 signals. */
+const SIGNAL_SET_SIZE = 8;
+
+/** The mask of blocked signals of a stopped thread. */
+export const ptraceSignalMask = {
+  /** Blocks every signal; returns the former mask. */
+  block: (tid: number): Uint8Array => {
+    const mask = new Uint8Array(SIGNAL_SET_SIZE);
+    systemCallBuffer4(SYS.ptrace, REQUEST.getSignalMask, tid, SIGNAL_SET_SIZE, mask);
+    systemCallBuffer4(
+      SYS.ptrace,
+      REQUEST.setSignalMask,
+      tid,
+      SIGNAL_SET_SIZE,
+      new Uint8Array(SIGNAL_SET_SIZE).fill(0xff),
+    );
+    return mask;
+  },
+  restore: (tid: number, mask: Uint8Array): void => {
+    systemCallBuffer4(SYS.ptrace, REQUEST.setSignalMask, tid, SIGNAL_SET_SIZE, mask);
+  },
+};
+
+/** What wait4 said of a thread. */
+export type WaitResult =
+  | { readonly kind: 'stopped'; readonly tid: number; readonly signal: number; readonly event: number }
+  | { readonly kind: 'exited'; readonly tid: number; readonly status: number }
+  | { readonly kind: 'killed'; readonly tid: number; readonly signal: number }
+  | { readonly kind: 'none' }
+  | { readonly kind: 'error'; readonly errno: number };
+
+const statusBuffer = new Uint8Array(8);
+const statusView = new DataView(statusBuffer.buffer);
+
+/** Waits for a change of `tid` (a thread, traced or a child; -1: any). `block` false polls. */
+export function waitForThread(tid: number, block: boolean, untraced = false): WaitResult {
+  const WUNTRACED = 2;
+  let result: number;
+  const EINTR = 4;
+  do {
+    result = systemCallBuffer2(
+      SYS.wait4,
+      tid,
+      statusBuffer,
+      WAIT_ALL | (block ? 0 : WNOHANG) | (untraced ? WUNTRACED : 0),
+    );
+  } while (result === -EINTR);
+  if (result < 0) return { kind: 'error', errno: -result };
+  if (result === 0) return { kind: 'none' };
+  const status = statusView.getInt32(0, true);
+  return decodeWaitStatus(result, status);
+}
+
+/** The encoding of wait statuses: low 7 bits the signal, 0x7f stopped, bits 8..15 exit status or stop signal, then the event. */
+function decodeWaitStatus(tid: number, status: number): WaitResult {
+  const low = status & 0x7f;
+  if (low === 0x7f) return { kind: 'stopped', tid, signal: (status >> 8) & 0xff, event: status >> 16 };
+  if (low === 0) return { kind: 'exited', tid, status: (status >> 8) & 0xff };
+  return { kind: 'killed', tid, signal: low };
+}

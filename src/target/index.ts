@@ -1,0 +1,6 @@
+export { Hold, HoldTimes, pause, type HeldThread } from './hold.js';
+export { TargetMemory } from './memory.js';
+export { readModules, type Module, type UnusableModule } from './modules.js';
+export { hasFsgsbase, preflight, type Preflight } from './preflight.js';
+export { RemoteCalls, expectSuccess, findSyscallInstruction, type RemoteCall } from './remote-calls.js';
+export { findProgram, killStopped, spawnStopped, type SpawnedProgram } from './spawn.js';

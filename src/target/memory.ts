@@ -1,0 +1,93 @@
+import { closeSync, openSync, readSync, writeSync } from 'node:fs';
+import { CannotError } from '../errors/index.js';
+
+/**
+ * The memory of a process through /proc/PID/mem, which reads and writes r-x text (as a debugger may) and reports bad
+ * addresses as errors. Addresses are numbers here: user space ends below 2^47.
+ */
+export class TargetMemory {
+  readonly #fd: number;
+  readonly #pid: number;
+
+  /** @throws CannotError NOT_PERMITTED, NO_PROCESS */
+  constructor(pid: number) {
+    this.#pid = pid;
+    try {
+      this.#fd = openSync(`/proc/${pid}/mem`, 'r+');
+    } catch (error) {
+      const code = (error as NodeJS.ErrnoException).code;
+      throw new CannotError(code === 'ENOENT' ? 'NO_PROCESS' : 'NOT_PERMITTED', {
+        tried: `open the memory of process ${pid}`,
+        why: code === 'ENOENT' ? 'there is no such process' : `the kernel refused it (${code ?? 'unknown'})`,
+        next:
+          code === 'ENOENT'
+            ? 'give the id of a running process'
+            : 'run safepoke as the same user as the process, as root, or with CAP_SYS_PTRACE; `safepoke doctor` tells more',
+        cause: error,
+      });
+    }
+  }
+
+  /** Reads up to `length` bytes; fewer where memory ends; an empty array where there is none, or the process has gone. */
+  readSome(address: number, length: number): Uint8Array {
+    const bytes = new Uint8Array(length);
+    let done = 0;
+    while (done < length) {
+      let count: number;
+      try {
+        count = readSync(this.#fd, bytes, done, length - done, address + done);
+      } catch {
+        break;
+      }
+      if (count === 0) break;
+      done += count;
+    }
+    return bytes.subarray(0, done);
+  }
+
+  /** Reads exactly `length` bytes. @throws CannotError MEMORY */
+  read(address: number, length: number): Uint8Array {
+    const bytes = this.readSome(address, length);
+    if (bytes.length !== length) throw this.#error('read', address, length);
+    return bytes;
+  }
+
+  /** One 8-byte word; undefined where there is none. */
+  readWord(address: number): bigint | undefined {
+    const bytes = this.readSome(address, 8);
+    return bytes.length === 8
+      ? new DataView(bytes.buffer, bytes.byteOffset).getBigUint64(0, true)
+      : undefined;
+  }
+
+  /** Writes all of `bytes`. @throws CannotError MEMORY */
+  write(address: number, bytes: Uint8Array): void {
+    let done = 0;
+    while (done < bytes.length) {
+      try {
+        done += writeSync(this.#fd, bytes, done, bytes.length - done, address + done);
+      } catch (error) {
+        throw this.#error('write', address, bytes.length, error);
+      }
+    }
+  }
+
+  writeWord(address: number, value: bigint): void {
+    const bytes = new Uint8Array(8);
+    new DataView(bytes.buffer).setBigUint64(0, BigInt.asUintN(64, value), true);
+    this.write(address, bytes);
+  }
+
+  close(): void {
+    closeSync(this.#fd);
+  }
+
+  #error(verb: string, address: number, length: number, cause?: unknown): CannotError {
+    return new CannotError('MEMORY', {
+      tried: `${verb} ${length} bytes at 0x${address.toString(16)} in process ${this.#pid}`,
+      why: 'there is no such memory there, or the process has ended',
+      next: 'see whether the process still runs, and attach again if it does',
+      cause,
+    });
+  }
+}

@@ -1,0 +1,237 @@
+// Starts a program such that nothing of it has run when we first hold it. Node's own child_process would wait for the child
+// behind our back and swallow its ptrace stops; so a few instructions of our own fork, reset what Node changed, stop, and
+// execute the program. None of Node's code runs in the child.
+import { accessSync, constants as fsConstants, statSync } from 'node:fs';
+import { constants as osConstants } from 'node:os';
+import { delimiter, join } from 'node:path';
+import { CannotError } from '../errors/index.js';
+import {
+  ERRNO,
+  PTRACE_EVENT_EXEC,
+  PTRACE_O_TRACEEXEC,
+  Registers,
+  SYS,
+  addressOf,
+  errnoName,
+  placeOwnCode,
+  ptrace,
+  readAuxiliaryVector,
+  readExecutableHead,
+  systemCall,
+  waitForThread,
+} from '../linux/index.js';
+import { assemble } from '../x86/index.js';
+import { ELF_HEAD_BYTES, checkMachine } from './preflight.js';
+import type { TargetMemory } from './memory.js';
+
+const SIGNALS = 64;
+const SIGTRAP = 5;
+/** AT_ENTRY of the auxiliary vector: where the executable's own code begins. */
+const AT_ENTRY = 9;
+const INT3 = 0xcc;
+/** Exit status of a child whose execve failed is 0x40 | errno, which no stop comes before. */
+const EXEC_FAILED = 0x80;
+
+/** rdi path, rsi argv, rdx envp, rcx an empty struct kernel_sigaction (32 bytes of zeros: SIG_DFL) -> child's pid */
+const LISTING = `
+spawn:
+    push rbx
+    push r12
+    push r13
+    push r14
+    mov rbx, rdi
+    mov r12, rsi
+    mov r13, rdx
+    mov r14, rcx
+    mov eax, ${SYS.fork}
+    syscall
+    test rax, rax
+    jne spawn_parent
+    push ${SIGNALS}                     ; the child: handlers and ignored signals of Node are not the program's
+spawn_signal:
+    mov eax, ${SYS.rt_sigaction}
+    mov rdi, [rsp]
+    mov rsi, r14
+    xor edx, edx
+    mov r10, 8
+    syscall
+    sub qword [rsp], 1
+    jne spawn_signal
+    mov eax, ${SYS.rt_sigprocmask}
+    mov edi, 2                          ; SIG_SETMASK
+    mov rsi, r14
+    xor edx, edx
+    mov r10, 8
+    syscall
+    mov eax, ${SYS.getpid}
+    syscall
+    mov rdi, rax
+    mov esi, 19                         ; SIGSTOP: the tracer takes over here
+    mov eax, ${SYS.kill}
+    syscall
+    mov eax, ${SYS.execve}
+    mov rdi, rbx
+    mov rsi, r12
+    mov rdx, r13
+    syscall
+    mov rdi, rax                        ; -errno
+    xor edi, -1
+    add edi, ${1 + EXEC_FAILED}
+    mov eax, ${SYS.exit}
+    syscall
+spawn_parent:
+    pop r14
+    pop r13
+    pop r12
+    pop rbx
+    ret
+`;
+
+function cString(text: string): Uint8Array {
+  return new TextEncoder().encode(`${text}\0`);
+}
+
+/** A null-terminated array of pointers to null-terminated strings, as execve wants; `keep` must outlive its use. */
+function pointerArray(strings: readonly string[], keep: Uint8Array[]): Uint8Array {
+  const pointers = new BigUint64Array(strings.length + 1);
+  strings.forEach((text, i) => {
+    const bytes = cString(text);
+    keep.push(bytes);
+    pointers[i] = addressOf(bytes);
+  });
+  const bytes = new Uint8Array(pointers.buffer);
+  keep.push(bytes);
+  return bytes;
+}
+
+/** Finds a program as execvp does. @throws CannotError NO_PROGRAM */
+export function findProgram(name: string): string {
+  const candidates = name.includes('/')
+    ? [name]
+    : (process.env['PATH'] ?? '/usr/bin:/bin').split(delimiter).map((folder) => join(folder, name));
+  for (const candidate of candidates) {
+    try {
+      accessSync(candidate, fsConstants.X_OK);
+      if (statSync(candidate).isFile()) return candidate;
+    } catch {
+      continue;
+    }
+  }
+  throw new CannotError('NO_PROGRAM', {
+    tried: `run ${name}`,
+    why: name.includes('/') ? 'there is no such executable file' : 'it is in none of the folders of PATH',
+    next: 'give the path of a program',
+  });
+}
+
+/** A program of ours that stands before its first instruction (the dynamic loader has done its work), held. */
+export interface SpawnedProgram {
+  readonly pid: number;
+}
+
+function startFailed(path: string, why: string): CannotError {
+  return new CannotError('NOT_STARTED', {
+    tried: `run ${path}`,
+    why,
+    next: 'see that it is a program for this machine that starts without safepoke',
+  });
+}
+
+/**
+ * Starts `path` and stops it at its entry point: its libraries are loaded and initialised, none of its own code has run. It
+ * is held by ptrace then (adopt it with `Hold.adopt`).
+ *
+ * @throws CannotError NOT_STARTED
+ */
+export function spawnStopped(
+  path: string,
+  args: readonly string[],
+  openMemory: (pid: number) => TargetMemory,
+): SpawnedProgram {
+  const code = placeOwnCode(assemble(LISTING, 0n).bytes);
+  const keep: Uint8Array[] = [];
+  const pathBytes = cString(path);
+  const environment = Object.entries(process.env).map(([name, value]) => `${name}=${value ?? ''}`);
+  const argv = pointerArray(args, keep);
+  const envp = pointerArray(environment, keep);
+  const defaultAction = new Uint8Array(32);
+  const pid = Number(
+    code.call(0, addressOf(pathBytes), addressOf(argv), addressOf(envp), addressOf(defaultAction)),
+  );
+  if (pid < 0) throw startFailed(path, `fork failed (${errnoName(-pid)})`);
+  const stopped = waitForThread(pid, true, true);
+  if (stopped.kind !== 'stopped') throw startFailed(path, 'the new process ended at once');
+  const seized = ptrace.seize(pid, PTRACE_O_TRACEEXEC);
+  if (seized < 0) {
+    killStopped(pid);
+    throw new CannotError('NOT_PERMITTED', {
+      tried: `trace ${path}`,
+      why: `the kernel refused ptrace even for a child (${errnoName(-seized)})`,
+      next: 'see whether a container or seccomp filter forbids ptrace; `safepoke doctor` tells more',
+    });
+  }
+  systemCall(SYS.kill, pid, osConstants.signals.SIGCONT);
+  runToExec(path, pid);
+  try {
+    checkMachine(readExecutableHead(pid, ELF_HEAD_BYTES) ?? new Uint8Array(ELF_HEAD_BYTES), `run ${path}`);
+    runToEntry(path, pid, openMemory(pid));
+  } catch (error) {
+    killStopped(pid);
+    throw error;
+  }
+  return { pid };
+}
+
+/** Ends a program that we started and that has not run yet. */
+export function killStopped(pid: number): void {
+  systemCall(SYS.kill, pid, osConstants.signals.SIGKILL);
+  waitForThread(pid, true);
+}
+
+function runToExec(path: string, pid: number): void {
+  for (;;) {
+    const result = waitForThread(pid, true);
+    if (result.kind === 'stopped') {
+      if (result.event === PTRACE_EVENT_EXEC) return;
+      // The group stop of our own SIGSTOP, and the SIGCONT that ends it, are seen as stops of their own.
+      const isOurs =
+        result.signal === osConstants.signals.SIGSTOP || result.signal === osConstants.signals.SIGCONT;
+      ptrace.cont(pid, result.event === 0 && !isOurs ? result.signal : 0);
+      continue;
+    }
+    if (result.kind === 'exited' && result.status > EXEC_FAILED) {
+      const errno = result.status - EXEC_FAILED;
+      const why =
+        errno === ERRNO.ENOEXEC ? 'it is not a program that the kernel can execute' : errnoName(errno);
+      throw startFailed(path, `execve failed: ${why}`);
+    }
+    throw startFailed(path, 'it ended before it began');
+  }
+}
+
+/** Runs the dynamic loader, up to the executable's entry point. A script's interpreter is the executable then. */
+function runToEntry(path: string, pid: number, memory: TargetMemory): void {
+  const entry = readAuxiliaryVector(pid)?.get(AT_ENTRY);
+  if (entry === undefined) throw startFailed(path, 'its entry point is not known');
+  const registers = new Registers();
+  ptrace.getRegisters(pid, registers);
+  if (registers.get('rip') === entry) {
+    memory.close();
+    return;
+  }
+  const address = Number(entry);
+  const original = memory.read(address, 1);
+  memory.write(address, Uint8Array.of(INT3));
+  ptrace.cont(pid, 0);
+  for (;;) {
+    const result = waitForThread(pid, true);
+    if (result.kind !== 'stopped') throw startFailed(path, 'it ended while its libraries were loaded');
+    ptrace.getRegisters(pid, registers);
+    if (result.event === 0 && result.signal === SIGTRAP && registers.get('rip') === entry + 1n) break;
+    ptrace.cont(pid, result.event === 0 ? result.signal : 0);
+  }
+  memory.write(address, original);
+  registers.set('rip', entry);
+  ptrace.setRegisters(pid, registers);
+  memory.close();
+}

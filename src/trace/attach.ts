@@ -1,0 +1,269 @@
+// From a process or a program to a session.
+import { CannotError, UsageError } from '../errors/index.js';
+import { readCommandLine, systemCall, SYS } from '../linux/index.js';
+import type { RecordingHeader, RecordingSink } from '../recording/index.js';
+import { demangle } from '../symbols/index.js';
+import {
+  Hold,
+  HoldTimes,
+  TargetMemory,
+  findProgram,
+  killStopped,
+  preflight,
+  readModules,
+  spawnStopped,
+  type Module,
+  type Preflight,
+} from '../target/index.js';
+import { DEFAULT_BUFFER_BYTES, MAX_BUFFER_BYTES, MIN_BUFFER_BYTES, type TraceOptions } from './options.js';
+import { PatchedTarget } from './patched-target.js';
+import { ModuleFunctions, parsePatterns, selectFunctions } from './selection.js';
+import { Session } from './session.js';
+import {
+  SESSION_REFUSALS,
+  planHooks,
+  planSites,
+  trustedRanges,
+  type PlannedSite,
+  type RefusedFunction,
+} from './site-plan.js';
+import { ExitWatch } from './target-exit.js';
+import { TimeStamp } from './time-stamp.js';
+
+/** Bounds on the number of lanes: each is address space for a ring and a shadow stack, not memory until it is used. */
+const MIN_LANES = 128;
+const MAX_LANES = 4096;
+/** Calls open at once in a thread: an 8 MiB stack holds rarely more. */
+const MAX_SHADOW_ENTRIES = 1 << 15;
+
+/** Where a recording goes; the caller opens and closes it. */
+export interface Recorded {
+  readonly sink?: RecordingSink;
+}
+
+interface Start {
+  readonly pid: number;
+  readonly options: TraceOptions & Recorded;
+  readonly memory: TargetMemory;
+  readonly times: HoldTimes;
+  readonly adopted: Hold | undefined;
+  readonly isChild: boolean;
+  readonly before: Preflight;
+  readonly since: number;
+}
+
+/** Refuses options that make no sense, before anything is done. @throws UsageError */
+export function checkOptions(options: TraceOptions): void {
+  parsePatterns(options.filters);
+  parsePatterns(options.notrace);
+  if (options.entryOnly === true && options.depth !== undefined) {
+    throw new UsageError('DEPTH_OF_ENTRIES', {
+      tried: 'limit the depth of entries',
+      why: 'without exits (--entry-only) nothing tells how deep a call is',
+      next: 'leave out one of --depth and --entry-only',
+    });
+  }
+  if (options.depth !== undefined && !(Number.isInteger(options.depth) && options.depth >= 0)) {
+    throw new UsageError('BAD_NUMBER', {
+      tried: `take ${options.depth} as a depth`,
+      why: 'it is not a whole number of at least 0',
+      next: 'give a number such as 2',
+    });
+  }
+  const buffer = options.bufferBytes ?? DEFAULT_BUFFER_BYTES;
+  if (!(buffer >= MIN_BUFFER_BYTES && buffer <= MAX_BUFFER_BYTES)) {
+    throw new UsageError('BAD_SIZE', {
+      tried: `make rings of ${buffer} bytes`,
+      why: `a ring has from ${MIN_BUFFER_BYTES} to ${MAX_BUFFER_BYTES} bytes`,
+      next: 'give a --buffer such as 4M',
+    });
+  }
+}
+
+/**
+ * Attaches to a running process.
+ *
+ * @throws CannotError with the reason; nothing in the process has changed then. UsageError for bad options
+ */
+export function attachTo(pid: number, options: TraceOptions & Recorded = {}): Session {
+  const since = performance.now();
+  checkOptions(options);
+  const before = preflight(pid);
+  const memory = new TargetMemory(pid);
+  try {
+    const times = new HoldTimes();
+    return start({ pid, options, memory, times, adopted: undefined, isChild: false, before, since });
+  } catch (error) {
+    memory.close();
+    throw error;
+  }
+}
+
+/**
+ * Starts a program under trace: it is patched before the first instruction of its own. `command` is the program and its
+ * arguments; the program is looked for in PATH.
+ *
+ * @throws CannotError with the reason; the program has not run then. UsageError for bad options
+ */
+export function runProgram(command: readonly string[], options: TraceOptions & Recorded = {}): Session {
+  const since = performance.now();
+  checkOptions(options);
+  const path = findProgram(command[0]);
+  const { pid } = spawnStopped(path, command, (child) => new TargetMemory(child));
+  let memory: TargetMemory | undefined;
+  try {
+    const times = new HoldTimes();
+    // It has not begun: standing still costs it nothing, and is no holding.
+    const adopted = Hold.adopt(pid, pid, new HoldTimes());
+    memory = new TargetMemory(pid);
+    const before: Preflight = { threads: [pid], seccompFilter: false, shadowStack: false };
+    const session = start({ pid, options, memory, times, adopted, isChild: true, before, since });
+    adopted.release();
+    return session;
+  } catch (error) {
+    memory?.close();
+    killStopped(pid);
+    throw error;
+  }
+}
+
+/** Lets a program that was started under trace be ended, as `kill` does; for a tracer that is told to end. */
+export function signalTarget(pid: number, signal: number): void {
+  systemCall(SYS.kill, pid, signal);
+}
+
+function nothingTraceable(refused: readonly RefusedFunction[]): CannotError {
+  const reasons = new Map<string, number>();
+  for (const { reason } of refused) reasons.set(reason, (reasons.get(reason) ?? 0) + 1);
+  const list = [...reasons].map(
+    ([reason, n]) => `${n} ${reason} (${SESSION_REFUSALS[reason as keyof typeof SESSION_REFUSALS]})`,
+  );
+  return new CannotError('NOTHING_TRACEABLE', {
+    tried: 'trace any of the functions asked for',
+    why: `all ${refused.length} are refused: ${list.join(', ')}`,
+    next: 'see `safepoke functions --refused`, and choose others',
+  });
+}
+
+/** Modules with their functions as messages of a recording tell them. */
+function describe(sites: readonly PlannedSite[]): {
+  name: string;
+  demangled?: string;
+  module: string;
+  address: string;
+}[] {
+  return sites.map(({ function: f, module }) => {
+    const demangled = demangle(f.name);
+    return {
+      name: f.name,
+      ...(demangled === f.name ? {} : { demangled }),
+      module: module.path,
+      address: `0x${(f.address + module.bias).toString(16)}`,
+    };
+  });
+}
+
+/** Numbers of lanes to try, most first: threads come and go, and a lane is free again only a while after its thread ended. */
+function laneNumbers(threads: number): number[] {
+  const wanted = Math.min(MAX_LANES, Math.max(MIN_LANES, threads * 2 + MIN_LANES / 2));
+  return [wanted, Math.ceil(wanted / 4), threads + 2].map((n) => Math.max(n, threads + 2));
+}
+
+/** A range without members, for a process in which no code is trusted: calls get no exits then. */
+const NOTHING = { start: 0, end: 0 };
+
+function trustedFirst(
+  trusted: readonly { start: number; end: number }[],
+  modules: readonly Module[],
+): readonly { start: number; end: number }[] {
+  // The executable comes first in `modules`, and calls itself most.
+  const own = modules[0].text;
+  const largest = [...own].sort((a, b) => b.end - b.start - (a.end - a.start)).at(0);
+  const first = trusted.find(
+    (range) => largest !== undefined && range.start >= largest.start && range.end <= largest.end,
+  );
+  if (first === undefined) return [NOTHING, ...trusted];
+  return [first, ...trusted.filter((range) => range !== first)];
+}
+
+function start({ pid, options, memory, times, adopted, isChild, before, since }: Start): Session {
+  const entryOnly = options.entryOnly ?? false;
+  if (before.shadowStack && !entryOnly) {
+    throw new CannotError('SHADOW_STACK', {
+      tried: `record the exits of functions of process ${pid}`,
+      why: 'it runs with shadow stacks (CET), which forbid to swap a return address',
+      next: 'use --entry-only, or start it with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off',
+    });
+  }
+  const { modules, unusable } = readModules(pid);
+  const onNote = options.onNote ?? (() => undefined);
+  for (const { path, why } of unusable) onNote(`${path} cannot be traced: ${why}`);
+  if (modules.length === 0) {
+    throw new CannotError('NO_FILES', {
+      tried: `read the program of process ${pid}`,
+      why: unusable.map(({ path, why }) => `${path}: ${why}`).join('; '),
+      next: 'start the process again from a file that is there',
+    });
+  }
+  const functions = new ModuleFunctions();
+  const filters = parsePatterns(options.filters);
+  const notrace = parsePatterns(options.notrace);
+  const selections = selectFunctions(modules, functions, filters, notrace);
+  const plan = planSites(selections, memory, entryOnly);
+  if (plan.sites.length === 0) throw nothingTraceable(plan.refused);
+  const hooks = entryOnly ? { sites: [], refused: [] } : planHooks(modules, functions, memory);
+  if (hooks.refused.length > 0) {
+    throw new CannotError('UNWINDER_UNKNOWN', {
+      tried: `prepare process ${pid} for exceptions`,
+      why: `${hooks.refused[0].function.name} of ${hooks.refused[0].module.name}: ${SESSION_REFUSALS[hooks.refused[0].reason]}`,
+      next: 'use --entry-only, which needs no such preparation',
+    });
+  }
+  const timeStamp = new TimeStamp();
+  const tscHz = timeStamp.estimateHz();
+  const ringBytes = options.bufferBytes ?? DEFAULT_BUFFER_BYTES;
+  const target = PatchedTarget.patch({
+    pid,
+    modules,
+    sites: [...plan.sites, ...hooks.sites],
+    memory,
+    times,
+    adopted,
+    agent: {
+      ringBytes,
+      maxShadowEntries: MAX_SHADOW_ENTRIES,
+      maxDepth: options.depth,
+      mayAskTid: !before.seccompFilter,
+      trusted: trustedFirst(trustedRanges(modules, functions), modules),
+      lanes: laneNumbers(before.threads.length),
+    },
+  });
+  const header: RecordingHeader = {
+    pid,
+    command: readCommandLine(pid) ?? [],
+    startTime: new Date().toISOString(),
+    mode: entryOnly ? 'entries' : 'calls',
+    tscHz,
+    startTsc: String(timeStamp.now()),
+    filters: [...(options.filters ?? []), ...(options.notrace ?? []).map((text) => `not ${text}`)],
+  };
+  const watch = new ExitWatch(pid, isChild);
+  return new Session({
+    pid,
+    target,
+    header,
+    functions: describe(target.sites),
+    refused: [...plan.refused, ...target.refused],
+    times,
+    watch,
+    timeStamp,
+    attachMs: performance.now() - since,
+    sink: options.sink,
+    onNote,
+    close: () => {
+      target.agent.close();
+      watch.close();
+      memory.close();
+    },
+  });
+}

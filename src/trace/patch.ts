@@ -1,0 +1,71 @@
+// Changing sites: whole spans at a time, each read, compared with what must be there, and written back in one go. Every
+// thread is held while this runs.
+import type { TargetMemory } from '../target/index.js';
+import { SITE_LENGTH } from '../x86/index.js';
+
+/** A site with the bytes that must stand there now, and those that are to. */
+export interface SiteChange {
+  readonly address: number;
+  readonly expected: Uint8Array;
+  readonly wanted: Uint8Array;
+}
+
+/** Sites further apart than this are written separately: copying bytes that stay costs less than a system call. */
+const MAX_GAP = 4096;
+const MAX_SPAN = 4 << 20;
+
+/**
+ * Applies the changes, which are in ascending order of address, and returns those that were left alone since other bytes
+ * than the expected ones stood there.
+ *
+ * @throws CannotError MEMORY
+ */
+export function applyChanges(memory: TargetMemory, changes: readonly SiteChange[]): SiteChange[] {
+  const foreign: SiteChange[] = [];
+  let first = 0;
+  while (first < changes.length) {
+    let last = first;
+    while (
+      last + 1 < changes.length &&
+      changes[last + 1].address - changes[last].address < MAX_GAP &&
+      changes[last + 1].address - changes[first].address < MAX_SPAN
+    ) {
+      last++;
+    }
+    const start = changes[first].address;
+    const span = memory.read(start, changes[last].address + SITE_LENGTH - start);
+    let changed = 0;
+    for (let i = first; i <= last; i++) {
+      const { address, expected, wanted } = changes[i];
+      if (!equalAt(span, address - start, expected)) {
+        foreign.push(changes[i]);
+        continue;
+      }
+      span.set(wanted, address - start);
+      changed++;
+    }
+    if (changed > 0) memory.write(start, span);
+    first = last + 1;
+  }
+  return foreign;
+}
+
+/** True if each change's wanted bytes stand in memory. */
+export function areApplied(memory: TargetMemory, changes: readonly SiteChange[]): boolean {
+  return changes.every(({ address, wanted }) => equalAt(memory.readSome(address, wanted.length), 0, wanted));
+}
+
+function equalAt(bytes: Uint8Array, offset: number, expected: Uint8Array): boolean {
+  for (let i = 0; i < expected.length; i++) if (bytes[offset + i] !== expected[i]) return false;
+  return true;
+}
+
+const JMP_REL32 = 0xe9;
+
+/** The bytes of `jmp target` at `address`. */
+export function jumpTo(address: number, target: number): Uint8Array {
+  const bytes = new Uint8Array(SITE_LENGTH);
+  bytes[0] = JMP_REL32;
+  new DataView(bytes.buffer).setInt32(1, target - (address + SITE_LENGTH), true);
+  return bytes;
+}

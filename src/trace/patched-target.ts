@@ -1,0 +1,311 @@
+// A target with its sites changed: the part of a session that touches the process.
+import { Agent, HEAD_SIZE, type AgentOptions, type Cluster } from '../agent/index.js';
+import { CannotError } from '../errors/index.js';
+import { readMaps } from '../linux/index.js';
+import {
+  Hold,
+  RemoteCalls,
+  TargetMemory,
+  findSyscallInstruction,
+  type HeldThread,
+  type HoldTimes,
+} from '../target/index.js';
+import { applyChanges, areApplied, jumpTo, type SiteChange } from './patch.js';
+import type { PlannedSite, RefusedFunction } from './site-plan.js';
+import { findSavedInstructionPointers, findTidOffset, knownThreads } from './thread-facts.js';
+import type { Module } from '../target/index.js';
+
+/** Clusters of modules are kept small enough that every stub reaches every site. */
+const MAX_CLUSTER = 1 << 30;
+/** A recorder with its slow paths is a few hundred instructions; relocated code is a few more. */
+const MAX_STEPS_OUT = 20_000;
+
+/** What to put into a target. */
+export interface PatchRequest {
+  readonly pid: number;
+  readonly modules: readonly Module[];
+  /** Functions to trace, then hooks; the index of a function in records is its position after `arrange`. */
+  readonly sites: readonly PlannedSite[];
+  readonly agent: Omit<AgentOptions, 'tidOffset'>;
+  readonly memory: TargetMemory;
+  readonly times: HoldTimes;
+  /** A thread that we hold already, of a program that has not run; it is let go when all is done. */
+  readonly adopted: Hold | undefined;
+}
+
+/** Sites in the order of their addresses, in clusters. */
+function arrange(sites: readonly PlannedSite[]): PlannedSite[][] {
+  const sorted = [...sites].sort((a, b) => a.address - b.address);
+  const clusters: PlannedSite[][] = [];
+  for (const site of sorted) {
+    const current = clusters.at(-1);
+    if (current === undefined || site.address - current[0].address > MAX_CLUSTER) clusters.push([site]);
+    else current.push(site);
+  }
+  return clusters;
+}
+
+/** What detaching achieved. */
+export interface DetachResult {
+  /** Every site has its original bytes. */
+  readonly restored: boolean;
+  /** Sites in which somebody else's bytes stood, which were left alone. */
+  readonly foreign: number;
+}
+
+export class PatchedTarget {
+  /** Sites in the order of their indices. */
+  readonly sites: readonly PlannedSite[];
+  readonly agent: Agent;
+  /** Thread ids as we know them, by lane. */
+  readonly lanes: ReadonlyMap<number, number>;
+  /** Sites that were given up at the last moment. */
+  readonly refused: readonly RefusedFunction[];
+  readonly #pid: number;
+  readonly #memory: TargetMemory;
+  readonly #times: HoldTimes;
+  readonly #changes: readonly SiteChange[];
+
+  private constructor(
+    request: PatchRequest,
+    sites: readonly PlannedSite[],
+    agent: Agent,
+    lanes: ReadonlyMap<number, number>,
+    refused: readonly RefusedFunction[],
+    changes: readonly SiteChange[],
+  ) {
+    this.#pid = request.pid;
+    this.#memory = request.memory;
+    this.#times = request.times;
+    this.sites = sites;
+    this.agent = agent;
+    this.lanes = lanes;
+    this.refused = refused;
+    this.#changes = changes;
+  }
+
+  /**
+   * Maps the agent with one thread held, emits all code with none held, and changes the sites with all held.
+   *
+   * @throws CannotError; the target is as before then
+   */
+  static patch(request: PatchRequest): PatchedTarget {
+    const { pid, memory, times, adopted } = request;
+    const clustered = arrange(request.sites);
+    const sites = clustered.flat();
+    let first = 0;
+    const clusters: Cluster[] = clustered.map((members) => {
+      const cluster = {
+        low: members[0].address,
+        high: members[members.length - 1].address,
+        firstIndex: first,
+        sites: members.map((site) => site.stub),
+      };
+      first += members.length;
+      return cluster;
+    });
+    const prepare = (hold: Hold): Agent => {
+      const tidOffset = findTidOffset(pid, hold.threads, memory, request.modules);
+      return Agent.inject(pid, hold, memory, clusters, { ...request.agent, tidOffset });
+    };
+    let agent: Agent;
+    if (adopted !== undefined) {
+      agent = prepare(adopted);
+      return install(request, adopted, agent, sites);
+    }
+    const one = Hold.one(pid, pid, times);
+    try {
+      agent = prepare(one);
+    } finally {
+      one.release();
+    }
+    const all = Hold.all(pid, times);
+    try {
+      return install(request, all, agent, sites);
+    } catch (error) {
+      agent.remove(new RemoteCalls(all.callableThread(), memory, findSyscallInstruction(pid, memory)));
+      throw error;
+    } finally {
+      all.release();
+    }
+  }
+
+  /** Built by `install` only. */
+  static of(
+    request: PatchRequest,
+    sites: readonly PlannedSite[],
+    agent: Agent,
+    lanes: ReadonlyMap<number, number>,
+    refused: readonly RefusedFunction[],
+    changes: readonly SiteChange[],
+  ): PatchedTarget {
+    return new PatchedTarget(request, sites, agent, lanes, refused, changes);
+  }
+
+  /**
+   * Turns every site back and puts swapped return addresses back, all threads held. Our code stays mapped until
+   * `tryRemove`.
+   */
+  restore(): DetachResult {
+    const hold = Hold.all(this.#pid, this.#times);
+    try {
+      this.agent.enable(false);
+      const back = this.#changes.map(({ address, expected, wanted }) => ({
+        address,
+        expected: wanted,
+        wanted: expected,
+      }));
+      const foreign = applyChanges(this.#memory, back);
+      for (const thread of hold.threads) {
+        hold.stepUntil(thread, (rip) => !this.agent.ownsCode(rip), MAX_STEPS_OUT);
+      }
+      this.agent.restoreReturnAddresses();
+      const restored = areApplied(this.#memory, back);
+      this.#removeIfUnused(hold);
+      return { restored, foreign: foreign.length };
+    } finally {
+      hold.release();
+    }
+  }
+
+  /** True once the agent's memory is gone from the target. */
+  get isRemoved(): boolean {
+    return this.#removed;
+  }
+  #removed = false;
+
+  /** Unmaps the agent if no thread is in our code or will return into it; call again later if that failed. */
+  tryRemove(): boolean {
+    if (this.#removed) return true;
+    const hold = Hold.all(this.#pid, this.#times);
+    try {
+      for (const thread of hold.threads) {
+        hold.stepUntil(thread, (rip) => !this.agent.ownsCode(rip), MAX_STEPS_OUT);
+      }
+      this.agent.restoreReturnAddresses();
+      this.#removeIfUnused(hold);
+    } finally {
+      hold.release();
+    }
+    return this.#removed;
+  }
+
+  #removeIfUnused(hold: Hold): void {
+    const maps = readMaps(this.#pid) ?? [];
+    const isInside = (thread: HeldThread): boolean =>
+      this.agent.ownsCode(thread.registers.get('rip')) ||
+      findSavedInstructionPointers(thread, maps, this.#memory).some(({ rip }) =>
+        this.agent.ownsCode(BigInt(rip)),
+      );
+    if (hold.threads.some(isInside)) return;
+    this.agent.remove(
+      new RemoteCalls(hold.callableThread(), this.#memory, findSyscallInstruction(this.#pid, this.#memory)),
+    );
+    this.#removed = true;
+  }
+}
+
+/** All threads are held: gives them lanes, moves them out of the sites, changes the sites. */
+function install(
+  request: PatchRequest,
+  hold: Hold,
+  agent: Agent,
+  sites: readonly PlannedSite[],
+): PatchedTarget {
+  const { pid, memory } = request;
+  const maps = readMaps(pid) ?? [];
+  const tidOffset = findTidOffset(pid, hold.threads, memory, request.modules);
+  const threads = knownThreads(pid, hold.threads, maps, tidOffset);
+  const assigned = agent.assignLanes(threads.map((t) => t.known));
+  const lanes = new Map(assigned.map((lane, i) => [lane, threads[i].tid]));
+
+  const heads: number[] = [];
+  for (const region of agent.regions) {
+    region.bodies.forEach((_, i) => heads.push(Number(region.heads) + i * HEAD_SIZE));
+  }
+  const interior = new Interior(sites);
+  const impossible = new Set<PlannedSite>();
+  for (const thread of hold.threads) {
+    const rip = Number(thread.registers.get('rip'));
+    const site = interior.siteAround(rip);
+    if (site !== undefined) {
+      const moved = movedInto(site, rip);
+      if (moved === undefined) {
+        impossible.add(site);
+      } else {
+        thread.registers.set('rip', moved);
+        hold.writeRegisters(thread);
+      }
+    }
+    // A handler that runs on this thread will return to where the signal came.
+    for (const saved of findSavedInstructionPointers(thread, maps, memory)) {
+      const inside = interior.siteAround(saved.rip);
+      if (inside !== undefined) impossible.add(inside);
+    }
+  }
+  const changes: SiteChange[] = [];
+  sites.forEach((site, i) => {
+    if (impossible.has(site)) return;
+    changes.push({ address: site.address, expected: site.original, wanted: jumpTo(site.address, heads[i]) });
+  });
+  const hooksFailed = sites.some((site) => site.kind === 'hook' && impossible.has(site));
+  if (hooksFailed) throw busyUnwinder(pid);
+  agent.enable(true);
+  const foreign = new Set(applyChanges(memory, changes));
+  const refused: RefusedFunction[] = [];
+  sites.forEach((site) => {
+    if (impossible.has(site))
+      refused.push({ function: site.function, module: site.module, reason: 'thread-inside' });
+  });
+  for (const change of foreign) {
+    const site = sites.find((s) => s.address === change.address);
+    if (site !== undefined) refused.push({ function: site.function, module: site.module, reason: 'changed' });
+  }
+  return PatchedTarget.of(
+    request,
+    sites,
+    agent,
+    lanes,
+    refused,
+    changes.filter((change) => !foreign.has(change)),
+  );
+}
+
+function busyUnwinder(pid: number): CannotError {
+  return new CannotError('UNWINDER_BUSY', {
+    tried: `prepare process ${pid} for exceptions`,
+    why: 'a signal handler will return into the first instructions of its unwinder',
+    next: 'try again, or trace with --entry-only, which needs no such preparation',
+  });
+}
+
+/** Where the copy of the displaced instruction at `rip` is. */
+function movedInto(site: PlannedSite, rip: number): bigint | undefined {
+  const { placed } = site;
+  const boundary = placed?.code.boundaries.find((b) => b.originalOffset === rip - site.address);
+  return placed === undefined || boundary === undefined
+    ? undefined
+    : placed.address + BigInt(boundary.newOffset);
+}
+
+/** Finds sites by addresses within their displaced instructions, their first byte excepted: from there all is well. */
+class Interior {
+  readonly #sites: readonly PlannedSite[];
+
+  constructor(sites: readonly PlannedSite[]) {
+    this.#sites = [...sites].sort((a, b) => a.address - b.address);
+  }
+
+  siteAround(address: number): PlannedSite | undefined {
+    let low = 0;
+    let high = this.#sites.length;
+    while (low < high) {
+      const middle = (low + high) >>> 1;
+      if (this.#sites[middle].address < address) low = middle + 1;
+      else high = middle;
+    }
+    if (low === 0) return undefined;
+    const site = this.#sites[low - 1];
+    return address < site.address + site.displacedLength ? site : undefined;
+  }
+}

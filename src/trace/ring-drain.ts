@@ -1,0 +1,295 @@
+// Takes records out of the rings, in place: the rings are mapped into safepoke as well.
+import { HEADER, LANE_STATE, type Agent } from '../agent/index.js';
+import { readMaps, readStatus, readThreadName, readThreads, type OwnMapping } from '../linux/index.js';
+import {
+  KIND_BITS,
+  KIND_ENTRY,
+  KIND_LEAF,
+  KIND_LOST,
+  KIND_MASK,
+  RECORD_BYTES,
+  RECORD_WORDS,
+  WHAT_WORD,
+} from '../recording/index.js';
+import { stackRange } from './thread-facts.js';
+
+/** Where drained records go. A lane here is one thread's life; its number is never used again. */
+export interface DrainListener {
+  onThread(lane: number, tid: number, name: string): void;
+  /** Records of a lane in order: a copy, to keep. */
+  onRecords(lane: number, words: Uint32Array<ArrayBuffer>): void;
+  /** Records that the lane lost behind all that were given. */
+  onLost(lane: number, records: number): void;
+  onThreadEnd(lane: number): void;
+}
+
+/** How often the list of threads is compared with the lanes in use. */
+const THREAD_CHECK_MS = 50;
+/** A reserved record that stays empty for so long, with no recorder at work, was abandoned by a jump out of a handler. */
+const ABANDONED_MS = 1000;
+/** Records copied in one piece: pieces of a size that allocators and files like. */
+const MAX_PIECE_RECORDS = 1 << 18;
+
+/** Memory of a ring is given back in pieces of this size or more. */
+const RELEASE_BYTES = 8 << 20;
+const PAGE = 4096;
+
+const WORDS64_PER_HEADER = HEADER.size / 8;
+
+interface LiveLane {
+  readonly index: number;
+  readonly id: number;
+  tid: number;
+  readonly ring: OwnMapping;
+  readonly words: Uint32Array<ArrayBuffer>;
+  /** Bytes consumed, of all times. */
+  tail: number;
+  /** Records that LOST records have told of. */
+  lostTold: number;
+  /** Bytes of all times whose memory was given back. */
+  released: number;
+  stuckSince: number | undefined;
+  gone: boolean;
+}
+
+export class RingDrain {
+  readonly #pid: number;
+  readonly #agent: Agent;
+  readonly #listener: DrainListener;
+  readonly #headers: BigUint64Array;
+  readonly #headers32: Uint32Array;
+  readonly #live = new Map<number, LiveLane>();
+  /** Threads whose own id we know from outside, by the index of their lane. */
+  readonly #preassigned: ReadonlyMap<number, number>;
+  readonly #retired = new Set<number>();
+  #nextId = 0;
+  #lastThreadCheck = 0;
+  #threads = new Set<number>();
+
+  /** Records taken, LOST records not counted. */
+  records = 0;
+  /** Entries taken, by function index. */
+  readonly entries: Float64Array;
+  /** Records dropped because a ring was full. */
+  dropped = 0;
+  /** Records that were begun and never finished. */
+  abandoned = 0;
+
+  constructor(
+    pid: number,
+    agent: Agent,
+    functions: number,
+    preassigned: ReadonlyMap<number, number>,
+    listener: DrainListener,
+  ) {
+    this.#pid = pid;
+    this.#agent = agent;
+    this.#listener = listener;
+    this.#preassigned = preassigned;
+    this.#headers = new BigUint64Array(agent.headers.bytes, 0, agent.geometry.lanes * WORDS64_PER_HEADER);
+    this.#headers32 = new Uint32Array(agent.headers.bytes, 0, agent.geometry.lanes * WORDS64_PER_HEADER * 2);
+    this.entries = new Float64Array(functions);
+  }
+
+  /** Threads seen so far. */
+  get threads(): number {
+    return this.#nextId;
+  }
+
+  /** Takes what is there. Returns the number of records. `final`: nobody writes any more. */
+  poll(final = false): number {
+    const now = performance.now();
+    if (final || now - this.#lastThreadCheck > THREAD_CHECK_MS) this.#checkThreads(now);
+    this.#findLanes();
+    let taken = 0;
+    for (const lane of this.#live.values()) {
+      taken += this.#take(lane, now, final);
+      const state = this.#state(lane.index);
+      if (!final && (lane.gone || state === LANE_STATE.ended) && lane.tail === this.#head(lane.index)) {
+        this.#end(lane);
+      }
+    }
+    return taken;
+  }
+
+  /** The session is over: ends every lane. */
+  finish(): void {
+    this.poll(true);
+    for (const lane of [...this.#live.values()]) this.#end(lane, false);
+    // Lane 0 belongs to nobody: its header counts what had no lane.
+    this.dropped += Number(this.#headers[HEADER.dropped / 8]);
+  }
+
+  #state(index: number): number {
+    return this.#headers32[index * WORDS64_PER_HEADER * 2 + HEADER.state / 4];
+  }
+
+  #head(index: number): number {
+    return Number(this.#headers[index * WORDS64_PER_HEADER + HEADER.head / 8]);
+  }
+
+  #checkThreads(now: number): void {
+    this.#lastThreadCheck = now;
+    this.#threads = new Set(readThreads(this.#pid) ?? []);
+    for (const lane of this.#live.values()) {
+      if (lane.tid !== 0 && !this.#threads.has(lane.tid)) lane.gone = true;
+    }
+  }
+
+  #findLanes(): void {
+    const { lanes } = this.#agent.geometry;
+    const stride = WORDS64_PER_HEADER * 2;
+    let fresh: LiveLane[] | undefined;
+    for (let index = 1, at = stride + HEADER.state / 4; index < lanes; index++, at += stride) {
+      if (this.#headers32[at] === LANE_STATE.free || this.#live.has(index) || this.#retired.has(index))
+        continue;
+      const ring = this.#agent.mapRing(index);
+      const lane: LiveLane = {
+        index,
+        id: this.#nextId++,
+        tid: this.#tidOf(index),
+        ring,
+        words: new Uint32Array(ring.bytes),
+        tail: Number(this.#headers[index * WORDS64_PER_HEADER + HEADER.tail / 8]),
+        lostTold: 0,
+        released: Number(this.#headers[index * WORDS64_PER_HEADER + HEADER.tail / 8]),
+        stuckSince: undefined,
+        gone: false,
+      };
+      this.#live.set(index, lane);
+      (fresh ??= []).push(lane);
+      this.#listener.onThread(lane.id, lane.tid, readThreadName(this.#pid, lane.tid) ?? '');
+    }
+    if (fresh !== undefined) this.#tellStacks(fresh);
+  }
+
+  #tellStacks(lanes: readonly LiveLane[]): void {
+    const unknown = lanes.filter((lane) => !this.#preassigned.has(lane.index));
+    if (unknown.length === 0) return;
+    const maps = readMaps(this.#pid) ?? [];
+    for (const lane of unknown) {
+      const threadPointer = this.#headers[lane.index * WORDS64_PER_HEADER + HEADER.threadPointer / 8];
+      const { low, size } = stackRange(maps, Number(threadPointer), lane.tid === this.#pid);
+      try {
+        if (size > 0) this.#agent.setStack(lane.index, low, size);
+      } catch {
+        // The target ended meanwhile; its records are still in the rings.
+        return;
+      }
+    }
+  }
+
+  /** Our name for the thread of a lane. In a PID namespace the program knows it by another. */
+  #tidOf(index: number): number {
+    const preassigned = this.#preassigned.get(index);
+    if (preassigned !== undefined) return preassigned;
+    const tid = this.#headers32[index * WORDS64_PER_HEADER * 2 + HEADER.tid / 4];
+    if (tid === 0 || this.#threads.has(tid)) return tid;
+    const threads = readThreads(this.#pid) ?? [];
+    if (threads.includes(tid)) return tid;
+    const inNamespace = threads.find(
+      (t) => readStatus(this.#pid, t)?.get('NSpid')?.split(/\s+/).at(-1) === String(tid),
+    );
+    return inNamespace ?? tid;
+  }
+
+  #take(lane: LiveLane, now: number, final: boolean): number {
+    const ringWords = lane.words.length;
+    let taken = 0;
+    for (;;) {
+      const head = this.#head(lane.index);
+      const waiting = (head - lane.tail) / RECORD_BYTES;
+      if (waiting === 0) {
+        lane.stuckSince = undefined;
+        this.#release(lane);
+        break;
+      }
+      const start = (lane.tail / 4) % ringWords;
+      const limit = Math.min(
+        start + waiting * RECORD_WORDS,
+        ringWords,
+        start + MAX_PIECE_RECORDS * RECORD_WORDS,
+      );
+      const end = this.#count(lane, start, limit);
+      if (end > start) {
+        lane.stuckSince = undefined;
+        this.#listener.onRecords(lane.id, lane.words.slice(start, end));
+        lane.words.fill(0, start, end);
+        taken += (end - start) / RECORD_WORDS;
+        this.#advance(lane, end - start);
+      }
+      if (end === limit) continue;
+      if (!this.#isAbandoned(lane, now, final)) break;
+      this.abandoned++;
+      this.#advance(lane, RECORD_WORDS);
+    }
+    return taken;
+  }
+
+  /** Goes through records from `start`; returns where the first unfinished one is. Hot: no calls, no allocation. */
+  #count(lane: LiveLane, start: number, limit: number): number {
+    const { words } = lane;
+    const { entries } = this;
+    let lost = 0;
+    let at = start;
+    for (; at < limit; at += RECORD_WORDS) {
+      const what = words[at + WHAT_WORD];
+      if (what === 0) break;
+      const kind = what & KIND_MASK;
+      if (kind === KIND_ENTRY || kind === KIND_LEAF) entries[what >>> KIND_BITS]++;
+      else if (kind === KIND_LOST) {
+        lane.lostTold += words[at + WHAT_WORD + 1];
+        lost++;
+      }
+    }
+    this.records += (at - start) / RECORD_WORDS - lost;
+    return at;
+  }
+
+  #advance(lane: LiveLane, words: number): void {
+    lane.tail += words * 4;
+    this.#headers[lane.index * WORDS64_PER_HEADER + HEADER.tail / 8] = BigInt(lane.tail);
+  }
+
+  /**
+   * Gives the memory of consumed records back, while we keep up with the thread: a ring has room for bursts, and would come
+   * to be all resident as the thread goes round in it.
+   */
+  #release(lane: LiveLane): void {
+    if (lane.tail - lane.released < RELEASE_BYTES) return;
+    const { ringBytes } = this.#agent.geometry;
+    const end = lane.tail - (lane.tail % PAGE);
+    let from = Math.max(lane.released, end - ringBytes);
+    while (from < end) {
+      const length = Math.min(end - from, ringBytes - (from % ringBytes));
+      this.#agent.releaseRing(lane.index, from % ringBytes, length);
+      from += length;
+    }
+    lane.released = end;
+  }
+
+  #isAbandoned(lane: LiveLane, now: number, final: boolean): boolean {
+    if (final) return true;
+    lane.stuckSince ??= now;
+    if (now - lane.stuckSince < ABANDONED_MS) return false;
+    lane.stuckSince = undefined;
+    return this.#agent.busy(lane.index) === 0n;
+  }
+
+  #end(lane: LiveLane, mayRecycle = true): void {
+    const dropped = Number(this.#headers[lane.index * WORDS64_PER_HEADER + HEADER.dropped / 8]);
+    this.dropped += dropped;
+    if (dropped > lane.lostTold) this.#listener.onLost(lane.id, dropped - lane.lostTold);
+    this.#listener.onThreadEnd(lane.id);
+    this.#live.delete(lane.index);
+    lane.ring.unmap();
+    this.#agent.releaseRing(lane.index, 0, this.#agent.geometry.ringBytes);
+    if (!mayRecycle) return;
+    this.#retired.add(lane.index);
+    try {
+      if (this.#agent.recycleLane(lane.index)) this.#retired.delete(lane.index);
+    } catch {
+      // The target has ended: nobody will want the lane.
+    }
+  }
+}

@@ -1,0 +1,106 @@
+// From patterns to functions.
+import { CannotError } from '../errors/index.js';
+import {
+  functionsOf,
+  matches,
+  nearestNames,
+  parsePattern,
+  type FunctionSymbol,
+  type Pattern,
+} from '../symbols/index.js';
+import type { Module } from '../target/index.js';
+
+/** A module with those of its functions that were asked for. */
+export interface ModuleSelection {
+  readonly module: Module;
+  /** Every function of the module, ascending. */
+  readonly all: readonly FunctionSymbol[];
+  readonly selected: readonly FunctionSymbol[];
+}
+
+/** Parses `-F` and `-N` arguments. @throws UsageError */
+export function parsePatterns(texts: readonly string[] | undefined): Pattern[] {
+  return (texts ?? []).map(parsePattern);
+}
+
+function concerns(pattern: Pattern, module: Module): boolean {
+  return pattern.namesModule ? pattern.matchesModule(module.name) : module.isExecutable;
+}
+
+/** Lazily parsed functions of a module; a session asks several times. */
+export class ModuleFunctions {
+  readonly #known = new Map<Module, readonly FunctionSymbol[]>();
+
+  of(module: Module): readonly FunctionSymbol[] {
+    let functions = this.#known.get(module);
+    if (functions === undefined) {
+      functions = functionsOf(module.elf(), module.name);
+      this.#known.set(module, functions);
+    }
+    return functions;
+  }
+}
+
+/**
+ * The functions that the patterns select; without filters, all of the executable.
+ *
+ * @throws CannotError NO_MODULE, NO_SYMBOLS, NO_MATCH
+ */
+export function selectFunctions(
+  modules: readonly Module[],
+  functions: ModuleFunctions,
+  filters: readonly Pattern[],
+  notrace: readonly Pattern[],
+): ModuleSelection[] {
+  const selections: ModuleSelection[] = [];
+  const looked: Module[] = [];
+  for (const module of modules) {
+    const wanted = filters.filter((pattern) => concerns(pattern, module));
+    if (filters.length === 0 ? !module.isExecutable : wanted.length === 0) continue;
+    looked.push(module);
+    const all = functions.of(module);
+    const unwanted = notrace.filter((pattern) => concerns(pattern, module));
+    const selected = all.filter(
+      (f) =>
+        (filters.length === 0 || wanted.some((pattern) => matches(pattern, f))) &&
+        !unwanted.some((pattern) => matches(pattern, f)),
+    );
+    if (selected.length > 0) selections.push({ module, all, selected });
+  }
+  if (selections.length === 0) throw nothingSelected(modules, looked, functions, filters);
+  return selections;
+}
+
+function nothingSelected(
+  modules: readonly Module[],
+  looked: readonly Module[],
+  functions: ModuleFunctions,
+  filters: readonly Pattern[],
+): CannotError {
+  const patterns = filters.map((p) => p.text).join(' ');
+  if (looked.length === 0) {
+    return new CannotError('NO_MODULE', {
+      tried: `find ${patterns}`,
+      why: 'the process has mapped no such module',
+      next: `name one of: ${modules.map((m) => m.name).join(', ')}`,
+    });
+  }
+  const names = looked.flatMap((module) => functions.of(module).flatMap((f) => f.names));
+  const where = looked.map((m) => m.name).join(', ');
+  if (names.length === 0) {
+    return new CannotError('NO_SYMBOLS', {
+      tried: `find functions in ${where}`,
+      why: 'it is stripped: no symbol of a function is left in it',
+      next: "install its debug symbols or an unstripped build, or trace its libraries, as in -F 'libc.so.6!*'",
+    });
+  }
+  const nearest = filters.flatMap((p) => nearestNames(p.text, names));
+  return new CannotError('NO_MATCH', {
+    tried: `find a function that matches ${patterns === '' ? 'the options' : patterns} in ${where}`,
+    why: `none of its ${names.length} names does`,
+    next:
+      nearest.length > 0
+        ? `the nearest are ${[...new Set(nearest)].slice(0, 5).join(', ')}`
+        : 'list what can be traced with `safepoke functions`',
+  });
+}

@@ -1,0 +1,402 @@
+import {
+  CallBuilder,
+  CallObjects,
+  LaneMerger,
+  RecordingWriter,
+  TraceInfo,
+  type Call,
+  type CallVisitor,
+  type RecordingHeader,
+  type RecordingMessage,
+  type RecordingSink,
+} from '../recording/index.js';
+import { pause, type HoldTimes } from '../target/index.js';
+import type { PatchedTarget } from './patched-target.js';
+import { RingDrain } from './ring-drain.js';
+import type { RefusedFunction } from './site-plan.js';
+import type { SessionEnd, SessionSummary } from './summary.js';
+import type { ExitWatch, TargetEnd } from './target-exit.js';
+import type { TimeStamp } from './time-stamp.js';
+
+/** Between polls when nothing comes: a ring of the default size takes longer to fill. */
+const IDLE_MS = 2;
+/** How often the target itself is looked at. */
+const TARGET_CHECK_MS = 20;
+/** Consumers get this much time between two looks at the rings. */
+const SLICE_MS = 4;
+/** Records that wait in our memory for consumers, in bytes; beyond it the rings fill, and what they drop is counted. */
+const MAX_BACKLOG = 512 << 20;
+/** Records handed to a consumer at once, in words: small enough that the rings are not forgotten meanwhile. */
+const CONSUMER_PIECE_WORDS = 4 * 4096;
+/** While records come faster than this between two polls, writing waits, up to the limit. Bytes. */
+const BUSY_BYTES = 2 << 20;
+const WRITE_BACKLOG = 256 << 20;
+/** A time stamp is taken at the start of the recorder and published at its end; a thread may lose the processor between. */
+const ORDER_SLACK_MS = 10;
+const REMOVE_TRIES = 40;
+const REMOVE_PAUSE_MS = 25;
+const BYTES_PER_WORD = 4;
+
+/** What a session is made of. */
+export interface SessionParts {
+  readonly pid: number;
+  readonly target: PatchedTarget;
+  readonly header: RecordingHeader;
+  readonly functions: readonly { name: string; demangled?: string; module: string; address: string }[];
+  readonly refused: readonly RefusedFunction[];
+  readonly times: HoldTimes;
+  readonly watch: ExitWatch;
+  readonly timeStamp: TimeStamp;
+  readonly attachMs: number;
+  readonly sink: RecordingSink | undefined;
+  readonly onNote: (line: string) => void;
+  /** Called last of all. */
+  readonly close: () => void;
+}
+
+/**
+ * A live trace. It records from the moment it exists; `follow` or an iteration see the calls from then on, in the order of
+ * time. `stop` turns the target back into what it was.
+ */
+export class Session implements AsyncIterable<Call> {
+  readonly pid: number;
+  readonly info: TraceInfo;
+  /** Resolves when the session has ended, however it did; rejects with the error of a consumer or of the recording. */
+  readonly done: Promise<SessionSummary>;
+  readonly #parts: SessionParts;
+  readonly #drain: RingDrain;
+  readonly #writer: RecordingWriter | undefined;
+  readonly #consumers: Consumer[] = [];
+  readonly #writes: { lane: number; words: Uint32Array }[] = [];
+  #writeBytes = 0;
+  #stopWanted = false;
+  #wake: (() => void) | undefined;
+  #detached = false;
+
+  constructor(parts: SessionParts) {
+    this.#parts = parts;
+    this.pid = parts.pid;
+    this.info = new TraceInfo(parts.header);
+    this.#writer = parts.sink === undefined ? undefined : new RecordingWriter(parts.sink, parts.header);
+    this.#drain = new RingDrain(
+      parts.pid,
+      parts.target.agent,
+      parts.target.sites.length,
+      parts.target.lanes,
+      {
+        onThread: (lane, tid, name) => {
+          this.#message({ kind: 'thread', lane, tid, name });
+        },
+        onRecords: (lane, words) => {
+          this.#records(lane, words);
+        },
+        onLost: (lane, records) => {
+          this.#flushWrites();
+          this.#message({ kind: 'lost', lane, records });
+          for (const consumer of this.#consumers) consumer.merger.pushLost(lane, records);
+        },
+        onThreadEnd: (lane) => {
+          this.#flushWrites();
+          this.#message({ kind: 'thread-end', lane });
+          for (const consumer of this.#consumers) consumer.merger.endLane(lane);
+        },
+      },
+    );
+    this.#message({ kind: 'functions', first: 0, items: parts.functions });
+    this.#readClock();
+    this.done = this.#run();
+    // The caller may look at `done` late, or only at what an iteration throws.
+    this.done.catch(() => undefined);
+  }
+
+  /** Functions that were asked for and are not traced. */
+  get refused(): readonly RefusedFunction[] {
+    return this.#parts.refused;
+  }
+
+  /** Shows all calls from now on to a visitor, in the order of time, until the session ends. */
+  follow(visitor: CallVisitor): void {
+    const consumer = new Consumer(this.info, visitor);
+    for (const lane of this.info.threads.keys()) consumer.merger.push(lane, new Uint32Array(0));
+    this.#consumers.push(consumer);
+  }
+
+  /** Ends the session; the target runs on as it was. Resolves as `done` does. */
+  stop(): Promise<SessionSummary> {
+    this.#stopWanted = true;
+    this.#wake?.();
+    return this.done;
+  }
+
+  /** Calls in the order in which they end. Leaving the loop ends the session. */
+  async *[Symbol.asyncIterator](): AsyncGenerator<Call, void> {
+    const ready: Call[] = [];
+    let wake: (() => void) | undefined;
+    let over = false;
+    this.follow(
+      new CallObjects(this.info, (call) => {
+        ready.push(call);
+        wake?.();
+      }),
+    );
+    const finish = (): void => {
+      over = true;
+      wake?.();
+    };
+    this.done.then(finish, finish);
+    try {
+      for (;;) {
+        if (ready.length > 0) {
+          yield* ready.splice(0);
+          continue;
+        }
+        if (over as boolean) break;
+        await new Promise<void>((resolve) => (wake = resolve));
+        wake = undefined;
+      }
+      await this.done;
+    } finally {
+      if (!over) await this.stop();
+    }
+  }
+
+  async #run(): Promise<SessionSummary> {
+    let end: { why: SessionEnd; target: TargetEnd | undefined } = { why: 'stopped', target: undefined };
+    let failure: unknown;
+    try {
+      end = await this.#loop();
+    } catch (error) {
+      failure = error;
+    }
+    let restored = true;
+    try {
+      if (end.why === 'stopped') restored = await this.#detach();
+      this.#drain.finish();
+    } catch (error) {
+      // The target may have ended under our hands; then there is nothing left to restore.
+      const targetEnd = this.#parts.watch.check();
+      if (targetEnd === undefined) {
+        this.#parts.close();
+        throw failure ?? error;
+      }
+      end = { why: endOf(targetEnd), target: targetEnd };
+      this.#drain.finish();
+    }
+    const summary = this.#summary(end.why, end.target, restored);
+    try {
+      if (failure === undefined) {
+        for (const consumer of this.#consumers) consumer.finish();
+        this.#finishRecording(summary);
+      }
+    } catch (error) {
+      failure = error;
+    }
+    this.#parts.close();
+    if (failure !== undefined) throw new SessionFailure(failure, summary).cause;
+    return summary;
+  }
+
+  async #loop(): Promise<{ why: SessionEnd; target: TargetEnd | undefined }> {
+    let lastCheck = 0;
+    while (!this.#stopWanted) {
+      const before = this.#parts.timeStamp.now();
+      const hasRoom = this.#backlog() < MAX_BACKLOG;
+      const taken = hasRoom ? this.#drain.poll() : 0;
+      this.#writeSome(taken);
+      const ticksPerMs = 1e6 / this.info.clock.nsPerTick;
+      const nowTicks = Number(before - BigInt(this.info.header.startTsc));
+      const limit = hasRoom ? nowTicks - ORDER_SLACK_MS * ticksPerMs : Number.POSITIVE_INFINITY;
+      const until = performance.now() + SLICE_MS;
+      let isBehind = false;
+      for (const consumer of this.#consumers) isBehind = consumer.feed(limit, until) || isBehind;
+      const now = performance.now();
+      if (now - lastCheck > TARGET_CHECK_MS) {
+        lastCheck = now;
+        const target = this.#parts.watch.check();
+        if (target !== undefined) return { why: endOf(target), target };
+        if (!this.#parts.target.agent.isPresent()) return this.#vanished();
+      }
+      await (taken > 0 || isBehind || this.#writeBytes > 0 ? nextTurn() : this.#sleep(IDLE_MS));
+    }
+    return { why: 'stopped', target: undefined };
+  }
+
+  /** The agent's memory is no more: the target ended, or executed another program. */
+  #vanished(): { why: SessionEnd; target: TargetEnd | undefined } {
+    for (let tries = 0; tries < REMOVE_TRIES; tries++) {
+      const target = this.#parts.watch.check();
+      if (target !== undefined) return { why: endOf(target), target };
+      pause(1);
+    }
+    return { why: 'exec', target: undefined };
+  }
+
+  async #detach(): Promise<boolean> {
+    if (this.#detached) return true;
+    this.#detached = true;
+    const { target, onNote } = this.#parts;
+    const { restored, foreign } = target.restore();
+    if (foreign > 0) {
+      onNote(`${foreign} sites were changed by somebody else meanwhile and were left as they are`);
+    }
+    this.#drain.poll();
+    for (let tries = 0; !target.isRemoved && tries < REMOVE_TRIES; tries++) {
+      await new Promise((resolve) => setTimeout(resolve, REMOVE_PAUSE_MS));
+      target.tryRemove();
+    }
+    if (!target.isRemoved)
+      onNote('a signal handler will return into safepoke’s code: it stays mapped, unused');
+    return restored;
+  }
+
+  #message(message: RecordingMessage): void {
+    this.info.accept(message);
+    this.#writer?.writeMessage(message);
+  }
+
+  #readClock(): void {
+    const { tsc, ns } = this.#parts.timeStamp.read();
+    this.#message({ kind: 'clock', tsc: String(tsc), ns: String(ns) });
+  }
+
+  #records(lane: number, words: Uint32Array<ArrayBuffer>): void {
+    if (this.#writer !== undefined) {
+      this.#writes.push({ lane, words });
+      this.#writeBytes += words.byteLength;
+    }
+    for (const consumer of this.#consumers) consumer.push(lane, words);
+  }
+
+  #writeSome(taken: number): void {
+    const isBusy = taken * 16 > BUSY_BYTES;
+    if (isBusy && this.#writeBytes < WRITE_BACKLOG) return;
+    const until = performance.now() + SLICE_MS;
+    while (this.#writes.length > 0 && performance.now() < until) this.#writeOne();
+  }
+
+  #flushWrites(): void {
+    while (this.#writes.length > 0) this.#writeOne();
+  }
+
+  #writeOne(): void {
+    const next = this.#writes.shift();
+    if (next === undefined) return;
+    const { words } = next;
+    this.#writer?.writeRecords(next.lane, [new Uint8Array(words.buffer, words.byteOffset, words.byteLength)]);
+    this.#writeBytes -= words.byteLength;
+  }
+
+  #backlog(): number {
+    let bytes = this.#writeBytes;
+    for (const consumer of this.#consumers) bytes = Math.max(bytes, consumer.backlog);
+    return bytes;
+  }
+
+  #finishRecording(summary: SessionSummary): void {
+    this.#flushWrites();
+    this.#readClock();
+    this.#message({ kind: 'end', summary: { ...summary } });
+  }
+
+  #summary(why: SessionEnd, target: TargetEnd | undefined, restored: boolean): SessionSummary {
+    const parts = this.#parts;
+    const refused: Record<string, number> = {};
+    for (const { reason } of parts.refused) refused[reason] = (refused[reason] ?? 0) + 1;
+    const calls: Record<string, number> = {};
+    this.#drain.entries.forEach((count, index) => {
+      if (count === 0) return;
+      const { name } = this.info.functionAt(index);
+      calls[name] = (calls[name] ?? 0) + count;
+    });
+    const isGone = why !== 'stopped';
+    return {
+      pid: parts.pid,
+      patched: parts.target.sites.filter((s) => s.kind !== 'hook').length - parts.target.refused.length,
+      refused,
+      records: this.#drain.records,
+      dropped: this.#drain.dropped + this.#drain.abandoned,
+      threads: this.#drain.threads,
+      held_us: Math.round(parts.times.longestUs),
+      held_total_us: Math.round(parts.times.totalUs),
+      attach_ms: Math.round(parts.attachMs * 100) / 100,
+      restored,
+      removed: isGone || parts.target.isRemoved,
+      ended: why,
+      exit_status: target?.kind === 'exited' ? target.status : null,
+      exit_signal: target?.kind === 'killed' ? target.signal : null,
+      calls,
+    };
+  }
+
+  #sleep(ms: number): Promise<void> {
+    return new Promise((resolve) => {
+      const timer = setTimeout(done, ms);
+      const wake = (): void => {
+        clearTimeout(timer);
+        done();
+      };
+      this.#wake = wake;
+      function done(): void {
+        resolve();
+      }
+    });
+  }
+}
+
+/** Carries the summary along with what went wrong, for those who look. */
+class SessionFailure extends Error {
+  constructor(
+    cause: unknown,
+    readonly summary: SessionSummary,
+  ) {
+    super('the session ended early', { cause });
+  }
+}
+
+function endOf(target: TargetEnd): SessionEnd {
+  return target.kind === 'unknown' ? 'gone' : target.kind;
+}
+
+function nextTurn(): Promise<void> {
+  return new Promise((resolve) => {
+    setImmediate(resolve);
+  });
+}
+
+/** One reader of calls: merges the lanes by time, builds calls, shows them. */
+class Consumer {
+  readonly merger: LaneMerger;
+  readonly #builder: CallBuilder;
+  backlog = 0;
+
+  constructor(info: TraceInfo, visitor: CallVisitor) {
+    this.#builder = new CallBuilder(info.header.mode, info.clock, visitor);
+    this.merger = new LaneMerger(info.clock, {
+      addRecords: (lane, words, from, to) => {
+        this.backlog -= (to - from) * BYTES_PER_WORD;
+        this.#builder.addRecords(lane, words, from, to);
+      },
+      endLane: (lane) => {
+        this.#builder.endLane(lane);
+      },
+    });
+  }
+
+  push(lane: number, words: Uint32Array): void {
+    this.backlog += words.byteLength;
+    for (let at = 0; at < words.length; at += CONSUMER_PIECE_WORDS) {
+      this.merger.push(lane, words.subarray(at, at + CONSUMER_PIECE_WORDS));
+    }
+  }
+
+  /** Shows calls older than `limit` until the time is over. True: there is more. */
+  feed(limit: number, until: number): boolean {
+    while (this.merger.step(limit)) if (performance.now() > until) return true;
+    return false;
+  }
+
+  finish(): void {
+    this.merger.finish();
+    this.#builder.finish();
+  }
+}

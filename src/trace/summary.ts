@@ -1,0 +1,34 @@
+/** What a session did, for people and programs; `--summary` writes it as JSON. Times in microseconds and milliseconds. */
+export interface SessionSummary {
+  readonly pid: number;
+  /** Sites that were changed, unwinder hooks not counted. */
+  readonly patched: number;
+  /** Functions that were asked for and not traced, by reason. */
+  readonly refused: Readonly<Record<string, number>>;
+  /** Records taken. */
+  readonly records: number;
+  /** Records that were not written, since a ring was full or no lane was free: with `records` they make all there were. */
+  readonly dropped: number;
+  /** Threads that recorded. */
+  readonly threads: number;
+  /** Longest time that any one thread was held. */
+  readonly held_us: number;
+  readonly held_total_us: number;
+  /** From the call of attach to the first function traced. */
+  readonly attach_ms: number;
+  /** Every site was read back and equals its original, or the target is no more. */
+  readonly restored: boolean;
+  /** Nothing of ours is left in the target's memory map. */
+  readonly removed: boolean;
+  /** Why the session ended. */
+  readonly ended: SessionEnd;
+  /** The target's exit status, or null if it runs on or is not known. */
+  readonly exit_status: number | null;
+  /** The signal that killed the target, or null. */
+  readonly exit_signal: number | null;
+  /** Entries recorded, by function. */
+  readonly calls: Readonly<Record<string, number>>;
+}
+
+/** `stopped`: by us; `exited`, `killed`, `gone`: the target ended (`gone`: how is not known); `exec`: it became another program. */
+export type SessionEnd = 'stopped' | 'exited' | 'killed' | 'gone' | 'exec';

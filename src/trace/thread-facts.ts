@@ -1,0 +1,131 @@
+// What the agent must know of threads, read from outside while they are held.
+import type { KnownThread } from '../agent/index.js';
+import { readStatus, type Mapping } from '../linux/index.js';
+import type { HeldThread, Module, TargetMemory } from '../target/index.js';
+
+/**
+ * Where C libraries keep a thread's id, counted from the thread pointer: glibc's struct pthread.tid (behind a tcbhead_t of
+ * 704 bytes and a list head; so since 2.4), and musl's struct pthread.tid. Never believed without a look.
+ */
+const GLIBC_TID_OFFSET = 0x2d0;
+const TID_OFFSETS = [GLIBC_TID_OFFSET, 0x30, 0x38] as const;
+
+/**
+ * The stack of the main thread grows into room that the kernel keeps free below it: at least 128 MiB (mmap_base in
+ * arch/x86/mm/mmap.c), so that whatever lies there is that stack.
+ */
+const MAIN_STACK_ROOM = 128 << 20;
+
+/** A thread's id as the program itself sees it, which differs from ours in a PID namespace. */
+export function namespaceTid(pid: number, tid: number): number {
+  const ids = readStatus(pid, tid)?.get('NSpid')?.split(/\s+/) ?? [];
+  return Number(ids.at(-1) ?? tid);
+}
+
+function readTid(memory: TargetMemory, address: number): number | undefined {
+  const bytes = memory.readSome(address, 4);
+  return bytes.length === 4 ? new DataView(bytes.buffer, bytes.byteOffset).getUint32(0, true) : undefined;
+}
+
+/** Offset of the thread id in the thread block, if one is right for all threads that have a block; 0 if none is. */
+export function findTidOffset(
+  pid: number,
+  threads: readonly HeldThread[],
+  memory: TargetMemory,
+  modules: readonly Module[],
+): number {
+  const blocks = threads
+    .map((t) => ({ pointer: Number(t.registers.get('fs_base')), tid: namespaceTid(pid, t.tid) }))
+    .filter(({ pointer }) => pointer !== 0);
+  if (blocks.length === 0) {
+    // A static program before its first instruction. Its own start-up code tells which library it is.
+    const isGlibc = modules.some((m) => m.elf().symbols.some((s) => s.name === '__libc_setup_tls'));
+    return isGlibc ? GLIBC_TID_OFFSET : 0;
+  }
+  return (
+    TID_OFFSETS.find((offset) =>
+      blocks.every(({ pointer, tid }) => readTid(memory, pointer + offset) === tid),
+    ) ?? 0
+  );
+}
+
+/** The range that surely belongs to one thread's stack and to nothing else; empty where that cannot be told. */
+export function stackRange(
+  maps: readonly Mapping[],
+  threadPointer: number,
+  isMain: boolean,
+): { low: number; size: number } {
+  if (isMain) {
+    const stack = maps.find((m) => m.path === '[stack]');
+    return stack === undefined
+      ? { low: 0, size: 0 }
+      : { low: stack.end - MAIN_STACK_ROOM, size: MAIN_STACK_ROOM };
+  }
+  // A thread made by the C library: guard pages, then the stack, and the thread block at its upper end.
+  const index = maps.findIndex((m) => threadPointer >= m.start && threadPointer < m.end);
+  if (index <= 0) return { low: 0, size: 0 };
+  const [guard, stack] = [maps[index - 1], maps[index]];
+  const hasGuard = guard.end === stack.start && guard.permissions.startsWith('---');
+  return hasGuard ? { low: stack.start, size: threadPointer - stack.start } : { low: 0, size: 0 };
+}
+
+/** What to tell the agent of the threads that are there when tracing begins. Threads without a thread pointer are left out. */
+export function knownThreads(
+  pid: number,
+  threads: readonly HeldThread[],
+  maps: readonly Mapping[],
+  tidOffset: number,
+): { tid: number; known: KnownThread }[] {
+  const result: { tid: number; known: KnownThread }[] = [];
+  for (const thread of threads) {
+    const threadPointer = thread.registers.get('fs_base');
+    if (threadPointer === 0n) continue;
+    const range = stackRange(maps, Number(threadPointer), thread.tid === pid);
+    result.push({
+      tid: thread.tid,
+      known: {
+        threadPointer,
+        tid: namespaceTid(pid, thread.tid),
+        tidPointer: tidOffset === 0 ? undefined : Number(threadPointer) + tidOffset,
+        stackLow: range.low,
+        stackSize: range.size,
+      },
+    });
+  }
+  return result;
+}
+
+/** A saved instruction pointer in a signal frame on a thread's stack. */
+export interface SavedInstructionPointer {
+  readonly address: number;
+  readonly rip: number;
+}
+
+/**
+ * Offsets from the saved rip in struct sigcontext (arch/x86/include/uapi/asm/sigcontext.h): eflags, then cs, gs, fs and ss
+ * as 16-bit fields; user code segments of Linux are 0x33 and 0x2b.
+ */
+const CS_WORD = 4;
+const SS_WORD = 5;
+const USER_CS = 0x33;
+const USER_SS = 0x2b;
+const MAX_SCANNED_STACK = 64 << 20;
+
+/** Finds signal frames on the stack that a held thread is on: where handlers will return to. */
+export function findSavedInstructionPointers(
+  thread: HeldThread,
+  maps: readonly Mapping[],
+  memory: TargetMemory,
+): SavedInstructionPointer[] {
+  const from = Math.floor(Number(thread.registers.get('rsp')) / 8) * 8;
+  const stack = maps.find((m) => from >= m.start && from < m.end);
+  if (stack === undefined) return [];
+  const bytes = memory.readSome(from, Math.min(stack.end - from, MAX_SCANNED_STACK));
+  const words = new Uint32Array(bytes.buffer, bytes.byteOffset, Math.floor(bytes.length / 4));
+  const found: SavedInstructionPointer[] = [];
+  for (let i = 0; i + SS_WORD < words.length; i += 2) {
+    if ((words[i + CS_WORD] & 0xffff) !== USER_CS || words[i + SS_WORD] >>> 16 !== USER_SS) continue;
+    found.push({ address: from + i * 4, rip: words[i] + words[i + 1] * 2 ** 32 });
+  }
+  return found;
+}

@@ -1,0 +1,101 @@
+import type { ElfFile } from '../elf/index.js';
+import { CodeMap, type SweptFunction } from './code-map.js';
+import { CompilerSites, type CompilerSite } from './compiler-sites.js';
+import { describeDisplaced, endbrLength } from './displaced.js';
+import type { DisplacedInstruction, FunctionRange, Refusal, RefusalReason, SiteCandidate } from './sites.js';
+import { refusalByName } from './unsafe-names.js';
+
+/** The verdict on each function asked for, in the order asked: in exactly one of the two lists. */
+export interface Analysis<F extends FunctionRange> {
+  readonly candidates: readonly SiteCandidate<F>[];
+  readonly refusals: readonly Refusal<F>[];
+}
+
+/**
+ * Decides for each of `asked` whether and how it can be traced. `all` is every function known of the file, ascending by
+ * address, fragments too: they tell where functions begin and which fragments belong to which. Reads nothing but `elf`.
+ *
+ * A site that the compiler prepared is used as it is. Any other function is decoded from end to end, with its cold
+ * fragments and unnamed code that it jumps to, so that no jump can lead into the bytes that the site replaces. Not seen
+ * are jumps from functions that were not asked for (hand-written assembly may do that), and from cold parts in files
+ * without local symbols that only an exception reaches.
+ */
+export function analyseFunctions<F extends FunctionRange>(
+  elf: ElfFile,
+  asked: readonly F[],
+  all: readonly FunctionRange[],
+): Analysis<F> {
+  const map = new CodeMap(elf, all);
+  const compilerSites = new CompilerSites(elf, all, (address) => map.indexAt(address));
+  // First everything is swept, since a jump into one function may stand in another; then each is judged.
+  const examined = asked.map((range) => examine(elf, map, compilerSites, range));
+  const candidates: SiteCandidate<F>[] = [];
+  const refusals: Refusal<F>[] = [];
+  for (const [index, range] of asked.entries()) {
+    const verdict = judge(map, range, examined[index]);
+    if (typeof verdict === 'string') refusals.push({ function: range, reason: verdict });
+    else candidates.push(verdict);
+  }
+  return { candidates, refusals };
+}
+
+/** A site that still has to be compared with where code jumps to. */
+interface PossibleSite {
+  readonly bytes: Uint8Array;
+  readonly offset: number;
+  readonly length: number;
+  readonly displaced: readonly DisplacedInstruction[];
+  readonly prepared: CompilerSite | undefined;
+  readonly swept: SweptFunction | undefined;
+}
+
+function examine(
+  elf: ElfFile,
+  map: CodeMap,
+  compilerSites: CompilerSites,
+  range: FunctionRange,
+): PossibleSite | RefusalReason {
+  if (range.kind === 'fragment') return 'cold-fragment';
+  if (range.kind === 'ifunc') return 'ifunc-resolver';
+  const byName = refusalByName(range.names);
+  if (byName !== undefined) return byName;
+  if (!elf.isExecutable(range.address, Math.max(range.size, 1))) return 'not-code';
+  const bytes = elf.bytesAt(range.address, range.size);
+  if (bytes === undefined) return 'not-code';
+
+  const prepared = compilerSites.find(range, bytes);
+  if (prepared !== undefined) {
+    const { offset, length, displaced } = prepared;
+    return { bytes, offset, length, displaced, prepared, swept: undefined };
+  }
+  const offset = endbrLength(bytes, 0);
+  const displaced = describeDisplaced(bytes, offset, range.addressNumber);
+  if (typeof displaced === 'string') return displaced;
+  const swept = map.sweep(range);
+  if (!swept.decodable) return 'not-relocatable';
+  if (!swept.tablesFound) return 'jump-table';
+  const last = displaced[displaced.length - 1];
+  return { bytes, offset, length: last.offset + last.length, displaced, prepared, swept };
+}
+
+function judge<F extends FunctionRange>(
+  map: CodeMap,
+  range: F,
+  site: PossibleSite | RefusalReason,
+): SiteCandidate<F> | RefusalReason {
+  if (typeof site === 'string') return site;
+  const { bytes, offset, length, displaced, prepared, swept } = site;
+  const address = range.addressNumber + offset;
+  if (map.functionStartsWithin(address + 1, address + length)) return 'overlaps';
+  if (swept !== undefined && map.leadsInto(address + 1, address + length)) return 'branched-into';
+  return {
+    function: range,
+    kind: prepared?.kind ?? 'relocated',
+    address: BigInt(address),
+    displacedLength: length,
+    original: bytes.slice(offset, offset + length),
+    displaced,
+    reentered: swept !== undefined && (swept.jumpsTo(address) || swept.jumpsTo(range.addressNumber)),
+    profilerCall: prepared?.profilerCall,
+  };
+}

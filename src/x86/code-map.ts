@@ -1,0 +1,190 @@
+import { lowerBound, type ElfFile } from '../elf/index.js';
+import { AddressSet } from './address-set.js';
+import { branchTarget, Flow, flowOf, forEachInstruction, leaTarget } from './instruction-flow.js';
+import { jumpTableTargets } from './jump-tables.js';
+import type { FunctionRange } from './sites.js';
+
+/** Bounds on following jumps into code that no symbol covers. A fragment of a function is far smaller. */
+const LONGEST_UNNAMED = 64 * 1024;
+const MOST_UNNAMED = 2 * 1024 * 1024;
+
+/** `f.cold`, `f.cold.1`. */
+const COLD = /\.cold(?:\.\d+)*$/;
+
+/** What a sweep over all instructions of a function found. */
+export interface SweptFunction {
+  /** False if some bytes are no instruction. */
+  readonly decodable: boolean;
+  /** False if a switch's jump table could not be found. */
+  readonly tablesFound: boolean;
+  /** True if the function, or a fragment of it, jumps to its own entry or to behind its `endbr64`. */
+  jumpsTo(address: number): boolean;
+}
+
+/**
+ * Where code jumps to, for the functions that were swept, their fragments, and whatever unnamed code they jump to.
+ * Addresses are numbers here: these are the loops over every instruction.
+ */
+export class CodeMap {
+  readonly #elf: ElfFile;
+  readonly #functions: readonly FunctionRange[];
+  readonly #starts: Float64Array;
+  readonly #fragments: ReadonlyMap<string, readonly FunctionRange[]>;
+  readonly #targets: AddressSet;
+  readonly #sweptStarts = new Set<number>();
+  readonly #pending: number[] = [];
+  #unnamedLeft = MOST_UNNAMED;
+
+  /** `functions`: all that are known of the file, ascending. */
+  constructor(elf: ElfFile, functions: readonly FunctionRange[]) {
+    this.#elf = elf;
+    this.#functions = functions;
+    this.#starts = Float64Array.from(functions, (range) => range.addressNumber);
+    this.#fragments = fragmentsByFunction(functions);
+    this.#targets = new AddressSet(elf);
+    for (const pointer of elf.relocatedPointers) this.#targets.add(pointer);
+  }
+
+  /** Sweeps a function with the fragments that bear its name. */
+  sweep(range: FunctionRange): SweptFunction {
+    const ranges = [range, ...range.names.flatMap((name) => this.#fragments.get(name) ?? [])];
+    const own: number[] = [];
+    let decodable = true;
+    let indirect = false;
+    for (const part of ranges) {
+      const found = this.#sweepRange(part.addressNumber, part.size, own);
+      decodable &&= found.decodable;
+      indirect ||= found.indirect;
+    }
+    let tablesFound = true;
+    if (indirect && decodable) {
+      const tables = jumpTableTargets(this.#elf, ranges);
+      tablesFound = tables.complete;
+      own.push(...tables.targets);
+    }
+    for (const target of own) {
+      this.#targets.add(target);
+      if (!isInside(ranges, target)) this.#pending.push(target);
+    }
+    return { decodable, tablesFound, jumpsTo: (address) => own.includes(address) };
+  }
+
+  /** True if swept code, or a pointer that the loader relocates, leads to an address from `from` up to below `to`. */
+  leadsInto(from: number, to: number): boolean {
+    this.#followPending();
+    return this.#targets.hasWithin(from, to);
+  }
+
+  /** True if a function begins at an address from `from` up to below `to`. */
+  functionStartsWithin(from: number, to: number): boolean {
+    return contains(this.#starts, from, to);
+  }
+
+  /** Index of the last function that begins at or before `address`; -1 if there is none. */
+  indexAt(address: number): number {
+    return lowerBound(this.#starts, address + 1) - 1;
+  }
+
+  #sweepRange(address: number, size: number, targets: number[]): { decodable: boolean; indirect: boolean } {
+    this.#sweptStarts.add(address);
+    const bytes = this.#elf.bytesAt(BigInt(address), size);
+    if (bytes === undefined) return { decodable: false, indirect: false };
+    let decodable = true;
+    let indirect = false;
+    forEachInstruction(bytes, (instruction, start, end) => {
+      const flow = flowOf(instruction);
+      if (flow === Flow.next || flow === Flow.end) return true;
+      if (flow === Flow.invalid || end > bytes.length) return (decodable = false);
+      if (flow === Flow.jump || flow === Flow.conditionalJump) {
+        targets.push(address + branchTarget(bytes, start, end));
+      } else if (flow === Flow.call) {
+        // A call is no jump into a function unless it goes to its middle: kept apart from what must be followed.
+        this.#targets.add(address + branchTarget(bytes, start, end));
+      } else if (flow === Flow.indirectJump) {
+        indirect = true;
+      } else if (flow === Flow.leaRelative) {
+        const target = leaTarget(bytes, end);
+        // Only the address of code matters: of a label that a computed jump may use.
+        if (target !== undefined && target >= 0 && target < size) this.#targets.add(address + target);
+      }
+      return true;
+    });
+    return { decodable, indirect };
+  }
+
+  /**
+   * Jumps out of swept code: a tail call to a function needs no following; a fragment, named or not, may jump back and
+   * is swept too.
+   */
+  #followPending(): void {
+    for (let target = this.#pending.pop(); target !== undefined; target = this.#pending.pop()) {
+      const index = this.indexAt(target);
+      const range = index < 0 ? undefined : this.#functions[index];
+      if (range !== undefined && target < range.addressNumber + range.size) {
+        const isEntry = target === range.addressNumber && range.kind !== 'fragment';
+        if (!isEntry && !this.#sweptStarts.has(range.addressNumber)) {
+          const found: number[] = [];
+          this.#sweepRange(range.addressNumber, range.size, found);
+          for (const inner of found) this.#targets.add(inner);
+        }
+      } else if (!this.#sweptStarts.has(target)) {
+        this.#sweepUnnamed(target, this.#functions[index + 1]?.addressNumber ?? Infinity);
+      }
+    }
+  }
+
+  /** Follows code that no symbol covers from `address` to the next jump, return or known function. */
+  #sweepUnnamed(address: number, limit: number): void {
+    this.#sweptStarts.add(address);
+    const size = Math.min(
+      limit - address,
+      LONGEST_UNNAMED,
+      this.#unnamedLeft,
+      this.#segmentBytesFrom(address),
+    );
+    const bytes = size > 0 ? this.#elf.bytesAt(BigInt(address), size) : undefined;
+    if (bytes === undefined) return;
+    forEachInstruction(bytes, (instruction, start, end) => {
+      this.#unnamedLeft -= end - start;
+      const flow = flowOf(instruction);
+      if (flow === Flow.jump || flow === Flow.conditionalJump) {
+        const target = address + branchTarget(bytes, start, end);
+        this.#targets.add(target);
+        this.#pending.push(target);
+      }
+      const goesOn = flow !== Flow.jump && flow !== Flow.indirectJump && flow !== Flow.end;
+      return goesOn && flow !== Flow.invalid && !this.#sweptStarts.has(address + end);
+    });
+  }
+
+  #segmentBytesFrom(address: number): number {
+    const segment = this.#elf.segments.find(
+      ({ executable, addressNumber, fileSize }) =>
+        executable && address >= addressNumber && address < addressNumber + fileSize,
+    );
+    return segment === undefined ? 0 : segment.addressNumber + segment.fileSize - address;
+  }
+}
+
+function fragmentsByFunction(functions: readonly FunctionRange[]): Map<string, FunctionRange[]> {
+  const fragments = new Map<string, FunctionRange[]>();
+  for (const range of functions) {
+    if (range.kind !== 'fragment') continue;
+    const name = range.name.replace(COLD, '');
+    const known = fragments.get(name);
+    if (known === undefined) fragments.set(name, [range]);
+    else known.push(range);
+  }
+  return fragments;
+}
+
+function isInside(ranges: readonly FunctionRange[], address: number): boolean {
+  for (const { addressNumber, size } of ranges) {
+    if (address >= addressNumber && address < addressNumber + size) return true;
+  }
+  return false;
+}
+
+function contains(sorted: Float64Array, from: number, to: number): boolean {
+  return sorted[lowerBound(sorted, from)] < to;
+}

@@ -1,0 +1,198 @@
+import { Mnemonic } from 'iced-x86';
+import type { ElfFile } from '../elf/index.js';
+import { describeDisplaced, endbrLength, isNop } from './displaced.js';
+import { branchTarget, Flow, flowOf, forEachInstruction, int32At } from './instruction-flow.js';
+import { SITE_LENGTH, type DisplacedInstruction, type FunctionRange, type ProfilerCall } from './sites.js';
+
+/** A site that the compiler prepared: which bytes, as an offset from the function's address. */
+export interface CompilerSite {
+  readonly kind: 'patchable' | 'fentry' | 'call-site';
+  readonly offset: number;
+  readonly length: number;
+  readonly displaced: readonly DisplacedInstruction[];
+  readonly profilerCall: ProfilerCall | undefined;
+}
+
+/** Names of the profiler's hook at function entry (gcc -pg, and -pg -mfentry). */
+const PROFILER_HOOKS: readonly string[] = ['mcount', '_mcount', '__fentry__'];
+/** `call mcount` comes at the end of the prologue: pushes of saved registers, and room for locals. */
+const LONGEST_PROLOGUE = 64;
+/** First bytes of what a function with a profiler call begins with: call rel32, addr32 call, call *slot, push %rbp. */
+const CALL_OR_PUSH_RBP: ReadonlySet<number> = new Set([0xe8, 0x67, 0xff, 0x55]);
+/** More nops before an entry than anybody asks the compiler for. */
+const MOST_NOPS = 4096;
+/** What gcc -mnop-mcount writes: nopl 0x0(%rax,%rax,1). */
+const FENTRY_NOP = [0x0f, 0x1f, 0x44, 0x00, 0x00] as const;
+
+/** Finds what the compiler prepared in functions of one file. */
+export class CompilerSites {
+  readonly #elf: ElfFile;
+  /** First patchable nop by the address of its function. */
+  readonly #patchable: ReadonlyMap<number, number>;
+  readonly #all: readonly FunctionRange[];
+  readonly #indexAt: (address: number) => number;
+
+  /** `all`: every function known of the file, ascending; `indexAt` finds the last one at or before an address. */
+  constructor(elf: ElfFile, all: readonly FunctionRange[], indexAt: (address: number) => number) {
+    this.#elf = elf;
+    this.#patchable = patchableByFunction(elf, all, indexAt);
+    this.#all = all;
+    this.#indexAt = indexAt;
+  }
+
+  /** What is prepared in the function whose bytes these are; undefined if nothing, or nothing that can be used. */
+  find(range: FunctionRange, bytes: Uint8Array): CompilerSite | undefined {
+    const first = this.#patchable.get(range.addressNumber);
+    const behindEndbr = endbrLength(bytes, 0);
+    if (first !== undefined) {
+      // With nops before the entry too (=N,M) the recorded address is before the function.
+      const offset = Math.max(first - range.addressNumber, 0);
+      const site = nopSite(range, bytes, 'patchable', offset + endbrLength(bytes, offset));
+      if (site !== undefined) return site;
+    }
+    if (FENTRY_NOP.every((byte, i) => bytes[behindEndbr + i] === byte)) {
+      return nopSite(range, bytes, 'fentry', behindEndbr);
+    }
+    return this.#profilerCall(range, bytes, behindEndbr);
+  }
+
+  /** The call of a profiler hook, if the instructions before it leave the return address where it is known to be. */
+  #profilerCall(range: FunctionRange, bytes: Uint8Array, start: number): CompilerSite | undefined {
+    const code = bytes.subarray(start, start + LONGEST_PROLOGUE);
+    if (!CALL_OR_PUSH_RBP.has(code[0])) return undefined;
+    let found: CompilerSite | undefined;
+    let framePushed = false;
+    let frameSet = false;
+    forEachInstruction(code, (instruction, at, end) => {
+      const flow = flowOf(instruction);
+      if (flow === Flow.call || flow === Flow.indirectCall) {
+        const call = this.#hookCalled(code, at, end, range.addressNumber + start, flow);
+        const isFirst = at === 0;
+        if (call === undefined || !(isFirst || frameSet)) return false;
+        const length = end - at;
+        found = {
+          kind: 'call-site',
+          offset: start + at,
+          length,
+          displaced: [
+            {
+              offset: 0,
+              length,
+              form: flow === Flow.call ? 'call' : 'indirect-call',
+              fixOffset: length - 4,
+              target: call.target ?? call.slot,
+              endsFlow: false,
+            },
+          ],
+          profilerCall: { ...call, frame: isFirst ? 'entry' : 'rbp' },
+        };
+        return false;
+      }
+      if (flow !== Flow.next && flow !== Flow.leaRelative) return false;
+      // The frame must be made first of all: a realigned stack has a copy of the return address above its frame.
+      if (at === 0) framePushed = isBytes(code, at, end, [0x55]);
+      else if (framePushed && !frameSet) {
+        frameSet = isBytes(code, at, end, [0x48, 0x89, 0xe5]) || isBytes(code, at, end, [0x48, 0x8b, 0xec]);
+      } else if (instruction.mnemonic === Mnemonic.Pop || instruction.mnemonic === Mnemonic.Leave)
+        return false;
+      return framePushed;
+    });
+    return found;
+  }
+
+  /** The hook that a call reaches, directly, through the PLT, or through a slot of the GOT. */
+  #hookCalled(
+    code: Uint8Array,
+    start: number,
+    end: number,
+    address: number,
+    flow: Flow,
+  ): Omit<ProfilerCall, 'frame'> | undefined {
+    const length = end - start;
+    if (flow === Flow.call) {
+      // e8 rel32, or 67 e8 rel32 where the linker shortened an indirect call.
+      if (length > SITE_LENGTH + 1) return undefined;
+      const target = address + branchTarget(code, start, end);
+      const symbol = this.#hookAt(target) ?? this.#importThroughPlt(target);
+      return symbol === undefined ? undefined : { symbol, target: BigInt(target), slot: undefined };
+    }
+    // ff 15 disp32: call *slot(%rip).
+    if (length !== 6 || code[start] !== 0xff || code[start + 1] !== 0x15) return undefined;
+    const slot = BigInt(address + end + int32At(code, end - 4));
+    const symbol = this.#elf.importAt(slot) ?? this.#hookInSlot(slot);
+    if (symbol === undefined || !PROFILER_HOOKS.includes(symbol)) return undefined;
+    return { symbol, target: undefined, slot };
+  }
+
+  #hookInSlot(slot: bigint): string | undefined {
+    const target = this.#elf.pointerAt(slot);
+    return target === undefined ? undefined : this.#hookAt(Number(target));
+  }
+
+  #hookAt(address: number): string | undefined {
+    const index = this.#indexAt(address);
+    if (index < 0 || this.#all[index].addressNumber !== address) return undefined;
+    return this.#all[index].names.find((name) => PROFILER_HOOKS.includes(name));
+  }
+
+  /** A PLT entry is `jmp *slot(%rip)`, behind `endbr64` in newer ones, with a `bnd` prefix in some. */
+  #importThroughPlt(target: number): string | undefined {
+    const stub = this.#elf.bytesAt(BigInt(target), 16);
+    if (stub === undefined) return undefined;
+    let at = endbrLength(stub, 0);
+    if (stub[at] === 0xf2) at++;
+    if (stub[at] !== 0xff || stub[at + 1] !== 0x25) return undefined;
+    const name = this.#elf.importAt(BigInt(target + at + 6 + int32At(stub, at + 2)));
+    return name !== undefined && PROFILER_HOOKS.includes(name) ? name : undefined;
+  }
+}
+
+function isBytes(code: Uint8Array, start: number, end: number, bytes: readonly number[]): boolean {
+  return end - start === bytes.length && bytes.every((byte, i) => code[start + i] === byte);
+}
+
+/** A site over nops only; undefined if there are not enough of them. */
+function nopSite(
+  range: FunctionRange,
+  bytes: Uint8Array,
+  kind: 'patchable' | 'fentry',
+  offset: number,
+): CompilerSite | undefined {
+  const displaced = describeDisplaced(bytes, offset, range.addressNumber);
+  if (typeof displaced === 'string' || displaced.some(({ form }) => form !== 'nop')) return undefined;
+  const last = displaced[displaced.length - 1];
+  return { kind, offset, length: last.offset + last.length, displaced, profilerCall: undefined };
+}
+
+/**
+ * A recorded address lies in its function or, with nops before the entry (`=N,M`), before it with nothing but nops
+ * between. The latter is looked for first: the function before it may have no size and seem to reach up to here.
+ */
+function patchableByFunction(
+  elf: ElfFile,
+  all: readonly FunctionRange[],
+  indexAt: (address: number) => number,
+): Map<number, number> {
+  const found = new Map<number, number>();
+  for (const entry of elf.patchableEntries) {
+    const address = Number(entry);
+    const index = indexAt(address);
+    const before = index < 0 ? undefined : all[index];
+    const next = index + 1 < all.length ? all[index + 1] : undefined;
+    const isAtEntry = before?.addressNumber === address;
+    if (!isAtEntry && next !== undefined && isNopsOnly(elf, address, next.addressNumber)) {
+      found.set(next.addressNumber, address);
+    } else if (before !== undefined) {
+      found.set(before.addressNumber, address);
+    }
+  }
+  return found;
+}
+
+function isNopsOnly(elf: ElfFile, from: number, to: number): boolean {
+  const bytes = elf.bytesAt(BigInt(from), Math.min(to - from, MOST_NOPS));
+  if (bytes === undefined || to - from > MOST_NOPS) return false;
+  let nopsOnly = true;
+  forEachInstruction(bytes, (instruction) => (nopsOnly = isNop(instruction)));
+  return nopsOnly;
+}

@@ -1,0 +1,15 @@
+export { SITE_LENGTH, REFUSAL_EXPLANATIONS } from './sites.js';
+export type {
+  DisplacedInstruction,
+  FunctionRange,
+  ProfilerCall,
+  Refusal,
+  RefusalReason,
+  SiteCandidate,
+  SiteKind,
+} from './sites.js';
+export { analyseFunctions } from './analyse-functions.js';
+export type { Analysis } from './analyse-functions.js';
+export { relocateSite } from './relocate-site.js';
+export type { RelocatedCode } from './relocate-site.js';
+export { assemble, disassemble, type Assembly } from './assembler.js';

@@ -1,0 +1,109 @@
+/**
+ * A site is the bytes at a function's entry that become a 5-byte `jmp rel32` to the function's stub. The stub records,
+ * runs what stood there (`relocateSite`), and jumps back behind it. Addresses are those of the file; a running process
+ * adds the module's load bias.
+ */
+
+/** Length of `jmp rel32`. */
+export const SITE_LENGTH = 5;
+
+/** What the analysis must know of a function; a `FunctionSymbol` of src/symbols is one. */
+export interface FunctionRange {
+  readonly name: string;
+  /** All names at the address, `name` among them. */
+  readonly names: readonly string[];
+  readonly address: bigint;
+  readonly addressNumber: number;
+  readonly size: number;
+  readonly kind: 'function' | 'ifunc' | 'fragment';
+}
+
+/**
+ * - `patchable`: nops that the compiler left for the purpose (`-fpatchable-function-entry`)
+ * - `fentry`: a 5-byte nop at the entry (`-pg -mfentry -mnop-mcount`)
+ * - `call-site`: a live call of `__fentry__` or `mcount` (`-pg`)
+ * - `relocated`: the function's first instructions, which the stub runs in their place
+ */
+export type SiteKind = 'patchable' | 'fentry' | 'call-site' | 'relocated';
+
+/** Where the call of a `call-site` went, and where the traced function's return address is at that moment. */
+export interface ProfilerCall {
+  readonly symbol: string;
+  /** Address of the callee (perhaps a PLT entry) of a direct call. */
+  readonly target: bigint | undefined;
+  /** Address of the 8-byte slot that an indirect call (`call *slot(%rip)`) reads. */
+  readonly slot: bigint | undefined;
+  /** `entry`: at [rsp] before the call. `rbp`: at [rbp+8]. */
+  readonly frame: 'entry' | 'rbp';
+}
+
+/** An instruction that the site displaces, and what must be adapted when it runs elsewhere. */
+export interface DisplacedInstruction {
+  /** From the site's address. */
+  readonly offset: number;
+  readonly length: number;
+  /**
+   * `nop`: not copied. `verbatim`: copied. `rip-relative`: its 32-bit displacement at `fixOffset` (from the
+   * instruction's start) is adapted. `branch`: a jump, re-encoded to `target`. `call`: a direct call to `target`, always
+   * the last one: the stub pushes the original return address and jumps. `indirect-call`: the same through a register
+   * or memory.
+   */
+  readonly form: 'nop' | 'verbatim' | 'rip-relative' | 'branch' | 'call' | 'indirect-call';
+  readonly fixOffset: number;
+  readonly target: bigint | undefined;
+  /** True if the instruction behind it is never reached from it: `jmp`, `ret`. */
+  readonly endsFlow: boolean;
+}
+
+/** A function that can be traced, and how. */
+export interface SiteCandidate<F extends FunctionRange = FunctionRange> {
+  readonly function: F;
+  readonly kind: SiteKind;
+  /** First byte of the site: the function's address, or behind its `endbr64`, or its profiler call. */
+  readonly address: bigint;
+  /** Bytes from `address` to the instruction at which the original code goes on; at least `SITE_LENGTH`. */
+  readonly displacedLength: number;
+  /** A copy of the `displacedLength` bytes at `address` in the file. The first `SITE_LENGTH` are overwritten. */
+  readonly original: Uint8Array;
+  readonly displaced: readonly DisplacedInstruction[];
+  /** True if code in the module jumps to `address`: each such jump is seen as one more call. */
+  readonly reentered: boolean;
+  /** For `call-site` only. */
+  readonly profilerCall: ProfilerCall | undefined;
+}
+
+/** Why a function cannot be traced; the strings are stable. `REFUSAL_EXPLANATIONS` has a line on each. */
+export type RefusalReason =
+  | 'too-short'
+  | 'branched-into'
+  | 'jump-table'
+  | 'cold-fragment'
+  | 'ifunc-resolver'
+  | 'call-in-prologue'
+  | 'not-relocatable'
+  | 'returns-twice'
+  | 'unsafe-context'
+  | 'unwinder'
+  | 'not-code'
+  | 'overlaps';
+
+export const REFUSAL_EXPLANATIONS: Readonly<Record<RefusalReason, string>> = {
+  'too-short': 'its code is shorter than the 5 bytes of a jump',
+  'branched-into': 'code jumps into the middle of its first instructions, which the site would replace',
+  'jump-table': 'it has a switch whose jump table could not be found, so that its jumps are not all known',
+  'cold-fragment': 'it is a part of another function that the compiler moved away, and is never called',
+  'ifunc-resolver': 'the code is a resolver that the loader runs; the function is what it returns',
+  'call-in-prologue': 'a call among its first instructions would return into the middle of the site',
+  'not-relocatable': 'its instructions cannot all be decoded, or its first ones cannot run elsewhere',
+  'returns-twice': 'it returns more than once, so that its return address must stay as it is',
+  'unsafe-context': 'it runs where a return address or a stack is not what a function finds',
+  unwinder: 'it walks the stack and must see real return addresses',
+  'not-code': 'its bytes are not in an executable part of the file',
+  overlaps: 'another function begins within the bytes that the site would replace',
+};
+
+/** A function that cannot be traced, and why. */
+export interface Refusal<F extends FunctionRange = FunctionRange> {
+  readonly function: F;
+  readonly reason: RefusalReason;
+}
