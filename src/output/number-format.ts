@@ -1,7 +1,10 @@
 /** As wide as the longest below a thousand minutes: `999.999 us`. */
 export const DURATION_COLUMNS = 10;
 
-/** `000` to `999`: much faster than padding, and every line of output has one. */
+/**
+ * `000` to `999`: much faster than padding, and every line of output has one. Differences of numbers that are no longer
+ * exact (of a damaged recording) may lie outside.
+ */
 const THREE_DIGITS = Array.from({ length: 1000 }, (_, n) => String(n).padStart(3, '0'));
 /** `  0` to `999`. */
 const THREE_COLUMNS = Array.from({ length: 1000 }, (_, n) => String(n).padStart(3));
@@ -21,7 +24,7 @@ export function formatDuration(ns: number): string {
     const thousandths = Math.round(ns / thousandth);
     const whole = Math.floor(thousandths / 1000);
     if (whole < limit)
-      return `${THREE_COLUMNS[whole] ?? String(whole)}.${THREE_DIGITS[thousandths - whole * 1000]}${name}`;
+      return `${THREE_COLUMNS[whole] ?? String(whole)}.${THREE_DIGITS[thousandths - whole * 1000] ?? '000'}${name}`;
   }
   return `${ns} ns`;
 }
@@ -39,5 +42,5 @@ export function formatLost(records: number): string {
 /** Whole nanoseconds as microseconds with three decimals, exactly: `1234` is `1.234`. */
 export function microseconds(ns: number): string {
   const whole = Math.floor(ns / 1000);
-  return `${whole}.${THREE_DIGITS[ns - whole * 1000]}`;
+  return `${whole}.${THREE_DIGITS[ns - whole * 1000] ?? '000'}`;
 }

@@ -1,37 +1,16 @@
-import { closeSync, fstatSync, openSync, readSync, statSync } from 'node:fs';
-import { CannotError, isSafepokeError } from '../errors/index.js';
+import { closeSync, fstatSync, statSync } from 'node:fs';
+import { CannotError } from '../errors/index.js';
 import type { SafepokeError } from '../errors/index.js';
-import {
-  CallBuilder,
-  CallObjects,
-  LaneMerger,
-  RECORD_BYTES,
-  RecordingReader,
-  TraceInfo,
-  lostRecord,
-} from '../recording/index.js';
-import type { Call, CallVisitor, MergedRecords, RecordingMessage } from '../recording/index.js';
-import { describeFileError } from './file-error.js';
+import { CallBuilder, CallObjects, LaneMerger, RECORD_BYTES, lostRecord } from '../recording/index.js';
+import type { Call, CallVisitor, TraceInfo } from '../recording/index.js';
+import { openForReading, readPiece } from './input-file.js';
+import { LOST_AFTER, THREAD_END, surveyFile } from './survey.js';
+import type { Contents } from './survey.js';
 
-/** Messages are small and blocks of records are passed over, so a survey of the file needs no larger piece. */
-const SURVEY_BYTES = 1 << 16;
 /** Read at once where the file is read from front to back. */
 const STREAM_BYTES = 4 << 20;
 /** Read at once for one lane where lanes are merged: as many lanes are in memory as there are threads. */
 const LANE_BYTES = 1 << 16;
-
-// What a lane's `offset` says where its entry is not a block of records.
-const LOST_AFTER = -1;
-const THREAD_END = -2;
-
-/** What the lanes of a recording hold, in the order of the file; a field to an array, as blocks may be many. */
-interface Contents {
-  readonly lanes: number[];
-  /** Where a block of records stands in the file, or LOST_AFTER or THREAD_END. */
-  readonly offsets: number[];
-  /** Bytes of a block; records lost for LOST_AFTER. */
-  readonly sizes: number[];
-}
 
 /** What became of the records of a recording. */
 export interface ReadSummary {
@@ -144,8 +123,7 @@ export class RecordingFile {
       const cursor = cursors.get(lane);
       return cursor === undefined ? undefined : this.#nextOfLane(cursor);
     };
-    const out: MergedRecords = builder;
-    const merger = new LaneMerger(info.clock, out, refill);
+    const merger = new LaneMerger(info.clock, builder, refill);
     for (const lane of cursors.keys()) {
       const first = refill(lane);
       if (first !== undefined) merger.push(lane, first);
@@ -222,110 +200,6 @@ interface LaneCursor {
   /** Of the next entry's block. */
   bytesDone: number;
   buffer: Buffer;
-}
-
-interface Survey {
-  readonly info: TraceInfo;
-  readonly contents: Contents;
-  readonly fault: SafepokeError | undefined;
-}
-
-function surveyFile(fd: number, path: string): Survey {
-  const size = fstatSync(fd).size;
-  const contents: Contents = { lanes: [], offsets: [], sizes: [] };
-  const add = (lane: number, offset: number, bytes: number): void => {
-    contents.lanes.push(lane);
-    contents.offsets.push(offset);
-    contents.sizes.push(bytes);
-  };
-  const found: { info: TraceInfo | undefined } = { info: undefined };
-  const reader = new RecordingReader(path, {
-    onHeader: (header) => {
-      found.info = new TraceInfo(header);
-    },
-    onMessage: (message: RecordingMessage) => {
-      found.info?.accept(message);
-      if (message.kind === 'lost') add(message.lane, LOST_AFTER, message.records);
-      else if (message.kind === 'thread-end') add(message.lane, THREAD_END, 0);
-    },
-    onRecordsBlock: (lane, offset, payloadBytes) => {
-      const present = Math.min(payloadBytes, size - offset);
-      const whole = present - (present % RECORD_BYTES);
-      if (whole > 0) add(lane, offset, whole);
-    },
-  });
-  let fault: SafepokeError | undefined;
-  try {
-    readThrough(fd, path, size, reader);
-    reader.finish();
-  } catch (error) {
-    if (!isSafepokeError(error)) throw error;
-    fault = error;
-  }
-  if (found.info === undefined) throw fault ?? new Error('a recording came to its end without a header');
-  return { info: found.info, contents, fault };
-}
-
-function readThrough(fd: number, path: string, size: number, reader: RecordingReader): void {
-  const piece = Buffer.allocUnsafeSlow(SURVEY_BYTES);
-  let at = 0;
-  while (at < size) {
-    const count = readPiece(fd, path, piece, 0, SURVEY_BYTES, at);
-    if (count === 0) return;
-    for (let used = 0; used < count;) {
-      // Records are passed over, in this piece and beyond; a record that the end of the file cuts is not.
-      const ahead = Math.min(reader.recordBytesAhead, size - at - used);
-      const skipped = ahead - (ahead % RECORD_BYTES);
-      if (skipped > 0) {
-        reader.skip(skipped);
-        used += skipped;
-        continue;
-      }
-      // One block at a time, so that the records that follow its head are passed over too.
-      const taken = Math.min(count - used, reader.bytesWanted);
-      reader.push(piece.subarray(used, used + taken));
-      used += taken;
-    }
-    at = reader.bytesRead;
-  }
-}
-
-function openForReading(path: string): number {
-  let fd: number;
-  try {
-    fd = openSync(path, 'r');
-  } catch (error) {
-    throw unreadable(path, describeFileError(error), error);
-  }
-  if (!fstatSync(fd).isFile()) {
-    closeSync(fd);
-    throw unreadable(path, 'it is not a regular file, and a recording is read more than once');
-  }
-  return fd;
-}
-
-function readPiece(
-  fd: number,
-  path: string,
-  buffer: Buffer,
-  offset: number,
-  bytes: number,
-  at: number,
-): number {
-  try {
-    return readSync(fd, buffer, offset, bytes, at);
-  } catch (error) {
-    throw unreadable(path, describeFileError(error), error);
-  }
-}
-
-function unreadable(path: string, why: string, cause?: unknown): CannotError {
-  return new CannotError('RECORDING_UNREADABLE', {
-    tried: `read ${path}`,
-    why,
-    next: 'give the path of a file that safepoke recorded',
-    cause,
-  });
 }
 
 /** A view of whole records as words; copies where they do not stand at a multiple of a word. */

@@ -316,6 +316,16 @@ test('any records at all give durations that are never negative nor longer than 
         builder.addRecords(0, words);
         builder.finish();
         assert.equal(left, entered);
+        const calls: Call[] = [];
+        const objects = new CallBuilder(mode, info.clock, new CallObjects(info, (call) => calls.push(call)));
+        objects.addRecords(0, words);
+        objects.finish();
+        for (const { parent, start, duration, selfTime, depth } of calls) {
+          assert.equal(depth === 0, parent === undefined);
+          assert.ok((selfTime ?? 0n) <= (duration ?? 0n));
+          if (parent?.duration !== undefined)
+            assert.ok(start >= parent.start && start + (duration ?? 0n) <= parent.start + parent.duration);
+        }
         assert.ok(selfSum <= 1000);
         const entries = records.filter(({ kind }) => kind === KIND_ENTRY).length;
         assert.equal(entered, mode === 'calls' ? entries : 0);

@@ -6,6 +6,8 @@ export class BadJson extends Error {}
 type JsonObject = Readonly<Record<string, unknown>>;
 
 const MAX_LANE = 0xffff_ffff;
+/** Far beyond any processor; with it, and at least 1, times stay finite whatever the ticks. */
+const MAX_TSC_HZ = 1e12;
 /** Bounds what a damaged file can make us convert to a bigint: 2^64 has 20 digits. */
 const DECIMAL = /^[0-9]{1,20}$/;
 const ADDRESS = /^0x[0-9a-f]{1,16}$/i;
@@ -15,7 +17,8 @@ export function parseHeader(text: string): RecordingHeader {
   const mode = json['mode'];
   if (mode !== 'calls' && mode !== 'entries') throw new BadJson('the header has no known "mode"');
   const tscHz = json['tscHz'];
-  if (typeof tscHz !== 'number' || !(tscHz > 0)) throw new BadJson('the header has no positive "tscHz"');
+  if (typeof tscHz !== 'number' || !(tscHz >= 1 && tscHz <= MAX_TSC_HZ))
+    throw new BadJson('the header has no sensible "tscHz"');
   const filters = json['filters'];
   const minDurationNs = json['minDurationNs'];
   return {

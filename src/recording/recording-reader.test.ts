@@ -116,6 +116,27 @@ test('a damaged block head is found, and so is anything after the end', () => {
   assert.match(read(damaged).error?.message ?? '', /the head of a block is damaged/);
 });
 
+test('a header that promises nonsense is refused', () => {
+  for (const header of [{ tscHz: 1e-300 }, { tscHz: 0 }, { startTsc: '-1' }, { pid: 1.5 }]) {
+    const { error } = read(new SyntheticRecording('calls', header).bytes());
+    assert.equal(error?.code, 'RECORDING_MALFORMED', JSON.stringify(header));
+  }
+});
+
+test('functions by the ten thousand are written in messages of moderate size, in order', () => {
+  const items = Array.from({ length: 10_000 }, (_, i) => ({ name: `f${i}`, module: 'm', address: '0x1' }));
+  const { messages } = read(new SyntheticRecording().message({ kind: 'functions', first: 0, items }).bytes());
+  const parts = messages.filter((message) => message.kind === 'functions');
+  assert.deepEqual(
+    parts.map(({ first }) => first),
+    [0, 4096, 8192],
+  );
+  assert.deepEqual(
+    parts.flatMap((part) => part.items),
+    items,
+  );
+});
+
 test('records may be skipped, and only records', () => {
   const bytes = sample().bytes();
   const kinds: string[] = [];

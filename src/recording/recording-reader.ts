@@ -118,10 +118,12 @@ export class RecordingReader {
       case 'prologue':
         this.#endPrologue(this.#gathered());
         break;
-      case 'header':
-        this.#listener.onHeader?.(this.#json(parseHeader));
+      case 'header': {
+        const header = this.#json(parseHeader);
         this.#await('block', BLOCK_HEADER_BYTES);
+        this.#listener.onHeader?.(header);
         break;
+      }
       case 'block':
         this.#endBlockHeader(this.#gathered());
         break;

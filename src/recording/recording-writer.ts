@@ -19,6 +19,9 @@ export interface RecordingSink {
   write(chunks: readonly Uint8Array[]): void;
 }
 
+/** Keeps messages far below what readers accept, even where names are kilobytes long. */
+const FUNCTIONS_PER_MESSAGE = 4096;
+
 const encoder = new TextEncoder();
 
 /** Writes a recording. Records pass through as the bytes that they are; nothing looks at them one by one. */
@@ -63,6 +66,13 @@ export class RecordingWriter {
 
   /** Writes what is not a record. The `end` message is the last thing in a recording. */
   writeMessage(message: RecordingMessage): void {
+    if (message.kind === 'functions' && message.items.length > FUNCTIONS_PER_MESSAGE) {
+      for (let at = 0; at < message.items.length; at += FUNCTIONS_PER_MESSAGE) {
+        const items = message.items.slice(at, at + FUNCTIONS_PER_MESSAGE);
+        this.writeMessage({ kind: 'functions', first: message.first + at, items });
+      }
+      return;
+    }
     const json = encoder.encode(JSON.stringify(message));
     const lane = 'lane' in message ? message.lane : 0;
     this.#write([
