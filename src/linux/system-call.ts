@@ -136,7 +136,7 @@ export interface OwnMapping {
 /** Maps memory into safepoke's own process. `fd` -1 is anonymous memory; `offset` counts in the file. Throws an Error with the errno's name. */
 export function mapOwn(length: number, prot: number, flags: number, fd: number, offset = 0): OwnMapping {
   const address = mmapFunction(null, BigInt(length), prot, flags, fd, offset);
-  if (BigInt.asIntN(64, BigInt(address)) === -1n) {
+  if (BigInt.asIntN(64, address) === -1n) {
     throw new Error(`mmap of ${length} bytes: ${errnoName(koffi.errno())}`);
   }
   const bytes = koffi.view(address, length);

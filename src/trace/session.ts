@@ -154,6 +154,7 @@ export class Session implements AsyncIterable<Call> {
     const ready: Call[] = [];
     let wake: (() => void) | undefined;
     let over = false;
+    const isOver = (): boolean => over;
     this.follow(
       new CallObjects(this.info, (call) => {
         ready.push(call);
@@ -171,13 +172,13 @@ export class Session implements AsyncIterable<Call> {
           yield* ready.splice(0);
           continue;
         }
-        if (over as boolean) break;
+        if (isOver()) break;
         await new Promise<void>((resolve) => (wake = resolve));
         wake = undefined;
       }
       await this.done;
     } finally {
-      if (!over) await this.stop();
+      if (!isOver()) await this.stop();
     }
   }
 
@@ -214,7 +215,7 @@ export class Session implements AsyncIterable<Call> {
       failure = error;
     }
     this.#parts.close();
-    if (failure !== undefined) throw failure;
+    if (failure !== undefined) throw failure instanceof Error ? failure : new Error(String(failure));
     return summary;
   }
 

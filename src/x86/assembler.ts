@@ -35,7 +35,7 @@ type Operand =
 const codes = Code as unknown as Readonly<Record<string, Code | undefined>>;
 const registers = Register as unknown as Readonly<Record<string, Register | undefined>>;
 
-const SIZES: Readonly<Record<string, number>> = { byte: 8, word: 16, dword: 32, qword: 64 };
+const SIZES: Readonly<Partial<Record<string, number>>> = { byte: 8, word: 16, dword: 32, qword: 64 };
 
 const REGISTER_BITS = new Map<string, number>();
 for (const name of ['AX', 'CX', 'DX', 'BX', 'SP', 'BP', 'SI', 'DI']) {
@@ -101,7 +101,7 @@ function parseMemory(inside: string, bits: number | undefined, line: string): Op
 
 function parseOperand(text: string, line: string): Operand {
   const memory = /^(?:(byte|word|dword|qword)\s+)?\[(.*)\]$/.exec(text);
-  if (memory) return parseMemory(memory[2], memory[1] === undefined ? undefined : SIZES[memory[1]], line);
+  if (memory) return parseMemory(memory[2], SIZES[memory[1]], line);
   const bits = REGISTER_BITS.get(text.toUpperCase());
   if (bits !== undefined) {
     return { kind: 'register', register: registers[text.toUpperCase()] ?? Register.None, bits };

@@ -26,7 +26,8 @@ export const registerAttach: RegisterCommand = (program, terminal, setStatus) =>
   ).action(async (options: AttachOptions) => {
     const pid = parsePid(options.pid);
     const { summary } = await follow(terminal, options, (wanted) => attach(pid, wanted));
-    if (summary?.exit_status != null) setStatus(statusOf({ kind: 'exited', status: summary.exit_status }));
-    if (summary?.exit_signal != null) setStatus(statusOf({ kind: 'killed', signal: summary.exit_signal }));
+    const { exit_status: status, exit_signal: killer } = summary ?? { exit_status: null, exit_signal: null };
+    if (status !== null) setStatus(statusOf({ kind: 'exited', status }));
+    if (killer !== null) setStatus(statusOf({ kind: 'killed', signal: killer }));
   });
 };
