@@ -184,11 +184,11 @@ export class Session implements AsyncIterable<Call> {
 
   async #run(): Promise<SessionSummary> {
     let end: { why: SessionEnd; target: TargetEnd | undefined } = { why: 'stopped', target: undefined };
-    let failure: unknown;
+    let failure: Error | undefined;
     try {
       end = await this.#loop();
     } catch (error) {
-      failure = error;
+      failure = asError(error);
     }
     let restored = true;
     try {
@@ -199,7 +199,7 @@ export class Session implements AsyncIterable<Call> {
       const targetEnd = this.#parts.watch.check();
       if (targetEnd === undefined) {
         this.#parts.close();
-        throw failure ?? error;
+        throw failure ?? asError(error);
       }
       end = { why: endOf(targetEnd), target: targetEnd };
       this.#drain.finish();
@@ -212,10 +212,10 @@ export class Session implements AsyncIterable<Call> {
         this.#finishRecording(summary);
       }
     } catch (error) {
-      failure = error;
+      failure = asError(error);
     }
     this.#parts.close();
-    if (failure !== undefined) throw failure instanceof Error ? failure : new Error(String(failure));
+    if (failure !== undefined) throw failure;
     return summary;
   }
 
@@ -364,6 +364,10 @@ export class Session implements AsyncIterable<Call> {
       }
     });
   }
+}
+
+function asError(error: unknown): Error {
+  return error instanceof Error ? error : new Error('something that is no error was thrown', { cause: error });
 }
 
 function endOf(target: TargetEnd): SessionEnd {
