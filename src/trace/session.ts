@@ -367,7 +367,9 @@ export class Session implements AsyncIterable<Call> {
 }
 
 function asError(error: unknown): Error {
-  return error instanceof Error ? error : new Error('something that is no error was thrown', { cause: error });
+  return error instanceof Error
+    ? error
+    : new Error('something that is no error was thrown', { cause: error });
 }
 
 function endOf(target: TargetEnd): SessionEnd {
