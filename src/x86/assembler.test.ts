@@ -74,7 +74,7 @@ test('whatever moves between registers and memory are assembled disassembles to 
       const { bytes } = assemble(`mov ${to}, [${base}${sign}${Math.abs(offset)}]`, 0n);
       const [, text] = disassemble(bytes, 0n).split('  ');
       const match = /^mov (\w+),\[(\w+)(?:([+-])([0-9A-F]+)h?)?\]$/.exec(text) ?? [];
-      const magnitude = match[4] === undefined ? 0 : parseInt(match[4], 16);
+      const magnitude = parseInt(match.at(4) ?? '0', 16);
       assert.deepEqual([match[1], match[2]], [to, base]);
       assert.equal(match[3] === '-' ? -magnitude : magnitude, offset === 0 ? 0 : offset);
     }),
