@@ -135,7 +135,10 @@ export class Session implements AsyncIterable<Call> {
     systemCall(SYS.kill, this.pid, signal);
   }
 
-  /** Shows all calls from now on to a visitor, in the order of time, until the session ends. */
+  /**
+   * Shows all calls from now on to a visitor, in the order of time, until the session ends. A visitor that is given before the
+   * next turn of the event loop sees every call.
+   */
   follow(visitor: CallVisitor): void {
     const consumer = new Consumer(this.info, visitor);
     for (const lane of this.info.threads.keys()) consumer.merger.push(lane, new Uint32Array(0));
@@ -220,6 +223,8 @@ export class Session implements AsyncIterable<Call> {
   }
 
   async #loop(): Promise<{ why: SessionEnd; target: TargetEnd | undefined }> {
+    // Whoever made the session gets the chance to follow it from its first record.
+    await nextTurn();
     let lastCheck = 0;
     while (!this.#stopWanted) {
       const before = this.#parts.timeStamp.now();
