@@ -38,6 +38,9 @@ const FALLOC_FL_PUNCH_HOLE = 2;
 const ENOMEM = -12;
 const EEXIST = -17;
 
+/** Lanes made ready beyond the number of threads seen: more may have come when all are held. */
+const SPARE_LANES = 16;
+
 /** Code that wants stubs: sites whose addresses lie between `low` and `high`. */
 export interface Cluster {
   readonly low: number;
@@ -91,6 +94,7 @@ export class Agent {
   readonly #sharedFile: number;
   readonly #mapped: Mapped[];
   readonly #codePlaces: readonly Mapped[];
+  #preparedLanes = 0;
 
   private constructor(
     memory: TargetMemory,
@@ -204,9 +208,11 @@ export class Agent {
     });
   }
 
-  /** Writes lanes and code: everything but the sites. @throws CannotError where an instruction cannot be relocated */
-  emit(clusters: readonly Cluster[]): void {
+  /** Writes lanes and code: everything but the sites, ready for so many threads. @throws CannotError where an instruction cannot be relocated */
+  emit(clusters: readonly Cluster[], threads: number): void {
     this.#fillData();
+    this.#preparedLanes = Math.min(threads + SPARE_LANES, this.geometry.lanes - 1);
+    for (let lane = 0; lane <= this.#preparedLanes; lane++) this.#writeSentinel(lane);
     clusters.forEach((cluster, i) => {
       const place = this.#codePlaces[i];
       const region = emitRegion(
@@ -220,6 +226,11 @@ export class Agent {
       this.#memory.write(place.address, region.bytes);
       this.regions.push(region);
     });
+  }
+
+  /** Offset of a thread's id from its thread pointer; 0: not known. */
+  get tidOffset(): number {
+    return this.#options.tidOffset;
   }
 
   /** The ring of a lane, mapped into safepoke itself. */
@@ -251,28 +262,30 @@ export class Agent {
 
   /** Gives lanes to threads that exist already. All threads are held. Returns the lane of each. */
   assignLanes(threads: readonly KnownThread[]): number[] {
+    const count = Math.min(threads.length, this.geometry.lanes - 1);
+    const table = new Uint8Array(count * LANE.size);
     const assigned: number[] = [];
-    let pop = 0;
-    for (const thread of threads) {
-      const lane = ++pop;
-      if (lane >= this.geometry.lanes) break;
+    threads.slice(0, count).forEach((thread, i) => {
+      const lane = i + 1;
       const bytes = this.#laneBytes(lane);
       const view = new DataView(bytes.buffer);
       view.setBigUint64(LANE.threadPointer, thread.threadPointer, true);
       view.setUint32(LANE.tid, thread.tid, true);
-      if (thread.tidPointer !== undefined)
+      if (thread.tidPointer !== undefined) {
         view.setBigUint64(LANE.tidPointer, BigInt(thread.tidPointer), true);
+      }
       view.setBigUint64(LANE.stackLow, BigInt(thread.stackLow), true);
       view.setBigUint64(LANE.stackSize, BigInt(thread.stackSize), true);
-      this.#memory.write(this.#laneAddress(lane), bytes);
-      this.#memory.writeWord(this.#shadowBase(lane) + SHADOW.slot, -1n);
+      table.set(bytes, i * LANE.size);
+      if (lane > this.#preparedLanes) this.#writeSentinel(lane);
       const header = new DataView(this.headers.bytes, lane * HEADER.size, HEADER.size);
       header.setUint32(HEADER.tid, thread.tid, true);
       header.setBigUint64(HEADER.threadPointer, thread.threadPointer, true);
       header.setUint32(HEADER.state, LANE_STATE.live, true);
       assigned.push(lane);
-    }
-    this.#memory.writeWord(this.data + DATA.queuePop, BigInt(assigned.length));
+    });
+    this.#memory.write(this.#laneAddress(1), table);
+    this.#memory.writeWord(this.data + DATA.queuePop, BigInt(count));
     return assigned;
   }
 
@@ -323,8 +336,10 @@ export class Agent {
    */
   restoreReturnAddresses(): number {
     let restored = 0;
+    const table = this.#memory.read(this.#laneAddress(0), this.geometry.lanes * LANE.size);
+    const view = new DataView(table.buffer, table.byteOffset);
     for (let lane = 1; lane < this.geometry.lanes; lane++) {
-      const shadow = Number(this.#memory.readWord(this.#laneAddress(lane) + LANE.shadow) ?? 0n);
+      const shadow = Number(view.getBigUint64(lane * LANE.size + LANE.shadow, true));
       // Newest first: of a chain of tail calls the newest stands in the slot.
       for (const entry of this.#shadowEntries(lane, shadow).reverse()) {
         if (entry.slot === 0n || entry.parked) continue;
@@ -334,6 +349,11 @@ export class Agent {
       }
     }
     return restored;
+  }
+
+  /** Frees all memory behind the rings. No recorder is at work, and none will be. */
+  releaseShared(): void {
+    systemCall(SYS.ftruncate, this.#sharedFile, 0);
   }
 
   /** Unmaps everything of ours from the target. No thread may be in our code, nor have a way back into it. */
@@ -348,6 +368,11 @@ export class Agent {
   close(): void {
     this.headers.unmap();
     closeSync(this.#sharedFile);
+  }
+
+  /** The bottom of a shadow stack, above every return slot. */
+  #writeSentinel(lane: number): void {
+    this.#memory.writeWord(this.#shadowBase(lane) + SHADOW.slot, -1n);
   }
 
   #laneAddress(lane: number): number {
@@ -409,7 +434,6 @@ export class Agent {
     const lanes = new Uint8Array(geometry.lanes * LANE.size);
     for (let lane = 0; lane < geometry.lanes; lane++) lanes.set(this.#laneBytes(lane), lane * LANE.size);
     this.#memory.write(this.data + geometry.laneTable, lanes);
-    this.#memory.writeWord(this.#shadowBase(0) + SHADOW.slot, -1n);
 
     const queue = new Uint32Array(geometry.queueMask + 1);
     for (let lane = 1; lane < geometry.lanes; lane++) queue[lane - 1] = lane * LANE.size;

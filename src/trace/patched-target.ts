@@ -1,7 +1,7 @@
 // A target with its sites changed: the part of a session that touches the process.
 import { Agent, HEAD_SIZE, type AgentOptions, type Cluster } from '../agent/index.js';
 import { CannotError } from '../errors/index.js';
-import { readMaps } from '../linux/index.js';
+import { readMaps, readStatus, readThreads, type Mapping } from '../linux/index.js';
 import {
   Hold,
   RemoteCalls,
@@ -65,6 +65,9 @@ export class PatchedTarget {
   readonly #memory: TargetMemory;
   readonly #times: HoldTimes;
   readonly #changes: readonly SiteChange[];
+  /** No thread is in our code, and none will return into it. */
+  #isUnused = false;
+  #isRemoved = false;
 
   private constructor(
     request: PatchRequest,
@@ -110,10 +113,10 @@ export class PatchedTarget {
     };
     if (adopted !== undefined) {
       const agent = map(adopted);
-      agent.emit(clusters);
-      return install(request, adopted, agent, sites);
+      agent.emit(clusters, 1);
+      return install(request, adopted, agent, sites, readMaps(pid) ?? []);
     }
-    const one = Hold.one(pid, pid, times);
+    const one = Hold.one(pid, anyThread(pid), times);
     let agent: Agent;
     try {
       agent = map(one);
@@ -124,16 +127,18 @@ export class PatchedTarget {
       agent.remove(new RemoteCalls(hold.callableThread(), memory, findSyscallInstruction(pid, memory)));
     };
     try {
-      agent.emit(clusters);
+      agent.emit(clusters, (readThreads(pid) ?? []).length);
     } catch (error) {
-      const again = Hold.one(pid, pid, times);
+      const again = Hold.one(pid, anyThread(pid), times);
       removeFrom(again);
       again.release();
       throw error;
     }
+    // A mapping that is made between this and the hold is missed: its thread's stack is not known at once, no more.
+    const maps = readMaps(pid) ?? [];
     const all = Hold.all(pid, times);
     try {
-      return install(request, all, agent, sites);
+      return install(request, all, agent, sites, maps);
     } catch (error) {
       removeFrom(all);
       throw error;
@@ -159,62 +164,76 @@ export class PatchedTarget {
    * `tryRemove`.
    */
   restore(): DetachResult {
+    const back = this.#changes.map(({ address, expected, wanted }) => ({
+      address,
+      expected: wanted,
+      wanted: expected,
+    }));
     const hold = Hold.all(this.#pid, this.#times);
+    let foreign: SiteChange[];
     try {
       this.agent.enable(false);
-      const back = this.#changes.map(({ address, expected, wanted }) => ({
-        address,
-        expected: wanted,
-        wanted: expected,
-      }));
-      const foreign = applyChanges(this.#memory, back);
-      for (const thread of hold.threads) {
-        hold.stepUntil(thread, (rip) => !this.agent.ownsCode(rip), MAX_STEPS_OUT);
-      }
-      this.agent.restoreReturnAddresses();
-      const restored = areApplied(this.#memory, back);
-      this.#removeIfUnused(hold);
-      return { restored, foreign: foreign.length };
+      foreign = applyChanges(this.#memory, back);
+      this.#leaveCode(hold);
     } finally {
       hold.release();
     }
+    return { restored: areApplied(this.#memory, back), foreign: foreign.length };
   }
 
   /** True once the agent's memory is gone from the target. */
   get isRemoved(): boolean {
-    return this.#removed;
+    return this.#isRemoved;
   }
-  #removed = false;
 
-  /** Unmaps the agent if no thread is in our code or will return into it; call again later if that failed. */
+  /**
+   * Unmaps the agent, unless a thread is in our code or will return into it: call again later then. The sites have been
+   * restored and the rings have been emptied.
+   */
   tryRemove(): boolean {
-    if (this.#removed) return true;
-    const hold = Hold.all(this.#pid, this.#times);
-    try {
-      for (const thread of hold.threads) {
-        hold.stepUntil(thread, (rip) => !this.agent.ownsCode(rip), MAX_STEPS_OUT);
+    if (this.#isRemoved) return true;
+    if (!this.#isUnused) {
+      const hold = Hold.all(this.#pid, this.#times);
+      try {
+        this.#leaveCode(hold);
+      } finally {
+        hold.release();
       }
-      this.agent.restoreReturnAddresses();
-      this.#removeIfUnused(hold);
-    } finally {
-      hold.release();
+      if (!this.#isUnused) return false;
     }
-    return this.#removed;
+    // Nobody can get into our code any more. One thread unmaps it, quickly, as there is little left to free.
+    this.agent.releaseShared();
+    const syscallInstruction = findSyscallInstruction(this.#pid, this.#memory);
+    const one = Hold.one(this.#pid, anyThread(this.#pid), this.#times);
+    try {
+      this.agent.remove(new RemoteCalls(one.callableThread(), this.#memory, syscallInstruction));
+    } finally {
+      one.release();
+    }
+    this.#isRemoved = true;
+    return true;
   }
 
-  #removeIfUnused(hold: Hold): void {
+  /** Gets the held threads out of our code, as far as that is possible, and sees whether any way back into it is left. */
+  #leaveCode(hold: Hold): void {
+    for (const thread of hold.threads) {
+      hold.stepUntil(thread, (rip) => !this.agent.ownsCode(rip), MAX_STEPS_OUT);
+    }
+    this.agent.restoreReturnAddresses();
     const maps = readMaps(this.#pid) ?? [];
     const isInside = (thread: HeldThread): boolean =>
       this.agent.ownsCode(thread.registers.get('rip')) ||
       findSavedInstructionPointers(thread, maps, this.#memory).some(({ rip }) =>
         this.agent.ownsCode(BigInt(rip)),
       );
-    if (hold.threads.some(isInside)) return;
-    this.agent.remove(
-      new RemoteCalls(hold.callableThread(), this.#memory, findSyscallInstruction(this.#pid, this.#memory)),
-    );
-    this.#removed = true;
+    this.#isUnused = !hold.threads.some(isInside);
   }
+}
+
+/** The leader, or another thread if the leader has ended before the rest. */
+function anyThread(pid: number): number {
+  const isAlive = !/^[ZX]/.test(readStatus(pid)?.get('State') ?? 'X');
+  return isAlive ? pid : ((readThreads(pid) ?? []).find((tid) => tid !== pid) ?? pid);
 }
 
 /** All threads are held: gives them lanes, moves them out of the sites, changes the sites. */
@@ -223,11 +242,10 @@ function install(
   hold: Hold,
   agent: Agent,
   sites: readonly PlannedSite[],
+  maps: readonly Mapping[],
 ): PatchedTarget {
   const { pid, memory } = request;
-  const maps = readMaps(pid) ?? [];
-  const tidOffset = findTidOffset(pid, hold.threads, memory, request.modules);
-  const threads = knownThreads(pid, hold.threads, maps, tidOffset);
+  const threads = knownThreads(pid, hold.threads, maps, agent.tidOffset, memory);
   const assigned = agent.assignLanes(threads.map((t) => t.known));
   const lanes = new Map(assigned.map((lane, i) => [lane, threads[i].tid]));
 

@@ -196,7 +196,7 @@ export class Session implements AsyncIterable<Call> {
     let restored = true;
     try {
       if (end.why === 'stopped') restored = await this.#detach();
-      this.#drain.finish();
+      else this.#drain.finish();
     } catch (error) {
       // The target may have ended under our hands; then there is nothing left to restore.
       const targetEnd = this.#parts.watch.check();
@@ -267,7 +267,8 @@ export class Session implements AsyncIterable<Call> {
     if (foreign > 0) {
       onNote(`${foreign} sites were changed by somebody else meanwhile and were left as they are`);
     }
-    this.#drain.poll();
+    this.#drain.finish();
+    target.tryRemove();
     for (let tries = 0; !target.isRemoved && tries < REMOVE_TRIES; tries++) {
       await new Promise((resolve) => setTimeout(resolve, REMOVE_PAUSE_MS));
       target.tryRemove();
