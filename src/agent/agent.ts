@@ -7,6 +7,7 @@ import {
   expectSuccess,
   findSyscallInstruction,
   type Hold,
+  type PlannedCall,
   type TargetMemory,
 } from '../target/index.js';
 import {
@@ -37,6 +38,30 @@ const FALLOC_FL_KEEP_SIZE = 1;
 const FALLOC_FL_PUNCH_HOLE = 2;
 const ENOMEM = -12;
 const EEXIST = -17;
+
+/** System calls that a thread of the target makes for the agent, with arguments of the kind that they will have. */
+export const AGENT_CALLS: readonly PlannedCall[] = [
+  { name: 'memfd_create', number: SYS.memfd_create, arguments: [0, MFD_CLOEXEC] },
+  { name: 'ftruncate', number: SYS.ftruncate, arguments: [3, PAGE] },
+  {
+    name: 'mmap',
+    number: SYS.mmap,
+    arguments: [0, PAGE, PROT.read | PROT.write, MAP.private | MAP.anonymous | MAP.noReserve, -1],
+  },
+  {
+    name: 'mmap of shared memory',
+    number: SYS.mmap,
+    arguments: [0, PAGE, PROT.read | PROT.write, MAP.shared | MAP.noReserve, 3],
+  },
+  {
+    name: 'mmap of code',
+    number: SYS.mmap,
+    arguments: [PAGE, PAGE, PROT.read | PROT.exec, MAP.private | MAP.anonymous | MAP.fixedNoReplace, -1],
+  },
+  { name: 'madvise', number: SYS.madvise, arguments: [PAGE, PAGE, MADV_WIPEONFORK] },
+  { name: 'close', number: SYS.close, arguments: [3] },
+  { name: 'munmap', number: SYS.munmap, arguments: [PAGE, PAGE] },
+];
 
 /** Lanes made ready beyond the number of threads seen: more may have come when all are held. */
 const SPARE_LANES = 16;

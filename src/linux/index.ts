@@ -19,6 +19,7 @@ export {
   Registers,
   ptrace,
   ptraceSignalMask,
+  readSeccompFilter,
   waitForThread,
   type RegisterName,
   type WaitResult,

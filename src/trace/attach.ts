@@ -230,6 +230,7 @@ function start({ pid, options, memory, times, adopted, isChild, before, since }:
     sites: [...plan.sites, ...hooks.sites],
     memory,
     times,
+    seccompFilter: before.seccompFilter,
     adopted,
     agent: {
       ringBytes,

@@ -1,11 +1,12 @@
 // A target with its sites changed: the part of a session that touches the process.
-import { Agent, HEAD_SIZE, type AgentOptions, type Cluster } from '../agent/index.js';
+import { AGENT_CALLS, Agent, HEAD_SIZE, type AgentOptions, type Cluster } from '../agent/index.js';
 import { CannotError } from '../errors/index.js';
 import { readMaps, readStatus, readThreads, type Mapping } from '../linux/index.js';
 import {
   Hold,
   RemoteCalls,
   TargetMemory,
+  checkSeccomp,
   findSyscallInstruction,
   type HeldThread,
   type HoldTimes,
@@ -29,6 +30,8 @@ export interface PatchRequest {
   readonly agent: Omit<AgentOptions, 'tidOffset'>;
   readonly memory: TargetMemory;
   readonly times: HoldTimes;
+  /** Its seccomp filters must be asked before it makes system calls for us. */
+  readonly seccompFilter: boolean;
   /** A thread that we hold already, of a program that has not run; it is let go when all is done. */
   readonly adopted: Hold | undefined;
 }
@@ -119,6 +122,7 @@ export class PatchedTarget {
     const one = Hold.one(pid, anyThread(pid), times);
     let agent: Agent;
     try {
+      if (request.seccompFilter) checkSeccomp(pid, one.callableThread().tid, AGENT_CALLS);
       agent = map(one);
     } finally {
       one.release();
@@ -192,15 +196,7 @@ export class PatchedTarget {
    */
   tryRemove(): boolean {
     if (this.#isRemoved) return true;
-    if (!this.#isUnused) {
-      const hold = Hold.all(this.#pid, this.#times);
-      try {
-        this.#leaveCode(hold);
-      } finally {
-        hold.release();
-      }
-      if (!this.#isUnused) return false;
-    }
+    if (!this.#isUnused && !this.#tryLeaveCode()) return false;
     // Nobody can get into our code any more. One thread unmaps it, quickly, as there is little left to free.
     this.agent.releaseShared();
     const syscallInstruction = findSyscallInstruction(this.#pid, this.#memory);
@@ -212,6 +208,16 @@ export class PatchedTarget {
     }
     this.#isRemoved = true;
     return true;
+  }
+
+  #tryLeaveCode(): boolean {
+    const hold = Hold.all(this.#pid, this.#times);
+    try {
+      this.#leaveCode(hold);
+    } finally {
+      hold.release();
+    }
+    return this.#isUnused;
   }
 
   /** Gets the held threads out of our code, as far as that is possible, and sees whether any way back into it is left. */
