@@ -1,3 +1,4 @@
+import { isSafepokeError } from '../errors/index.js';
 import { SYS, systemCall } from '../linux/index.js';
 import {
   CallBuilder,
@@ -12,7 +13,7 @@ import {
   type RecordingSink,
 } from '../recording/index.js';
 import { pause, type HoldTimes } from '../target/index.js';
-import type { PatchedTarget } from './patched-target.js';
+import type { DetachResult, PatchedTarget } from './patched-target.js';
 import { RingDrain } from './ring-drain.js';
 import type { RefusedFunction } from './site-plan.js';
 import type { SessionEnd, SessionSummary } from './summary.js';
@@ -34,6 +35,8 @@ const BUSY_BYTES = 2 << 20;
 const WRITE_BACKLOG = 256 << 20;
 /** A time stamp is taken at the start of the recorder and published at its end; a thread may lose the processor between. */
 const ORDER_SLACK_MS = 10;
+/** Each takes some seconds: a quarter of an hour, and the target is watched meanwhile by nobody else. */
+const RESTORE_TRIES = 150;
 const REMOVE_TRIES = 40;
 const REMOVE_PAUSE_MS = 25;
 const BYTES_PER_WORD = 4;
@@ -263,7 +266,7 @@ export class Session implements AsyncIterable<Call> {
     if (this.#detached) return true;
     this.#detached = true;
     const { target, onNote } = this.#parts;
-    const { restored, foreign } = target.restore();
+    const { restored, foreign } = await this.#restorePatiently();
     if (foreign > 0) {
       onNote(`${foreign} sites were changed by somebody else meanwhile and were left as they are`);
     }
@@ -276,6 +279,20 @@ export class Session implements AsyncIterable<Call> {
     if (!target.isRemoved)
       onNote('a signal handler will return into safepoke’s code: it stays mapped, unused');
     return restored;
+  }
+
+  /** A thread that cannot be stopped now, waiting for a vfork child perhaps, must not make us leave the sites as they are. */
+  async #restorePatiently(): Promise<DetachResult> {
+    for (let tries = 1; ; tries++) {
+      try {
+        return this.#parts.target.restore();
+      } catch (error) {
+        const isLate = isSafepokeError(error) && error.code === 'WILL_NOT_STOP';
+        if (!isLate || tries === RESTORE_TRIES) throw error;
+        if (tries === 1) this.#parts.onNote(`${error.message}; trying on`);
+        await nextTurn();
+      }
+    }
   }
 
   #message(message: RecordingMessage): void {
