@@ -3,7 +3,7 @@
  * bytes of shared memory and one number per CPU. Since a step of a CPU depends on its private state and one cell alone,
  * its outcome is computed once for each value of that cell and then looked up.
  */
-import type { Action, Cpu, Program, Violation } from '../model/index.js';
+import type { Action, Cpu, Pending, Program, Violation } from '../model/index.js';
 import { CpuSemantics, HEAD } from '../model/index.js';
 import { IntList } from './int-list.js';
 
@@ -110,6 +110,16 @@ export class Transitions {
   isQuiet(words: Int32Array): boolean {
     for (let c = 0; c < this.#cpuCount; c++) if (this.#quiet.items[words[this.cellWords + c]] === 0) return false;
     return true;
+  }
+
+  /** True if a context on the CPU has something left to do. */
+  isBusy(words: Int32Array, cpu: number): boolean {
+    return this.semantics.isBusy(this.cpu(words, cpu));
+  }
+
+  /** What the store buffers hold. */
+  buffers(words: Int32Array): (readonly Pending[])[] {
+    return Array.from({ length: this.#cpuCount }, (_, c) => this.cpu(words, c).buffer);
   }
 
   /** CPUs other than `cpu` in the midst of an instruction, as a mask. */

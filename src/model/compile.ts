@@ -1,4 +1,4 @@
-import { BREAKPOINT, HEAD_SIZE, MCOUNT_INSN_SIZE, TRAPPED_IP, routineOf } from '../protocol/index.js';
+import { BREAKPOINT, HEAD_SIZE, MCOUNT_INSN_SIZE, TRAPPED_IP, routineOf, withoutSteps } from '../protocol/index.js';
 import type { Operand, Operation, Protocol } from '../protocol/index.js';
 import type { Machine } from './machine.js';
 import type { Argument, Cell, ContextProgram, Instruction, Program, Where } from './program.js';
@@ -15,7 +15,8 @@ const INT3 = 0xcc;
  * defect of its definition.
  */
 export function compile(protocol: Protocol, machine: Machine, scenario: Scenario): Program {
-  return new Compiler(protocol, machine, scenario).compile();
+  // Also removes what would stand in the place of steps that are not left out.
+  return new Compiler(withoutSteps(protocol, []), machine, scenario).compile();
 }
 
 /** How a trap handler that is being expanded leaves. */

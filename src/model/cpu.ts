@@ -185,10 +185,9 @@ export class CpuSemantics {
     return copy;
   }
 
-  /** True if the top context can make no step that changes anything, whatever the memory holds at its cell now. */
-  isWaiting(cpu: Cpu): boolean {
-    const { kind } = this.#instruction(top(cpu));
-    return kind === 'wait' || kind === 'load' || kind === 'compare-swap' || kind === 'sync-wait';
+  /** True if the running context has something left to do. */
+  isBusy(cpu: Cpu): boolean {
+    return cpu.inNmi || this.#instruction(cpu.base).kind !== 'end';
   }
 
   actions(cpu: Cpu): readonly Action[] {
