@@ -1,13 +1,15 @@
-import { BREAKPOINT, HEAD_SIZE, MCOUNT_INSN_SIZE, TRAPPED_IP, routineOf, withoutSteps } from '../protocol/index.js';
+import { BREAKPOINT, SKIP, HEAD_SIZE, MCOUNT_INSN_SIZE, TRAPPED_IP, routineOf, withoutSteps } from '../protocol/index.js';
 import type { Operand, Operation, Protocol } from '../protocol/index.js';
 import type { Machine } from './machine.js';
 import type { Argument, Cell, ContextProgram, Instruction, Program, Where } from './program.js';
 import { HEAD, TAIL, foldWord } from './program.js';
 import type { Image, Scenario } from './scenario.js';
-import { pieceBytes } from './scenario.js';
+import { NOP, pieceBytes } from './scenario.js';
 
 /** The breakpoint instruction of x86. */
 const INT3 = 0xcc;
+/** The code buffer that holds it. */
+const BREAKPOINT_BUFFER = 1;
 
 /**
  * Flattens a protocol (from which steps may have been left out) and a scenario for the model machine. Routines are
@@ -415,7 +417,8 @@ class Compiler {
 
   #argument(operand: Operand, trap: Trap | undefined): Argument {
     if (typeof operand === 'number') return foldWord(operand);
-    if (operand === BREAKPOINT) return 1;
+    if (operand === BREAKPOINT) return BREAKPOINT_BUFFER;
+    if (operand === SKIP) return this.#bufferOf(NOP);
     if (operand === TRAPPED_IP) return insideTrap(trap, operand).site + 1;
     return -this.#register(operand) - 1;
   }

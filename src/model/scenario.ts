@@ -8,7 +8,7 @@ export interface Image {
 }
 
 /** The five-byte nop of x86: nopl 0x0(%rax,%rax,1). */
-const NOP: Image = { name: 'nop', bytes: [0x0f, 0x1f, 0x44, 0x00, 0x00] };
+export const NOP: Image = { name: 'nop', bytes: [0x0f, 0x1f, 0x44, 0x00, 0x00] };
 const CALL_OPCODE = 0xe8;
 const BYTE_MASK = 0xff;
 const BITS_PER_BYTE = 8;
@@ -142,4 +142,11 @@ export const scenarios: readonly Scenario[] = [
 /** Text as the model holds it: the head (one byte) and the tail (four) of an instruction. */
 export function pieceBytes(image: Image): readonly [readonly number[], readonly number[]] {
   return [image.bytes.slice(0, 1), image.bytes.slice(1)];
+}
+
+/** The scenario of that name, which must exist. */
+export function scenarioNamed(name: string): Scenario {
+  const found = scenarios.find((s) => s.name === name);
+  if (found === undefined) throw new Error(`there is no scenario ${name}`);
+  return found;
 }

@@ -32,6 +32,23 @@ export const hookFirst: Step = {
   meaning: 'the hook runs before lockdep_off, not after it',
 };
 
+/** Which hooks a kernel has depends on what it is built for. */
+export interface Configuration {
+  readonly architecture: Architecture;
+  /** CONFIG_DYNAMIC_FTRACE */
+  readonly dynamicFtrace: boolean;
+  /** CONFIG_FUNCTION_TRACER */
+  readonly functionTracer: boolean;
+}
+
+export const architectures = ['x86', 'arm', 'powerpc', 'sh', 'sparc'] as const;
+export type Architecture = (typeof architectures)[number];
+
+/** True if ftrace_nmi_enter and ftrace_nmi_exit do anything: on x86, with dynamic ftrace, with the function tracer. */
+export function hasHooks(configuration: Configuration): boolean {
+  return configuration.architecture === 'x86' && configuration.dynamicFtrace && configuration.functionTracer;
+}
+
 /** Hooks that do nothing, as on the architectures and configurations that have none. */
 export function emptyHooks(routines: readonly Routine[]): readonly Routine[] {
   const none: readonly Operation[] = [];

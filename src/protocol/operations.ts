@@ -14,6 +14,8 @@ export type Operand = number | string;
  * `new_code` is.
  */
 export const BREAKPOINT = 'breakpoint';
+/** Reserved, read-only: the address of a buffer that holds the five-byte nop. A code operand. */
+export const SKIP = 'skip';
 /** Reserved, read-only, in `trap` only: the address of the site whose breakpoint was executed. */
 export const TRAPPED_IP = 'trapped_ip';
 

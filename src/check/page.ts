@@ -1,0 +1,2 @@
+import type { Timeline } from './timeline.js';
+export function pageOf(timeline: Timeline): string { return timeline.heading; }
