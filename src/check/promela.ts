@@ -98,7 +98,7 @@ class Exporter {
       'bool in_nmi_[CPUS];',
       'bool ready;            /* shared memory is set up */',
       'bool patched;          /* the patcher is done */',
-      'hidden byte i_; hidden byte j_; hidden byte v_;',
+      'hidden byte i_; hidden byte j_; hidden byte v_; hidden byte n_; hidden byte w_; hidden byte e_;',
     );
     if (program.live) lines.push('byte threads_done;', `byte sync_mask[${2 * this.#cpus}];`);
     if (machine.overlap === 'never') lines.push('byte nmis_running;');
@@ -113,9 +113,10 @@ class Exporter {
         `#define CAPACITY ${CAPACITY}`,
         `#define FENCE ${FENCE_MARK}`,
         `#define ADD ${ADD_MARK}`,
-        'typedef Buffer { byte n; byte cell[CAPACITY]; byte value[CAPACITY] }',
+        '/* own: entries for each cell; adds, fences: how many of those. All follow from cell[]. */',
+        `typedef Buffer { byte n; byte cell[CAPACITY]; byte value[CAPACITY]; byte own[${program.cells.length}]; byte adds; byte fences }`,
         'Buffer b[CPUS];',
-        `#define HOLDS(c, x) (${Array.from({ length: CAPACITY }, (_, i) => `b[c].cell[${i}] == (x)`).join(' || ')})`,
+        '#define HOLDS(c, x) (b[c].own[x] != 0)',
         PUSH(this.#fifo),
         LOAD,
       );
@@ -139,7 +140,7 @@ class Exporter {
       '     :: (j_ < CPUS) ->',
       '        if',
       `        :: (j_ != who && executing[j_] == ((loc) - ${textBase}) / 2 + 1 &&`,
-      `            !(((loc) - ${textBase}) % 2 == 1 && fetched[j_] == 1) && !(HOLDS(j_, (loc) + 1))) -> assert(false)`,
+      `            !(((loc) - ${textBase}) % 2 == 1 && fetched[j_] == 1) && !(HOLDS(j_, loc))) -> assert(false)`,
       '        :: else',
       '        fi;',
       '        j_++',
@@ -164,10 +165,8 @@ class Exporter {
     const provided = this.#nmiProcesses ? ` provided (!in_nmi_[${place.cpu}])` : '';
     body.push(`${active} proctype ${name}()${provided}`, '{');
     if (registers.length > 0) body.push(`  byte ${registers.map((_, r) => `r${r}`).join(', ')};`);
-    body.push('  atomic {');
-    if (name === 'patcher') body.push(...this.#initialise().map((l) => `    ${l}`));
-    else body.push('    (ready) ->');
-    body.push(...this.#tail(start, 0, place).map((l) => `    ${l}`), '  };');
+    const first = name === 'patcher' ? this.#initialise() : ['(ready) ->'];
+    body.push(...oneStep([...first, ...this.#tail(start, 0, place)]));
     this.#steps(start, place, body);
     body.push('end_done:', '  (false)', '}');
     return body.join('\n');
@@ -205,11 +204,7 @@ class Exporter {
       body.push(`  byte ${program.nmi.registers.map((_, r) => `r${r}`).join(', ')};`);
     body.push(
       'end_idle:',
-      '  atomic {',
-      `    (${guards.join(' && ')}) ->`,
-      ...effects.map((l) => `    ${l}`),
-      ...this.#tail(program.nmi.start, 0, place).map((l) => `    ${l}`),
-      '  };',
+      ...oneStep([`(${guards.join(' && ')}) ->`, ...effects, ...this.#tail(program.nmi.start, 0, place)]),
     );
     this.#steps(program.nmi.start, place, body);
     body.push('  skip', '}');
@@ -228,11 +223,10 @@ class Exporter {
       if (i.kind === 'fetch-first' && i.alternative !== 0) {
         body.push('  if');
         for (const alternative of [pc, i.alternative]) {
-          const lines = this.#step(alternative, place);
-          body.push('  :: atomic {', ...lines.map((l) => `       ${l}`), '     }');
+          body.push('  ::', ...oneStep(this.#step(alternative, place)));
         }
         body.push('  fi;');
-      } else body.push('  atomic {', ...this.#step(pc, place).map((l) => `    ${l}`), '  };');
+      } else body.push(...oneStep(this.#step(pc, place)));
       for (const from of i.kind === 'fetch-first' && i.alternative !== 0 ? [pc, i.alternative] : [pc])
         for (const next of this.#successors(from)) queue.push(...this.#visibleFrom(next, place));
     }
@@ -299,7 +293,9 @@ class Exporter {
     const live = this.#live[pc];
     const empty = this.#buffered ? `b[${cpu}].n == 0` : 'true';
     const goOn = (next: number, written: number): string[] => this.#tail(next, live | written, place);
-    const blocked = (cell: number): string => (this.#relaxed ? `!(HOLDS(${cpu}, ${cell + 1} + ADD))` : 'true');
+    // A protocol adds to one word only, so additions that wait are additions to that word.
+    const blocked = (cell: number): string =>
+      this.#relaxed && this.#isAddedTo(cell) ? `b[${cpu}].adds == 0` : 'true';
     switch (i.kind) {
       case 'load':
         return [
@@ -308,7 +304,7 @@ class Exporter {
         ];
       case 'wait': {
         const none = this.#buffered
-          ? `!(HOLDS(${cpu}, ${i.cell + 1})) && ${blocked(i.cell)} && `
+          ? `!(HOLDS(${cpu}, ${i.cell})) && ${blocked(i.cell)} && `
           : '';
         return [`(${none}${test(`m[${i.cell}]`, i.test, value(i.value))}) ->`, ...goOn(i.next, 0)];
       }
@@ -363,6 +359,10 @@ class Exporter {
     }
   }
 
+  #isAddedTo(cell: number): boolean {
+    return this.program.instructions.some((i) => i.kind === 'add' && i.cell === cell);
+  }
+
   #maskIndex(place: Place): string {
     return `2 * ${place.cpu} + ${place.nmi ? 1 : 0}`;
   }
@@ -370,7 +370,7 @@ class Exporter {
   #atomicGuard(cell: number, cpu: string): string {
     if (!this.#buffered) return 'true';
     if (!this.#relaxed) return `b[${cpu}].n == 0`;
-    return `!(HOLDS(${cpu}, ${cell + 1})) && !(HOLDS(${cpu}, ${cell + 1} + ADD)) && !(HOLDS(${cpu}, FENCE))`;
+    return `!(HOLDS(${cpu}, ${cell})) && b[${cpu}].adds == 0 && b[${cpu}].fences == 0`;
   }
 
   #fetchFirst(i: Instruction & { kind: 'fetch-first' }, place: Place, live: number): string[] {
@@ -426,24 +426,29 @@ class Exporter {
     ];
   }
 
+  #push(cpu: string, cell: string, what: string): string[] {
+    // A FIFO's push counts the entry itself; the other cannot tell a store from an addition.
+    return [`push(${cpu}, ${cell} + 1, ${what});${this.#fifo ? '' : ` b[${cpu}].own[${cell}]++;`}`];
+  }
+
   /** A store, a buffered addition or a write fence. */
   #plain(i: Instruction, place: Place): string[] {
     const { cpu } = place;
     switch (i.kind) {
       case 'store':
         return this.#buffered
-          ? [`push(${cpu}, ${i.cell + 1}, ${value(i.value)});`]
+          ? this.#push(cpu, `${i.cell}`, value(i.value))
           : [`m[${i.cell}] = ${value(i.value)};`];
       case 'store-text': {
         const cell = this.#textCell(i.at, i.piece);
         return this.#buffered
-          ? [`push(${cpu}, ${cell} + 1, ${value(i.value)});`]
+          ? this.#push(cpu, cell, value(i.value))
           : [`land(${cpu}, ${cell}, ${value(i.value)});`];
       }
       case 'add':
-        return [`push(${cpu}, ${i.cell + 1} + ADD, ${value(i.value)});`];
+        return [`push(${cpu}, ${i.cell + 1} + ADD, ${value(i.value)}); b[${cpu}].adds++;`];
       case 'write-fence':
-        return this.#buffered && !this.#fifo ? [`push(${cpu}, FENCE, 0);`] : [];
+        return this.#buffered && !this.#fifo ? [`fence(${cpu});`] : [];
       default:
         throw new Error(`${i.kind} is no store`);
     }
@@ -526,25 +531,31 @@ class Exporter {
   #storeBuffer(): string {
     const first = 1 + (this.program.live ? this.#cpus - 1 : 0) + (this.#nmiProcesses ? this.#cpus : 0);
     const cpu = `(_pid - ${first})`;
-    const lines = ['active [CPUS] proctype store_buffer()', '{', 'end_empty:', '  do'];
+    const lines = ['active [CPUS] proctype store_buffer()', '{', 'end_empty:', '  do', '  :: atomic {'];
     const entries = this.#fifo ? 1 : CAPACITY;
+    if (entries > 1) lines.push('       if');
     for (let e = 0; e < entries; e++) {
       const guards = [`b[${cpu}].n > ${e}`];
       for (let before = 0; before <= e && !this.#fifo; before++)
         guards.push(`b[${cpu}].cell[${before}] != FENCE`);
       if (e > 0) guards.push(`(b[${cpu}].cell[${e}] & 127) != (b[${cpu}].cell[${e - 1}] & 127)`);
-      lines.push(
-        `  :: d_step { (${guards.join(' && ')}) ->`,
-        '       if',
-        `       :: (b[${cpu}].cell[${e}] > ADD) -> v_ = b[${cpu}].cell[${e}] - ADD - 1; m[v_] = (m[v_] + b[${cpu}].value[${e}]) & 255`,
-        `       :: else -> v_ = b[${cpu}].cell[${e}] - 1; land(${cpu}, v_, b[${cpu}].value[${e}])`,
-        '       fi;',
-        `       v_ = 0; remove(${cpu}, ${e})`,
-        '     }',
-      );
+      lines.push(`       ${entries > 1 ? ':: ' : ''}(${guards.join(' && ')}) -> e_ = ${e}${entries > 1 ? '' : ';'}`);
     }
-    lines.push('  od', '}');
-    return [REMOVE, lines.join('\n')].join('\n');
+    if (entries > 1) lines.push('       fi;');
+    const entry = `b[${cpu}].cell[e_]`;
+    const holds = `b[${cpu}].value[e_]`;
+    lines.push('       d_step {');
+    const store = `v_ = ${entry} - 1; w_ = ${holds}; land(${cpu}, v_, w_); w_ = 0`;
+    if (this.#relaxed)
+      lines.push(
+        '         if',
+        `         :: (${entry} > ADD) -> v_ = ${entry} - ADD - 1; m[v_] = (m[v_] + ${holds}) & 255; b[${cpu}].adds--`,
+        `         :: else -> ${store}; b[${cpu}].own[v_]--`,
+        '         fi;',
+      );
+    else lines.push(`         ${store}; b[${cpu}].own[v_]--;`);
+    lines.push(`         v_ = 0; remove(${cpu}, e_); e_ = 0`, '       }', '     }', '  od', '}');
+    return [this.#fifo ? REMOVE_FIRST : REMOVE, lines.join('\n')].join('\n');
   }
 
   /** When nothing is under way, the text must be what was asked for. */
@@ -600,6 +611,29 @@ class Exporter {
   }
 }
 
+/**
+ * Makes one indivisible step of statements that end in jumps. A `d_step` may not be left by a jump, so it notes where to
+ * go, and the jump is made behind it.
+ */
+function oneStep(lines: readonly string[]): string[] {
+  const targets: string[] = [];
+  const body = lines.map((line) => {
+    const jump = /^goto (\w+);$/.exec(line);
+    if (jump === null) return line;
+    if (!targets.includes(jump[1])) targets.push(jump[1]);
+    return `n_ = ${targets.indexOf(jump[1])};`;
+  });
+  const jumps =
+    targets.length === 1
+      ? [`goto ${targets[0]}`]
+      : [
+          'if',
+          ...targets.map((t, i) => `${i < targets.length - 1 ? `:: (n_ == ${i})` : ':: else'} -> goto ${t}`),
+          'fi',
+        ];
+  return ['  atomic {', '    d_step {', ...body.map((l) => `      ${l}`), '    };', ...jumps.map((j) => `    ${j}`), '  };'];
+}
+
 /** -EFAULT, folded into a byte as the model does. */
 const FAULT = 242;
 
@@ -618,59 +652,58 @@ const LOAD = `inline load(who, loc, to) {
 }`;
 
 /** Behind the last fence, entries are held in the order of their cells: they leave in any order. */
-const PUSH = (fifo: boolean): string => `inline push(who, loc, new) {
+const PUSH = (fifo: boolean): string =>
+  fifo
+    ? `inline push(who, loc, new) {
+  assert(b[who].n < CAPACITY); /* the bound of the exported model, not a violation */
+  b[who].cell[b[who].n] = loc; b[who].value[b[who].n] = new; b[who].n++; b[who].own[(loc) - 1]++
+}`
+    : `inline push(who, loc, new) {
+  assert(b[who].n < CAPACITY); /* the bound of the exported model, not a violation */
+  i_ = b[who].n;
+  do
+  :: (i_ > 0 && b[who].cell[i_ - 1] != FENCE && (b[who].cell[i_ - 1] & 127) > ((loc) & 127)) ->
+     b[who].cell[i_] = b[who].cell[i_ - 1]; b[who].value[i_] = b[who].value[i_ - 1]; i_--
+  :: else -> break
+  od;
+  b[who].cell[i_] = loc; b[who].value[i_] = new; b[who].n++; i_ = 0
+}
+inline fence(who) {
   if
-  :: ((loc) == FENCE && b[who].n == 0)
-  :: ((loc) == FENCE && b[who].n > 0 && b[who].cell[b[who].n - 1] == FENCE)
-  :: else ->
-     assert(b[who].n < CAPACITY); /* the bound of the exported model, not a violation */
-     i_ = b[who].n;
-     ${
-       fifo
-         ? ''
-         : `do
-     :: (i_ > 0 && (loc) != FENCE && b[who].cell[i_ - 1] != FENCE && (b[who].cell[i_ - 1] & 127) > ((loc) & 127)) ->
-        b[who].cell[i_] = b[who].cell[i_ - 1]; b[who].value[i_] = b[who].value[i_ - 1]; i_--
-     :: else -> break
-     od;`
-     }
-     b[who].cell[i_] = loc; b[who].value[i_] = new; b[who].n++; i_ = 0
+  :: (b[who].n > 0 && b[who].cell[b[who].n - 1] != FENCE) ->
+     assert(b[who].n < CAPACITY);
+     b[who].cell[b[who].n] = FENCE; b[who].n++; b[who].fences++
+  :: else
   fi
 }`;
 
-const REMOVE = `inline remove(who, entry) {
+const REMOVE_FIRST = `inline remove(who, entry) {
   i_ = entry;
   do
   :: (i_ + 1 < b[who].n) ->
      b[who].cell[i_] = b[who].cell[i_ + 1]; b[who].value[i_] = b[who].value[i_ + 1]; i_++
   :: else -> break
   od;
-  b[who].n--; b[who].cell[b[who].n] = 0; b[who].value[b[who].n] = 0;
-  do /* a fence at the head holds nothing back any more */
-  :: (b[who].n > 0 && b[who].cell[0] == FENCE) ->
-     i_ = 0;
+  b[who].n--; b[who].cell[b[who].n] = 0; b[who].value[b[who].n] = 0; i_ = 0
+}`;
+
+/** A fence at the head holds nothing back any more, and of two in a row one is enough: such a one goes as well. */
+const REMOVE = `inline remove(who, entry) {
+  do
+  :: true ->
+     i_ = entry;
      do
      :: (i_ + 1 < b[who].n) ->
         b[who].cell[i_] = b[who].cell[i_ + 1]; b[who].value[i_] = b[who].value[i_ + 1]; i_++
      :: else -> break
      od;
-     b[who].n--; b[who].cell[b[who].n] = 0; b[who].value[b[who].n] = 0
-  :: else -> break
-  od;
-  i_ = 1;
-  do /* of two fences in a row one is enough */
-  :: (i_ < b[who].n && b[who].cell[i_] == FENCE && b[who].cell[i_ - 1] == FENCE) ->
-     j_ = i_;
-     do
-     :: (j_ + 1 < b[who].n) ->
-        b[who].cell[j_] = b[who].cell[j_ + 1]; b[who].value[j_] = b[who].value[j_ + 1]; j_++
+     b[who].n--; b[who].cell[b[who].n] = 0; b[who].value[b[who].n] = 0; i_ = 0;
+     if
+     :: (b[who].n > entry && b[who].cell[entry] == FENCE &&
+         (entry == 0 || b[who].cell[entry - (entry > 0 -> 1 : 0)] == FENCE)) -> b[who].fences--
      :: else -> break
-     od;
-     b[who].n--; b[who].cell[b[who].n] = 0; b[who].value[b[who].n] = 0; j_ = 0
-  :: (i_ < b[who].n && !(b[who].cell[i_] == FENCE && b[who].cell[i_ - 1] == FENCE)) -> i_++
-  :: else -> break
-  od;
-  i_ = 0
+     fi
+  od
 }`;
 
 /** CPU c has been between two instructions: nobody need wait for it any longer. */
