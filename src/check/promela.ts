@@ -13,7 +13,8 @@
 import type { Argument, Instruction, Program } from '../model/index.js';
 import { HEAD, TAIL, liveRegisters } from '../model/index.js';
 
-const CAPACITY = 10;
+/** Entries of an exported store buffer: a state pays for each, used or not. */
+const CAPACITY = { sc: 0, tso: 10, pso: 10, relaxed: 16 } as const;
 /** Marks a fence in a buffer, and an addition (added to the cell's number, which starts at 1 there). */
 const FENCE_MARK = 255;
 const ADD_MARK = 128;
@@ -36,6 +37,7 @@ class Exporter {
   readonly #fifo: boolean;
   readonly #relaxed: boolean;
   readonly #cpus: number;
+  readonly #capacity: number;
   readonly #nmiProcesses: boolean;
 
   constructor(readonly program: Program) {
@@ -45,6 +47,7 @@ class Exporter {
     this.#fifo = memory === 'tso';
     this.#relaxed = memory === 'relaxed';
     this.#cpus = cpus;
+    this.#capacity = CAPACITY[memory];
     this.#nmiProcesses = nmis !== 0 || program.scenario.storm;
   }
 
@@ -110,7 +113,7 @@ class Exporter {
     );
     if (this.#buffered) {
       lines.push(
-        `#define CAPACITY ${CAPACITY}`,
+        `#define CAPACITY ${this.#capacity}`,
         `#define FENCE ${FENCE_MARK}`,
         `#define ADD ${ADD_MARK}`,
         '/* own: entries for each cell; adds, fences: how many of those. All follow from cell[]. */',
@@ -532,7 +535,7 @@ class Exporter {
     const first = 1 + (this.program.live ? this.#cpus - 1 : 0) + (this.#nmiProcesses ? this.#cpus : 0);
     const cpu = `(_pid - ${first})`;
     const lines = ['active [CPUS] proctype store_buffer()', '{', 'end_empty:', '  do', '  :: atomic {'];
-    const entries = this.#fifo ? 1 : CAPACITY;
+    const entries = this.#fifo ? 1 : this.#capacity;
     if (entries > 1) lines.push('       if');
     for (let e = 0; e < entries; e++) {
       const guards = [`b[${cpu}].n > ${e}`];

@@ -1,9 +1,11 @@
 /** States per chunk of the arena, as a power of two: growing never copies what is there. */
 const CHUNK_SHIFT = 16;
 const CHUNK_MASK = (1 << CHUNK_SHIFT) - 1;
-const INITIAL_SLOTS = 1 << 16;
+const INITIAL_SLOTS = 1 << 14;
+/** A slot: the number of a state plus one (0: free), and the state's hash, which spares most looks into the arena. */
+const SLOT_WORDS = 2;
 /** The table doubles when it is this full. */
-const MAX_LOAD = 0.6;
+const MAX_LOAD = 0.5;
 /** Odd constants of good bit mixing: the golden ratio of 2^32, and one of MurmurHash3's finaliser. */
 const MIX_WORD = 0x9e3779b1;
 const MIX_END = 0x85ebca6b;
@@ -15,7 +17,7 @@ const BYTES_PER_WORD = 4;
  */
 export class StateStore {
   readonly #chunks: Int32Array[] = [];
-  #slots = new Int32Array(INITIAL_SLOTS);
+  #slots = new Int32Array(INITIAL_SLOTS * SLOT_WORDS);
   #slotMask = INITIAL_SLOTS - 1;
   count = 0;
 
@@ -40,23 +42,26 @@ export class StateStore {
     const mask = this.#slotMask;
     let slot = hash & mask;
     for (;;) {
-      const found = slots[slot];
+      const found = slots[slot * SLOT_WORDS];
       if (found === 0) break;
-      const number = found - 1;
-      const chunk = this.#chunks[number >>> CHUNK_SHIFT];
-      const at = (number & CHUNK_MASK) * width;
-      let i = 0;
-      while (i < width && chunk[at + i] === words[offset + i]) i++;
-      if (i === width) return -1 - number;
+      if (slots[slot * SLOT_WORDS + 1] === hash) {
+        const number = found - 1;
+        const chunk = this.#chunks[number >>> CHUNK_SHIFT];
+        const at = (number & CHUNK_MASK) * width;
+        let i = 0;
+        while (i < width && chunk[at + i] === words[offset + i]) i++;
+        if (i === width) return -1 - number;
+      }
       slot = (slot + 1) & mask;
     }
     const number = this.count++;
-    slots[slot] = number + 1;
+    slots[slot * SLOT_WORDS] = number + 1;
+    slots[slot * SLOT_WORDS + 1] = hash;
     if ((number & CHUNK_MASK) === 0) this.#chunks.push(new Int32Array((CHUNK_MASK + 1) * width));
     const chunk = this.#chunks[number >>> CHUNK_SHIFT];
     const at = (number & CHUNK_MASK) * width;
     for (let i = 0; i < width; i++) chunk[at + i] = words[offset + i];
-    if (this.count > this.#slots.length * MAX_LOAD) this.#grow();
+    if (this.count > (mask + 1) * MAX_LOAD) this.#grow();
     return number;
   }
 
@@ -69,23 +74,16 @@ export class StateStore {
   }
 
   #grow(): void {
-    const { width } = this;
-    const size = this.#slots.length * 2;
-    const slots = new Int32Array(size);
+    const old = this.#slots;
+    const size = (this.#slotMask + 1) * 2;
+    const slots = new Int32Array(size * SLOT_WORDS);
     const mask = size - 1;
-    for (let number = 0; number < this.count; number++) {
-      const chunk = this.#chunks[number >>> CHUNK_SHIFT];
-      const at = (number & CHUNK_MASK) * width;
-      let hash = 0;
-      for (let i = 0; i < width; i++) {
-        hash = Math.imul(hash ^ chunk[at + i], MIX_WORD);
-        hash ^= hash >>> 15;
-      }
-      hash = Math.imul(hash, MIX_END);
-      hash ^= hash >>> 13;
-      let slot = hash & mask;
-      while (slots[slot] !== 0) slot = (slot + 1) & mask;
-      slots[slot] = number + 1;
+    for (let from = 0; from < old.length; from += SLOT_WORDS) {
+      if (old[from] === 0) continue;
+      let slot = old[from + 1] & mask;
+      while (slots[slot * SLOT_WORDS] !== 0) slot = (slot + 1) & mask;
+      slots[slot * SLOT_WORDS] = old[from];
+      slots[slot * SLOT_WORDS + 1] = old[from + 1];
     }
     this.#slots = slots;
     this.#slotMask = mask;

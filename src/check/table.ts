@@ -106,8 +106,12 @@ export function cellsOf(r: TableRow): readonly TableCell[] {
 }
 
 export function checkCell(cell: TableCell, options: CheckOptions = {}): CheckResult {
-  const { cpus, nmis, overlap, protocol } = cell.row;
-  return check(protocol, { cpus, nmis, overlap, memory: cell.memory }, cell.scenario, options);
+  return check(cell.row.protocol, machineOf(cell), cell.scenario, options);
+}
+
+export function machineOf(cell: TableCell): Machine {
+  const { cpus, nmis, overlap } = cell.row;
+  return { cpus, nmis, overlap, memory: cell.memory };
 }
 
 /** What the table says of one row. */
@@ -116,7 +120,7 @@ export interface JudgedRow {
   readonly verdicts: readonly Verdict[];
 }
 
-const LABEL_WIDTH = 32;
+const LABEL_WIDTH = 34;
 const CPUS_WIDTH = 6;
 const NMIS_WIDTH = 11;
 const OVERLAP_WIDTH = 8;
