@@ -23,7 +23,7 @@ import {
   planGeometry,
   type AgentGeometry,
 } from './layout.js';
-import { emitRegion, regionBytes, type CodeRegion, type StubSite } from './stubs.js';
+import { emitRecorder, emitRegion, regionBytes, type CodeRegion, type StubSite } from './stubs.js';
 
 const PAGE = 4096;
 /** Reach of a rel32 branch, with room for the region and the module's own extent. */
@@ -250,6 +250,15 @@ export class Agent {
       );
       this.#memory.write(place.address, region.bytes);
       this.regions.push(region);
+    });
+  }
+
+  /** Makes recorders do without the word at the thread pointer: some thread has none. Before any site is changed. */
+  distrustThreadPointers(clusters: readonly Cluster[]): void {
+    const places = { control: BigInt(this.control), data: BigInt(this.data) };
+    this.regions.forEach(({ address }, i) => {
+      const { bytes } = emitRecorder(address, clusters[i].firstIndex, places, this.geometry, 'register');
+      this.#memory.write(Number(address), bytes);
     });
   }
 

@@ -3,7 +3,7 @@ import { test } from 'node:test';
 import { assemble, disassemble } from '../x86/index.js';
 import { planGeometry } from './layout.js';
 import { RECORDER_ENTRIES, recorderListing } from './recorder.js';
-import { emitRegion, regionBytes, type StubSite } from './stubs.js';
+import { emitRecorder, emitRegion, regionBytes, type StubSite } from './stubs.js';
 
 const geometry = planGeometry(128, 1 << 20, 1 << 15);
 const places = { control: 0x7f00_1234_5000n, data: 0x7f00_1234_6000n };
@@ -56,4 +56,13 @@ test('a body that needs more room than it said is refused, not truncated', () =>
   assert.throws(() => emitRegion(0x5555_0000_0000n, regionBytes(sites), sites, 0, places, geometry), {
     code: 'STUB_TOO_LONG',
   });
+});
+
+test('the recorder that distrusts thread pointers fits into the place of the other', () => {
+  const [trusting, distrusting] = (['memory', 'register'] as const).map((source) =>
+    emitRecorder(0x5555_0000_0000n, 0, places, geometry, source),
+  );
+  assert.equal(trusting.bytes.length, distrusting.bytes.length);
+  assert.deepEqual(trusting.labels, distrusting.labels);
+  assert.doesNotMatch(disassemble(distrusting.bytes, 0n), /fs:/);
 });

@@ -117,7 +117,7 @@ export class PatchedTarget {
     if (adopted !== undefined) {
       const agent = map(adopted);
       agent.emit(clusters, 1);
-      return install(request, adopted, agent, sites, readMaps(pid) ?? []);
+      return install(request, adopted, agent, clusters, sites, readMaps(pid) ?? []);
     }
     const one = Hold.one(pid, anyThread(pid), times);
     let agent: Agent;
@@ -142,7 +142,7 @@ export class PatchedTarget {
     const maps = readMaps(pid) ?? [];
     const all = Hold.all(pid, times);
     try {
-      return install(request, all, agent, sites, maps);
+      return install(request, all, agent, clusters, sites, maps);
     } catch (error) {
       removeFrom(all);
       throw error;
@@ -247,10 +247,12 @@ function install(
   request: PatchRequest,
   hold: Hold,
   agent: Agent,
+  clusters: readonly Cluster[],
   sites: readonly PlannedSite[],
   maps: readonly Mapping[],
 ): PatchedTarget {
   const { pid, memory } = request;
+  if (!hold.threads.every((thread) => pointsToItself(thread, memory))) agent.distrustThreadPointers(clusters);
   const threads = knownThreads(pid, hold.threads, maps, agent.tidOffset, memory);
   const assigned = agent.assignLanes(threads.map((t) => t.known));
   const lanes = new Map(assigned.map((lane, i) => [lane, threads[i].tid]));
@@ -322,6 +324,12 @@ function movedInto(site: PlannedSite, rip: number): bigint | undefined {
   return placed === undefined || boundary === undefined
     ? undefined
     : placed.address + BigInt(boundary.newOffset);
+}
+
+/** True if the word at the thread pointer is the thread pointer, as the ABI has it and the recorder's fast paths want it. */
+function pointsToItself(thread: HeldThread, memory: TargetMemory): boolean {
+  const pointer = thread.registers.get('fs_base');
+  return pointer !== 0n && memory.readWord(Number(pointer)) === pointer;
 }
 
 /** Finds sites by addresses within their displaced instructions, their first byte excepted: from there all is well. */

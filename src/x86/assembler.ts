@@ -2,6 +2,7 @@
 // only reads the text: one instruction a line, Intel syntax, `label:`, `; comment`.
 //
 //   operands   registers; numbers (12, -8, 0x7f); labels; memory `qword [rbx + rcx*8 + 16]`, `dword [rip_label]`
+//              `fs:[0]`: an absolute address in the thread's own segment
 //   sizes      byte, word, dword, qword in front of a memory operand; without one the other operand decides, else qword
 //   prefix     `lock`
 //
@@ -71,7 +72,7 @@ function parseNumber(text: string): bigint | undefined {
   return negative ? -magnitude : magnitude;
 }
 
-function parseMemory(inside: string, bits: number | undefined, line: string): Operand {
+function parseMemory(inside: string, bits: number | undefined, segment: Register, line: string): Operand {
   let base = Register.None;
   let index = Register.None;
   let scale = 1;
@@ -94,14 +95,19 @@ function parseMemory(inside: string, bits: number | undefined, line: string): Op
       throw listingError(line, `"${term}" is not a register or number`);
     }
   }
-  const displacementSize = displacement === 0n ? 0 : 1;
-  const memory = new MemoryOperand(base, index, scale, displacement, displacementSize, false, Register.None);
+  // Without registers iced wants to know the size of the address, which it encodes in 4 bytes all the same.
+  const isAbsolute = base === Register.None && index === Register.None;
+  const displacementSize = isAbsolute ? 8 : displacement === 0n ? 0 : 1;
+  const memory = new MemoryOperand(base, index, scale, displacement, displacementSize, false, segment);
   return { kind: 'memory', memory, bits };
 }
 
 function parseOperand(text: string, line: string): Operand {
-  const memory = /^(?:(byte|word|dword|qword)\s+)?\[(.*)\]$/.exec(text);
-  if (memory) return parseMemory(memory[2], SIZES[memory[1]], line);
+  const memory = /^(?:(byte|word|dword|qword)\s+)?(fs:)?\[(.*)\]$/.exec(text);
+  if (memory) {
+    const segment = (memory[2] as string | undefined) === undefined ? Register.None : Register.FS;
+    return parseMemory(memory[3], SIZES[memory[1]], segment, line);
+  }
   const bits = REGISTER_BITS.get(text.toUpperCase());
   if (bits !== undefined) {
     return { kind: 'register', register: registers[text.toUpperCase()] ?? Register.None, bits };
