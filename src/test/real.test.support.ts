@@ -8,7 +8,7 @@ import { join } from 'node:path';
 import type { TestContext } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { SessionSummary } from '../index.js';
-import { readMaps } from '../linux/index.js';
+import { readMaps, readStatus } from '../linux/index.js';
 
 const CLI = join(import.meta.dirname, '../cli/main.js');
 /** Scripts that programs under trace run. */
@@ -172,6 +172,11 @@ export async function untilListening(port: number): Promise<void> {
 /** Asks again and again until the answer is yes. Never decides a test but by hanging it: node's own runner has a limit. */
 export async function until(condition: () => boolean | Promise<boolean>): Promise<void> {
   while (!(await condition())) await sleep(20);
+}
+
+export function isRunning(pid: number): boolean {
+  const state = readStatus(pid)?.get('State');
+  return state !== undefined && !state.startsWith('Z');
 }
 
 /** The executable mappings of a process, anonymous ones too: what a tracer may leave behind shows here. */
