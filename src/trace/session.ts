@@ -4,6 +4,7 @@ import {
   CallBuilder,
   CallObjects,
   LaneMerger,
+  RECORD_BYTES,
   RecordingWriter,
   TraceInfo,
   type Call,
@@ -30,8 +31,8 @@ const SLICE_MS = 4;
 const MAX_BACKLOG = 512 << 20;
 /** Records handed to a consumer at once, in words: small enough that the rings are not forgotten meanwhile. */
 const CONSUMER_PIECE_WORDS = 4 * 4096;
-/** While records come faster than this between two polls, writing waits, up to the limit. Bytes. */
-const BUSY_BYTES = 2 << 20;
+/** While a look at the rings finds more than this part of one, writing waits, up to the limit in bytes: the rings come first. */
+const BUSY_PART = 1 / 8;
 const WRITE_BACKLOG = 256 << 20;
 /** A time stamp is taken at the start of the recorder and published at its end; a thread may lose the processor between. */
 const ORDER_SLACK_MS = 10;
@@ -314,7 +315,7 @@ export class Session implements AsyncIterable<Call> {
   }
 
   #writeSome(taken: number): void {
-    const isBusy = taken * 16 > BUSY_BYTES;
+    const isBusy = taken * RECORD_BYTES > this.#parts.target.agent.geometry.ringBytes * BUSY_PART;
     if (isBusy && this.#writeBytes < WRITE_BACKLOG) return;
     const until = performance.now() + SLICE_MS;
     while (this.#writes.length > 0 && performance.now() < until) this.#writeOne();
