@@ -160,12 +160,7 @@ function isFair(graph: Graph, component: readonly number[], everyone: number): b
 }
 
 /** The shortest cycle through `start` in which everyone moves or is once unable to: breadth-first, with a mask of whom. */
-function fairCycle(
-  graph: Graph,
-  start: number,
-  component: ReadonlySet<number>,
-  everyone: number,
-): number[] {
+function fairCycle(graph: Graph, start: number, component: ReadonlySet<number>, everyone: number): number[] {
   interface Node {
     readonly state: number;
     readonly mask: number;
@@ -182,7 +177,7 @@ function fairCycle(
       const reached: Node = { state: w, mask, from: node };
       if (w === start && mask === everyone) {
         const cycle: number[] = [];
-        for (let at: Node | undefined = reached; at?.from !== undefined; at = at.from) cycle.push(at.state);
+        for (let at = reached; at.from !== undefined; at = at.from) cycle.push(at.state);
         return cycle.reverse();
       }
       const key = `${w}/${mask}`;

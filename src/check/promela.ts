@@ -92,7 +92,8 @@ class Exporter {
       lines.push(`/* m[${i}]: ${name} */`);
     });
     program.pieces.forEach((bytes, i) => {
-      if (i > 0) lines.push(`/* bytes ${i}: ${bytes.map((b) => b.toString(16).padStart(2, '0')).join(' ')} */`);
+      if (i > 0)
+        lines.push(`/* bytes ${i}: ${bytes.map((b) => b.toString(16).padStart(2, '0')).join(' ')} */`);
     });
     lines.push(
       `byte m[${program.cells.length}];`,
@@ -157,13 +158,7 @@ class Exporter {
     ].join('\n');
   }
 
-  #process(
-    name: string,
-    active: string,
-    start: number,
-    registers: readonly string[],
-    place: Place,
-  ): string {
+  #process(name: string, active: string, start: number, registers: readonly string[], place: Place): string {
     const body: string[] = [];
     const provided = this.#nmiProcesses ? ` provided (!in_nmi_[${place.cpu}])` : '';
     body.push(`${active} proctype ${name}()${provided}`, '{');
@@ -306,9 +301,7 @@ class Exporter {
           ...goOn(i.next, 1 << i.register),
         ];
       case 'wait': {
-        const none = this.#buffered
-          ? `!(HOLDS(${cpu}, ${i.cell})) && ${blocked(i.cell)} && `
-          : '';
+        const none = this.#buffered ? `!(HOLDS(${cpu}, ${i.cell})) && ${blocked(i.cell)} && ` : '';
         return [`(${none}${test(`m[${i.cell}]`, i.test, value(i.value))}) ->`, ...goOn(i.next, 0)];
       }
       case 'load-text':
@@ -324,10 +317,7 @@ class Exporter {
         return [...this.#plain(i, place), ...goOn(i.next, 0)];
       case 'add':
         if (this.#relaxed) return [...this.#plain(i, place), ...goOn(i.next, 0)];
-        return [
-          `(${empty}) -> m[${i.cell}] = (m[${i.cell}] + ${value(i.value)}) & 255;`,
-          ...goOn(i.next, 0),
-        ];
+        return [`(${empty}) -> m[${i.cell}] = (m[${i.cell}] + ${value(i.value)}) & 255;`, ...goOn(i.next, 0)];
       case 'fetch-add':
         return [
           `(${this.#atomicGuard(i.cell, cpu)}) -> r${i.register} = m[${i.cell}];`,
@@ -542,7 +532,9 @@ class Exporter {
       for (let before = 0; before <= e && !this.#fifo; before++)
         guards.push(`b[${cpu}].cell[${before}] != FENCE`);
       if (e > 0) guards.push(`(b[${cpu}].cell[${e}] & 127) != (b[${cpu}].cell[${e - 1}] & 127)`);
-      lines.push(`       ${entries > 1 ? ':: ' : ''}(${guards.join(' && ')}) -> e_ = ${e}${entries > 1 ? '' : ';'}`);
+      lines.push(
+        `       ${entries > 1 ? ':: ' : ''}(${guards.join(' && ')}) -> e_ = ${e}${entries > 1 ? '' : ';'}`,
+      );
     }
     if (entries > 1) lines.push('       fi;');
     const entry = `b[${cpu}].cell[e_]`;
@@ -596,7 +588,8 @@ class Exporter {
         waits.push(`(patcher@L${pc} && !(${test(`m[${i.cell}]`, i.test, value(i.value))}))`);
       if (i.kind === 'compare-swap' && i.expected >= 0)
         waits.push(`(patcher@L${pc} && m[${i.cell}] != ${value(i.expected)})`);
-      for (const next of this.#successors(pc)) queue.push(...this.#visibleFrom(next, { cpu: '0', nmi: false }));
+      for (const next of this.#successors(pc))
+        queue.push(...this.#visibleFrom(next, { cpu: '0', nmi: false }));
     }
     return [
       `#define starved (${waits.join(' || ')})`,
@@ -634,7 +627,14 @@ function oneStep(lines: readonly string[]): string[] {
           ...targets.map((t, i) => `${i < targets.length - 1 ? `:: (n_ == ${i})` : ':: else'} -> goto ${t}`),
           'fi',
         ];
-  return ['  atomic {', '    d_step {', ...body.map((l) => `      ${l}`), '    };', ...jumps.map((j) => `    ${j}`), '  };'];
+  return [
+    '  atomic {',
+    '    d_step {',
+    ...body.map((l) => `      ${l}`),
+    '    };',
+    ...jumps.map((j) => `    ${j}`),
+    '  };',
+  ];
 }
 
 /** -EFAULT, folded into a byte as the model does. */

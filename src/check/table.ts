@@ -1,7 +1,21 @@
 import type { Machine, MemoryModel, Scenario } from '../model/index.js';
 import { callAndBack, memoryModels, scenarioNamed, twoSites } from '../model/index.js';
 import type { Protocol } from '../protocol/index.js';
-import { emptyHooks, int3, int3Help, int3HelpLate, int3NoRefs, int3Skip, nmi2008, nmiGated, nmiNoStorm, nmiNoStormNaive, nmiOneWord, unprotected, withoutSteps } from '../protocol/index.js';
+import {
+  emptyHooks,
+  int3,
+  int3Help,
+  int3HelpLate,
+  int3NoRefs,
+  int3Skip,
+  nmi2008,
+  nmiGated,
+  nmiNoStorm,
+  nmiNoStormNaive,
+  nmiOneWord,
+  unprotected,
+  withoutSteps,
+} from '../protocol/index.js';
 import type { CheckOptions, CheckResult, Verdict } from './check.js';
 import { check } from './check.js';
 
@@ -82,8 +96,20 @@ export const tableRows: readonly TableRow[] = [
   row('storm of NMIs', 'nmi-one-word', nmiOneWord, 'any', { ...storm, nmis: 'unbounded' }),
   row('storm of NMIs', 'nmi-no-storm', nmiNoStorm, 'any', { ...storm, nmis: 'unbounded' }),
   row('static code buffer', 'nmi-2008', nmi2008, 'never', staticBuffer),
-  row('static code buffer', 'nmi-2008, without last-wait', withoutSteps(nmi2008, ['last-wait']), 'never', staticBuffer),
-  row('static code buffer', 'nmi-2008, without fill-barrier', withoutSteps(nmi2008, ['fill-barrier']), 'never', staticBuffer),
+  row(
+    'static code buffer',
+    'nmi-2008, without last-wait',
+    withoutSteps(nmi2008, ['last-wait']),
+    'never',
+    staticBuffer,
+  ),
+  row(
+    'static code buffer',
+    'nmi-2008, without fill-barrier',
+    withoutSteps(nmi2008, ['fill-barrier']),
+    'never',
+    staticBuffer,
+  ),
   row('static code buffer', 'nmi-one-word', nmiOneWord, 'any', staticBuffer),
   row('static code buffer', 'nmi-no-storm', nmiNoStorm, 'any', staticBuffer),
   row('faults', 'nmi-2008', nmi2008, 'never', faults),
@@ -127,7 +153,10 @@ const OVERLAP_WIDTH = 8;
 const VERDICT_WIDTH = 9;
 
 /** The table as lines of text; `mark` makes up a verdict. */
-export function renderTable(judged: readonly JudgedRow[], mark: (verdict: Verdict, text: string) => string): string[] {
+export function renderTable(
+  judged: readonly JudgedRow[],
+  mark: (verdict: Verdict, text: string) => string,
+): string[] {
   const lines: string[] = [];
   let shown = '';
   for (const { row: r, verdicts } of judged) {
@@ -138,8 +167,10 @@ export function renderTable(judged: readonly JudgedRow[], mark: (verdict: Verdic
       if (lines.length > 0) lines.push('');
       const left = LABEL_WIDTH + CPUS_WIDTH + NMIS_WIDTH + OVERLAP_WIDTH;
       lines.push(
-        (r.group.padEnd(left) +
-          scenarioNames.map((n) => n.padEnd(VERDICT_WIDTH * memoryModels.length)).join(' ')).trimEnd(),
+        (
+          r.group.padEnd(left) +
+          scenarioNames.map((n) => n.padEnd(VERDICT_WIDTH * memoryModels.length)).join(' ')
+        ).trimEnd(),
       );
       const models = memoryModels.map((m) => m.padEnd(VERDICT_WIDTH)).join('');
       lines.push(

@@ -48,7 +48,13 @@ export function renderTimeline(timeline: Timeline, style: Style, columns: number
     ),
   );
   timeline.initialText.forEach((t, i) => {
-    lines.push(row(i === 0 ? '0' : '', timeline.columns.map(() => plain('')), siteCell(timeline.sites[i], t, style)));
+    lines.push(
+      row(
+        i === 0 ? '0' : '',
+        timeline.columns.map(() => plain('')),
+        siteCell(timeline.sites[i], t, style),
+      ),
+    );
   });
   for (const r of timeline.rows) lines.push(...renderRow(r));
   lines.push('', ...timeline.conclusion.map((c) => style.red(c)));
@@ -70,7 +76,11 @@ export function renderTimeline(timeline: Timeline, style: Style, columns: number
         cells.map((c) => ({ text: marked(c[h] ?? ''), width: (c[h] ?? '').length })),
         right[h] ?? plain(''),
       );
-      made.push(h === 0 && r.breaks ? line.replace(`${r.step}`.padStart(STEP_WIDTH), style.red(`>${r.step}`.padStart(STEP_WIDTH))) : line);
+      made.push(
+        h === 0 && r.breaks
+          ? line.replace(`${r.step}`.padStart(STEP_WIDTH), style.red(`>${r.step}`.padStart(STEP_WIDTH)))
+          : line,
+      );
     }
     return made;
   }

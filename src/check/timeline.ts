@@ -71,7 +71,9 @@ export function timelineOf(result: CheckResult): Timeline | undefined {
       words: program.cells.flatMap((c, i) =>
         c.kind === 'text' ? [] : [`${cellName(program, i)}=${valueText(program, i, step.memory[i])}`],
       ),
-      changedWords: program.cells.flatMap((c, i) => (c.kind === 'text' ? [] : [step.memory[i] !== before[i]])),
+      changedWords: program.cells.flatMap((c, i) =>
+        c.kind === 'text' ? [] : [step.memory[i] !== before[i]],
+      ),
       buffers: step.buffers.flatMap((b, cpu) =>
         b.length === 0 ? [] : [`CPU ${cpu}: ${b.map((p) => pendingText(program, p)).join(', ')}`],
       ),
@@ -103,7 +105,6 @@ export function headingOf(result: CheckResult): string {
 }
 
 function columnKey(step: TraceStep, h: Happening): string {
-  // What leaves a store buffer is shown with the CPU's own program, whoever put it there.
   return `${step.cpu}/${h.context}`;
 }
 
@@ -161,7 +162,9 @@ function words(h: Happening, program: Program): string[] {
     case 'load-code':
       return h.cell === undefined ? [] : [`${number}reads ${cellText(program, h)} from the buffer`];
     case 'load-text':
-      return h.cell === undefined ? [] : [`${number}verifies ${cellName(program, h.cell)}: ${cellText(program, h)}`];
+      return h.cell === undefined
+        ? []
+        : [`${number}verifies ${cellName(program, h.cell)}: ${cellText(program, h)}`];
     case 'store-text':
       if (h.cell === undefined) return [];
       return h.buffered === undefined
@@ -177,7 +180,8 @@ function words(h: Happening, program: Program): string[] {
     case 'sync-wait':
       return [`${number}all CPUs have synchronised`];
     default: {
-      const seen = h.read !== undefined && h.cell !== undefined ? `: ${valueText(program, h.cell, h.read)}` : '';
+      const seen =
+        h.read !== undefined && h.cell !== undefined ? `: ${valueText(program, h.cell, h.read)}` : '';
       const buffered = h.buffered === undefined ? '' : ', buffered';
       return [`${number}${where.text}${seen}${buffered}`];
     }
@@ -245,7 +249,8 @@ export function valueText(program: Program, cell: number, value: number): string
 
 function conclusionOf(result: CheckResult): string[] {
   const { program, trace } = result;
-  if (result.violation !== undefined) return [violationText(program, result.violation, trace?.steps.at(-1)?.cpu)];
+  if (result.violation !== undefined)
+    return [violationText(program, result.violation, trace?.steps.at(-1)?.cpu)];
   const waiting = (trace?.waiting ?? []).map((cpu) => `CPU ${cpu}`).join(', ');
   if (trace?.lasso !== undefined)
     return [

@@ -108,7 +108,8 @@ export class Transitions {
 
   /** True if nothing is under way anywhere. */
   isQuiet(words: Int32Array): boolean {
-    for (let c = 0; c < this.#cpuCount; c++) if (this.#quiet.items[words[this.cellWords + c]] === 0) return false;
+    for (let c = 0; c < this.#cpuCount; c++)
+      if (this.#quiet.items[words[this.cellWords + c]] === 0) return false;
     return true;
   }
 
@@ -142,7 +143,8 @@ export class Transitions {
     const cpuCount = this.#cpuCount;
     for (let i = 0; i < width; i++) current[i] = words[i];
     let nmis = 0;
-    if (this.#neverOverlap) for (let c = 0; c < cpuCount; c++) nmis += this.#inNmi.items[current[cellWords + c]];
+    if (this.#neverOverlap)
+      for (let c = 0; c < cpuCount; c++) nmis += this.#inNmi.items[current[cellWords + c]];
     let produced = 0;
     for (let c = 0; c < cpuCount; c++) {
       const state = current[cellWords + c];

@@ -76,7 +76,10 @@ function forSpin(cell: TableCell): { readonly cell: TableCell; readonly verdict:
   if (result.states <= STATES_FOR_SPIN || result.verdict !== 'safe') return { cell, verdict: result.verdict };
   const { cpus } = cell.row;
   const smaller = { ...cell, row: { ...cell.row, ...(cpus > 2 ? { cpus: cpus - 1 } : { nmis: 0 }) } };
-  return { cell: smaller, verdict: check(smaller.row.protocol, machineOf(smaller), smaller.scenario).verdict };
+  return {
+    cell: smaller,
+    verdict: check(smaller.row.protocol, machineOf(smaller), smaller.scenario).verdict,
+  };
 }
 
 /** The verdict that SPIN reaches on one exported model. */

@@ -1,4 +1,12 @@
-import { BREAKPOINT, SKIP, HEAD_SIZE, MCOUNT_INSN_SIZE, TRAPPED_IP, routineOf, withoutSteps } from '../protocol/index.js';
+import {
+  BREAKPOINT,
+  SKIP,
+  HEAD_SIZE,
+  MCOUNT_INSN_SIZE,
+  TRAPPED_IP,
+  routineOf,
+  withoutSteps,
+} from '../protocol/index.js';
 import type { Operand, Operation, Protocol } from '../protocol/index.js';
 import type { Machine } from './machine.js';
 import type { Argument, Cell, ContextProgram, Instruction, Program, Where } from './program.js';
@@ -34,7 +42,11 @@ interface Label {
   readonly uses: ((at: number) => void)[];
 }
 
-type Draft = Instruction extends infer I ? (I extends Instruction ? Omit<I, 'next' | 'where'> : never) : never;
+type Draft = Instruction extends infer I
+  ? I extends Instruction
+    ? Omit<I, 'next' | 'where'>
+    : never
+  : never;
 
 class Compiler {
   readonly #instructions: Instruction[] = [];
@@ -75,7 +87,10 @@ class Compiler {
     let staticBase = -1;
     if (scenario.staticBuffer) {
       staticBase = this.#cells.length;
-      this.#cells.push({ kind: 'buffer', piece: HEAD, initial: 0 }, { kind: 'buffer', piece: TAIL, initial: 0 });
+      this.#cells.push(
+        { kind: 'buffer', piece: HEAD, initial: 0 },
+        { kind: 'buffer', piece: TAIL, initial: 0 },
+      );
       this.#buffers.push(undefined);
       this.#bufferPieces.push([0, 0]);
     }
@@ -240,10 +255,7 @@ class Compiler {
         else if (o.kind === 'write') this.#emit({ kind: 'write-fence' }, where);
         return;
       case 'wait-until':
-        this.#emit(
-          { kind: 'wait', cell: this.#cell(o.word), test: o.test, value: argument(o.value) },
-          where,
-        );
+        this.#emit({ kind: 'wait', cell: this.#cell(o.word), test: o.test, value: argument(o.value) }, where);
         return;
       case 'write-text':
         this.#writeText(o, where, argument);
@@ -431,7 +443,8 @@ class Compiler {
 
   #cell(word: string): number {
     const found = this.#cellOf.get(word);
-    if (found === undefined) throw new Error(`protocol ${this.protocol.name} has no word ${word} to read or write`);
+    if (found === undefined)
+      throw new Error(`protocol ${this.protocol.name} has no word ${word} to read or write`);
     return found;
   }
 
@@ -448,7 +461,9 @@ class Compiler {
   }
 
   #pieceNumber(bytes: readonly number[]): number {
-    const found = this.#pieces.findIndex((p) => p.length === bytes.length && p.every((b, i) => b === bytes[i]));
+    const found = this.#pieces.findIndex(
+      (p) => p.length === bytes.length && p.every((b, i) => b === bytes[i]),
+    );
     return found > 0 ? found : this.#pieces.push(bytes) - 1;
   }
 
@@ -483,7 +498,9 @@ function insideTrap(trap: Trap | undefined, what: unknown): Trap {
 
 function operandText(operand: Operand): string {
   if (typeof operand === 'string') return operand;
-  return Math.abs(operand) > 0xffff ? `${operand < 0 ? '-' : ''}0x${Math.abs(operand).toString(16)}` : `${operand}`;
+  return Math.abs(operand) > 0xffff
+    ? `${operand < 0 ? '-' : ''}0x${Math.abs(operand).toString(16)}`
+    : `${operand}`;
 }
 
 /** The operation in a kernel engineer's words. */

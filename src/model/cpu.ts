@@ -54,7 +54,12 @@ export type Violation =
       readonly head: number;
       readonly tail: number;
     }
-  | { readonly kind: 'written-while-executed'; readonly site: number; readonly victim: number; readonly piece: number }
+  | {
+      readonly kind: 'written-while-executed';
+      readonly site: number;
+      readonly victim: number;
+      readonly piece: number;
+    }
   | { readonly kind: 'wrong-result'; readonly change: number; readonly result: number }
   | { readonly kind: 'wrong-emulation'; readonly site: number; readonly code: number }
   | { readonly kind: 'stray-breakpoint'; readonly site: number }
@@ -202,7 +207,8 @@ export class CpuSemantics {
       } else {
         const entered = clone(cpu);
         this.#arrive(entered, undefined);
-        if (this.#settle(entered, undefined) === undefined) this.#operations(entered, entered.nmi.pc, true, actions);
+        if (this.#settle(entered, undefined) === undefined)
+          this.#operations(entered, entered.nmi.pc, true, actions);
       }
     }
     this.#flushes(cpu, actions);
@@ -227,7 +233,8 @@ export class CpuSemantics {
       const [pending] = cpu.buffer.splice(action.index, 1);
       if (pending.kind === 'fence') throw new Error('a fence does not leave a store buffer');
       written = pending.kind === 'store' ? pending.value : (value + pending.value) & BYTE_MASK;
-      log?.push({ what: 'left-buffer', context: 'base', pc: 0, cell: pending.cell, wrote: written });
+      const context = cpu.inNmi ? 'nmi' : 'base';
+      log?.push({ what: 'left-buffer', context, pc: 0, cell: pending.cell, wrote: written });
       normalise(cpu.buffer);
     } else {
       if (action.arrives) {
@@ -520,7 +527,8 @@ export class CpuSemantics {
           next = i.trap;
         } else {
           const first = get(i.first);
-          violation = this.#decode(i.site, ...(i.piece === TAIL ? [first, fetched] : [fetched, first]) as [number, number]);
+          violation =
+            i.piece === TAIL ? this.#decode(i.site, first, fetched) : this.#decode(i.site, fetched, first);
         }
         break;
       }

@@ -6,7 +6,7 @@ import type { Argument, Instruction } from './program.js';
  */
 export function liveRegisters(instructions: readonly Instruction[]): Int32Array {
   const live = new Int32Array(instructions.length);
-  for (let changed = true; changed; ) {
+  for (let changed = true; changed;) {
     changed = false;
     for (let at = instructions.length - 1; at >= 0; at--) {
       const i = instructions[at];

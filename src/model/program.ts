@@ -101,13 +101,23 @@ export type Instruction = Common &
     | { readonly kind: 'sync'; readonly register: number }
     | { readonly kind: 'sync-wait'; readonly register: number }
     /** The patcher asserts that a change had the result that it must have. */
-    | { readonly kind: 'expect'; readonly value: Argument; readonly result: Argument; readonly change: number }
+    | {
+        readonly kind: 'expect';
+        readonly value: Argument;
+        readonly result: Argument;
+        readonly change: number;
+      }
     | { readonly kind: 'end' }
   );
 
 /** A byte of shared memory. */
 export type Cell =
-  | { readonly kind: 'word'; readonly name: string; readonly initial: number; readonly use: 'value' | 'address' | 'code' }
+  | {
+      readonly kind: 'word';
+      readonly name: string;
+      readonly initial: number;
+      readonly use: 'value' | 'address' | 'code';
+    }
   | { readonly kind: 'text'; readonly site: number; readonly piece: number; readonly initial: number }
   | { readonly kind: 'buffer'; readonly piece: number; readonly initial: number };
 

@@ -46,7 +46,12 @@ import type { Protocol, Routine, Word } from './protocol.js';
 import { HEAD_SIZE, MCOUNT_INSN_SIZE } from './protocol.js';
 
 const words: readonly Word[] = [
-  { name: 'bp_refs', initial: 0, use: 'value', meaning: 'references held: the patcher and every trap that looks' },
+  {
+    name: 'bp_refs',
+    initial: 0,
+    use: 'value',
+    meaning: 'references held: the patcher and every trap that looks',
+  },
   { name: 'bp_ip', initial: 0, use: 'address', meaning: 'the published site' },
   { name: 'bp_code', initial: 0, use: 'code', meaning: 'its new code' },
 ];
@@ -102,7 +107,10 @@ const finish: readonly Operation[] = [
 ];
 
 const writeInThreeSteps: readonly Operation[] = [
-  ...numbered(2, ...step('breakpoint', writeHead('ip', BREAKPOINT), branch('status', 'not-equal', 0, 'drop'))),
+  ...numbered(
+    2,
+    ...step('breakpoint', writeHead('ip', BREAKPOINT), branch('status', 'not-equal', 0, 'drop')),
+  ),
   ...numbered(2, ...step('first-sync', syncAll())),
   ...numbered(3, writeTail('ip', 'new_code'), branch('status', 'not-equal', 0, 'drop')),
   ...numbered(3, ...step('tail-sync', syncAll())),
@@ -210,7 +218,11 @@ export const int3Help: Protocol = {
       name: 'poke_int3_handler',
       operations: [
         ...numbered(6, ...step('refs', ...takeReference)),
-        ...numbered(7, load('published_ip', 'bp_ip'), branch('published_ip', 'not-equal', TRAPPED_IP, 'other')),
+        ...numbered(
+          7,
+          load('published_ip', 'bp_ip'),
+          branch('published_ip', 'not-equal', TRAPPED_IP, 'other'),
+        ),
         ...numbered(7, load('published_code', 'bp_code')),
         ...numbered(8, call('make_change')),
         label('other'),

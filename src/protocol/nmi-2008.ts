@@ -15,7 +15,19 @@
  * As written it is NOT safe where NMIs run on two CPUs at once: step 3 protects running NMIs from the patcher, not from
  * another NMI that helps.
  */
-import { atomicAdd, branch, call, label, load, numbered, smpMb, smpWmb, step, store, waitUntil } from './operations.js';
+import {
+  atomicAdd,
+  branch,
+  call,
+  label,
+  load,
+  numbered,
+  smpMb,
+  smpWmb,
+  step,
+  store,
+  waitUntil,
+} from './operations.js';
 import { ftraceModifyCode } from './modify-code.js';
 import { hookFirst, nmiFrame } from './nmi-frame.js';
 import type { Protocol } from './protocol.js';

@@ -79,8 +79,7 @@ export function withoutSteps(protocol: Protocol, steps: readonly string[]): Prot
   const routines = protocol.routines.map((routine) => ({
     name: routine.name,
     operations: routine.operations.filter(
-      (o) =>
-        !(o.step !== undefined && out.has(o.step)) && !(o.instead !== undefined && !out.has(o.instead)),
+      (o) => !(o.step !== undefined && out.has(o.step)) && !(o.instead !== undefined && !out.has(o.instead)),
     ),
   }));
   return { ...protocol, without: [...out], routines };

@@ -16,6 +16,8 @@ const MAX_CPUS = 4;
 const MAX_NMIS = 9;
 const BYTES_PER_MIB = 2 ** 20;
 const DEFAULT_MIB = 1536;
+/** A pipe has no width; a timeline should have one for those who read what comes out of it. */
+const PIPE_COLUMNS = 160;
 
 interface CheckFlags {
   readonly protocol?: string;
@@ -52,7 +54,12 @@ function describeFlags(command: Command): Command {
   return command
     .description('Search every interleaving of a code-modification protocol for a run that breaks it.')
     .option('--protocol <name>', 'check one protocol; without it, the table of all')
-    .option('--without <step>', 'leave a step out (repeatable)', (step: string, all: readonly string[]) => [...all, step], [])
+    .option(
+      '--without <step>',
+      'leave a step out (repeatable)',
+      (step: string, all: readonly string[]) => [...all, step],
+      [],
+    )
     .option('--memory <model>', 'sc, tso, pso or relaxed (default tso)')
     .option('--scenario <name>', 'what is changed (default two-sites)')
     .option('--overlap <how>', 'may NMIs run on two CPUs at once: any or never (default any)')
@@ -88,7 +95,8 @@ function list(core: Core, terminal: Terminal): void {
 
 function wholeTable(core: Core, flags: CheckFlags, terminal: Terminal): void {
   const single = ['memory', 'cpus', 'nmis', 'overlap', 'scenario', 'arch', 'promela', 'html'] as const;
-  const given = single.find((name) => flags[name] !== undefined) ?? (flags.without.length > 0 ? 'without' : undefined);
+  const given =
+    single.find((name) => flags[name] !== undefined) ?? (flags.without.length > 0 ? 'without' : undefined);
   if (given !== undefined)
     throw new UsageError('check-needs-protocol', {
       tried: `check with --${given}`,
@@ -142,8 +150,7 @@ function checkOne(
   });
   const timeline = core.timelineOf(result);
   if (flags.html !== undefined) {
-    if (timeline === undefined)
-      terminal.note(`no counterexample, so ${flags.html} was not written`);
+    if (timeline === undefined) terminal.note(`no counterexample, so ${flags.html} was not written`);
     else {
       write(flags.html, core.pageOf(timeline));
       terminal.note(`counterexample written to ${flags.html}`);
@@ -155,7 +162,7 @@ function checkOne(
     const lines =
       timeline === undefined
         ? [core.headingOf(result)]
-        : core.renderTimeline(timeline, { bold, dim, red, yellow }, terminal.columns);
+        : core.renderTimeline(timeline, { bold, dim, red, yellow }, Math.min(terminal.columns, PIPE_COLUMNS));
     const steps = timeline === undefined ? '' : `, ${timeline.rows.length} steps`;
     const reason = result.reason === undefined ? '' : `: ${result.reason}`;
     lines.push('', `${markVerdict(terminal, result.verdict, result.verdict)}${steps}${reason}`);
@@ -222,7 +229,13 @@ function oneOf<const T extends string>(known: readonly T[], what: string, text: 
   return found;
 }
 
-function numberOf(flag: string, text: string | undefined, otherwise: number, min: number, max: number): number {
+function numberOf(
+  flag: string,
+  text: string | undefined,
+  otherwise: number,
+  min: number,
+  max: number,
+): number {
   if (text === undefined) return otherwise;
   const number = Number(text);
   if (/^\d+$/.test(text) && number >= min && number <= max) return number;
