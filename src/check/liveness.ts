@@ -177,7 +177,7 @@ function fairCycle(graph: Graph, start: number, component: ReadonlySet<number>, 
       const reached: Node = { state: w, mask, from: node };
       if (w === start && mask === everyone) {
         const cycle: number[] = [];
-        for (let at: Node | undefined = reached; at?.from !== undefined; at = at.from) cycle.push(at.state);
+        for (let at = reached; at.from !== undefined; at = at.from) cycle.push(at.state);
         return cycle.reverse();
       }
       const key = `${w}/${mask}`;

@@ -105,7 +105,6 @@ export function headingOf(result: CheckResult): string {
 }
 
 function columnKey(step: TraceStep, h: Happening): string {
-  // What leaves a store buffer is shown with the CPU's own program, whoever put it there.
   return `${step.cpu}/${h.context}`;
 }
 

@@ -233,7 +233,8 @@ export class CpuSemantics {
       const [pending] = cpu.buffer.splice(action.index, 1);
       if (pending.kind === 'fence') throw new Error('a fence does not leave a store buffer');
       written = pending.kind === 'store' ? pending.value : (value + pending.value) & BYTE_MASK;
-      log?.push({ what: 'left-buffer', context: 'base', pc: 0, cell: pending.cell, wrote: written });
+      const context = cpu.inNmi ? 'nmi' : 'base';
+      log?.push({ what: 'left-buffer', context, pc: 0, cell: pending.cell, wrote: written });
       normalise(cpu.buffer);
     } else {
       if (action.arrives) {
@@ -526,10 +527,8 @@ export class CpuSemantics {
           next = i.trap;
         } else {
           const first = get(i.first);
-          violation = this.#decode(
-            i.site,
-            ...((i.piece === TAIL ? [first, fetched] : [fetched, first]) as [number, number]),
-          );
+          violation =
+            i.piece === TAIL ? this.#decode(i.site, first, fetched) : this.#decode(i.site, fetched, first);
         }
         break;
       }

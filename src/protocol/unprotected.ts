@@ -2,7 +2,7 @@
  * No protocol: the patcher writes the site (1) and that is all. Stop-machine holds the other CPUs, not their NMIs.
  */
 import { ftraceModifyCode } from './modify-code.js';
-import { nmiFrame } from './nmi-frame.js';
+import { hookFirst, nmiFrame } from './nmi-frame.js';
 import type { Protocol } from './protocol.js';
 import { MCOUNT_INSN_SIZE } from './protocol.js';
 
@@ -11,7 +11,7 @@ export const unprotected: Protocol = {
   title: 'no protocol: probe_kernel_write alone',
   purpose: 'what the kernel did before: the crash that the protocols are for',
   words: [],
-  steps: [],
+  steps: [hookFirst],
   routines: [
     {
       name: 'do_ftrace_mod_code',

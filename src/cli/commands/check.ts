@@ -16,6 +16,8 @@ const MAX_CPUS = 4;
 const MAX_NMIS = 9;
 const BYTES_PER_MIB = 2 ** 20;
 const DEFAULT_MIB = 1536;
+/** A pipe has no width; a timeline should have one for those who read what comes out of it. */
+const PIPE_COLUMNS = 160;
 
 interface CheckFlags {
   readonly protocol?: string;
@@ -160,7 +162,7 @@ function checkOne(
     const lines =
       timeline === undefined
         ? [core.headingOf(result)]
-        : core.renderTimeline(timeline, { bold, dim, red, yellow }, terminal.columns);
+        : core.renderTimeline(timeline, { bold, dim, red, yellow }, Math.min(terminal.columns, PIPE_COLUMNS));
     const steps = timeline === undefined ? '' : `, ${timeline.rows.length} steps`;
     const reason = result.reason === undefined ? '' : `: ${result.reason}`;
     lines.push('', `${markVerdict(terminal, result.verdict, result.verdict)}${steps}${reason}`);
