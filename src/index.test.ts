@@ -116,6 +116,33 @@ test('one process can be attached to again and again', async () => {
   });
 });
 
+test('what a killed session left is put right by the next one, and the process never notices', async () => {
+  await withProgram(async (pid) => {
+    const maps = readFileSync(`/proc/${pid}/maps`, 'utf8');
+    const cli = join(import.meta.dirname, 'cli', 'main.js');
+    for (let i = 0; i < 5; i++) {
+      const tracer = spawn(process.execPath, [cli, 'attach', '-p', String(pid)], {
+        stdio: ['ignore', 'pipe', 'ignore'],
+      });
+      if (tracer.stdout === null) throw new Error('no pipe');
+      await once(tracer.stdout, 'data');
+      assert.throws(() => attach(pid), { code: 'ALREADY_TRACED' });
+      tracer.kill('SIGKILL');
+      await once(tracer, 'exit');
+      assert.notEqual(readFileSync(`/proc/${pid}/maps`, 'utf8'), maps);
+      const notes: string[] = [];
+      const session = attach(pid, { filters: ['leaf'], onNote: (line) => notes.push(line) });
+      for await (const call of session) {
+        assert.equal(call.function.name, 'leaf');
+        break;
+      }
+      assert.ok((await session.done).restored);
+      assert.match(notes.join(), /was killed while it traced/);
+      assert.equal(readFileSync(`/proc/${pid}/maps`, 'utf8'), maps);
+    }
+  });
+});
+
 test('the functions of a file and of the process that runs it are the same, at shifted addresses', async () => {
   await withProgram(async (pid) => {
     const inFile = listFunctions({ file: program }).functions;

@@ -23,6 +23,16 @@ import {
   planGeometry,
   type AgentGeometry,
 } from './layout.js';
+import {
+  SHARED_NAME,
+  encodeJournal,
+  journalBytes,
+  shadowPlaces,
+  type Journal,
+  type JournalSite,
+  type ShadowPlaces,
+} from './journal.js';
+import { readShadowEntries, restoreReturnAddresses, shadowBase } from './shadow-stacks.js';
 import { emitRecorder, emitRegion, regionBytes, type CodeRegion, type StubSite } from './stubs.js';
 
 const PAGE = 4096;
@@ -157,6 +167,10 @@ export class Agent {
     const calls = new RemoteCalls(hold.callableThread(), memory, findSyscallInstruction(pid, memory));
     const mapped: Mapped[] = [];
     const codePlaces: Mapped[] = [];
+    const siteCount = clusters.reduce((sum, cluster) => sum + cluster.sites.length, 0);
+    // Control page, data, journal: mapped in one piece. The ranges are this, the rings, and one for each cluster.
+    const ownBytes = (geometry: AgentGeometry): number =>
+      PAGE + geometry.dataBytes + journalBytes(clusters.length + 2, siteCount);
     return calls.run((call, string) => {
       const map = (length: number, prot: number, flags: number, hint = 0, fd = -1): number => {
         const result = call(SYS.mmap, hint, length, prot, flags, fd, 0);
@@ -165,7 +179,7 @@ export class Agent {
       };
       try {
         const fd = expectSuccess(
-          call(SYS.memfd_create, string('safepoke'), MFD_CLOEXEC),
+          call(SYS.memfd_create, string(SHARED_NAME), MFD_CLOEXEC),
           `make memory to share with process ${pid}`,
           'see whether a seccomp filter forbids memfd_create to it',
         );
@@ -177,7 +191,7 @@ export class Agent {
           for (const lanes of options.lanes) {
             geometry = planGeometry(lanes, options.ringBytes, options.maxShadowEntries);
             const anonymous = MAP.private | MAP.anonymous | MAP.noReserve;
-            const own = map(PAGE + geometry.dataBytes, PROT.read | PROT.write, anonymous);
+            const own = map(ownBytes(geometry), PROT.read | PROT.write, anonymous);
             if (own === ENOMEM) continue;
             expectSuccess(
               own,
@@ -197,7 +211,7 @@ export class Agent {
               fd,
             );
             if (shared === ENOMEM) {
-              call(SYS.munmap, own, PAGE + geometry.dataBytes);
+              call(SYS.munmap, own, ownBytes(geometry));
               mapped.pop();
               continue;
             }
@@ -346,7 +360,7 @@ export class Agent {
     const shadow = Number(former.getBigUint64(LANE.shadow, true));
     const low = former.getBigUint64(LANE.stackLow, true);
     const size = former.getBigUint64(LANE.stackSize, true);
-    for (const entry of this.#shadowEntries(lane, shadow)) {
+    for (const entry of readShadowEntries(this.#memory, this.#places, lane, shadow)) {
       const onOwnStack = entry.slot >= low && entry.slot < low + size;
       if (entry.slot !== 0n && !entry.parked && !onOwnStack) return false;
     }
@@ -364,25 +378,25 @@ export class Agent {
     return true;
   }
 
-  /**
-   * Puts every swapped return address of every lane back. All threads are held and none is inside the recorder. Returns how
-   * many there were.
-   */
+  /** Puts every swapped return address back. All threads are held and none is inside the recorder. Returns how many. */
   restoreReturnAddresses(): number {
-    let restored = 0;
-    const table = this.#memory.read(this.#laneAddress(0), this.geometry.lanes * LANE.size);
-    const view = new DataView(table.buffer, table.byteOffset);
-    for (let lane = 1; lane < this.geometry.lanes; lane++) {
-      const shadow = Number(view.getBigUint64(lane * LANE.size + LANE.shadow, true));
-      // Newest first: of a chain of tail calls the newest stands in the slot.
-      for (const entry of this.#shadowEntries(lane, shadow).reverse()) {
-        if (entry.slot === 0n || entry.parked) continue;
-        if (this.#memory.readWord(Number(entry.slot)) !== entry.trampoline) continue;
-        this.#memory.writeWord(Number(entry.slot), entry.returnAddress);
-        restored++;
-      }
-    }
-    return restored;
+    return restoreReturnAddresses(this.#memory, this.#places);
+  }
+
+  /** Writes down what is about to be changed, for a session to come should this one be killed. Before any site is changed. */
+  writeJournal(sites: readonly JournalSite[], tracerStart: bigint): void {
+    const code = new Set(this.#codePlaces.map(({ address }) => address));
+    const journal: Journal = {
+      ...this.#places,
+      tracerPid: process.pid,
+      tracerStart,
+      control: this.control,
+      ranges: this.#mapped.map(({ address, length }) => ({ address, length, isCode: code.has(address) })),
+      sites,
+    };
+    const address = this.data + this.geometry.dataBytes;
+    this.#memory.write(address, encodeJournal(journal));
+    new BigUint64Array(this.headers.bytes)[HEADER.journal / 8] = BigInt(address);
   }
 
   /** Frees all memory behind the rings. No recorder is at work, and none will be. */
@@ -413,28 +427,12 @@ export class Agent {
     return this.data + this.geometry.laneTable + lane * LANE.size;
   }
 
-  #shadowBase(lane: number): number {
-    return this.data + this.geometry.shadowStacks + lane * this.geometry.shadowStride;
+  get #places(): ShadowPlaces {
+    return shadowPlaces(this.data, this.geometry);
   }
 
-  #shadowEntries(
-    lane: number,
-    top: number,
-  ): { slot: bigint; returnAddress: bigint; trampoline: bigint; parked: boolean }[] {
-    const base = this.#shadowBase(lane);
-    if (top <= base || top > base + this.geometry.shadowStride) return [];
-    const bytes = this.#memory.read(base + SHADOW.size, top - base);
-    const view = new DataView(bytes.buffer, bytes.byteOffset);
-    const entries = [];
-    for (let at = 0; at < bytes.length; at += SHADOW.size) {
-      entries.push({
-        slot: view.getBigUint64(at + SHADOW.slot, true),
-        returnAddress: view.getBigUint64(at + SHADOW.returnAddress, true),
-        trampoline: view.getBigUint64(at + SHADOW.trampoline, true),
-        parked: view.getUint32(at + SHADOW.parked, true) !== 0,
-      });
-    }
-    return entries;
+  #shadowBase(lane: number): number {
+    return shadowBase(this.#places, lane);
   }
 
   /** A lane that belongs to nobody. */

@@ -31,6 +31,7 @@ export {
   readExecutableHead,
   readExecutablePath,
   readMaps,
+  readStartTime,
   readStatus,
   readThreadName,
   readThreads,

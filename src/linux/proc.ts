@@ -71,6 +71,18 @@ export function readThreadName(pid: number, tid: number): string | undefined {
   return readProc(`/proc/${pid}/task/${tid}/comm`)?.trimEnd();
 }
 
+/** When a process started, in clock ticks since boot (proc(5), field 22 of stat); with its id it names one process for ever. */
+export function readStartTime(pid: number): bigint | undefined {
+  const text = readProc(`/proc/${pid}/stat`);
+  // The name may hold blanks and parentheses: fields are counted from behind its last one. The first there is field 3.
+  const START_TIME = 22 - 3;
+  const field = text
+    ?.slice(text.lastIndexOf(')') + 2)
+    .split(' ')
+    .at(START_TIME);
+  return field === undefined || !/^\d+$/.test(field) ? undefined : BigInt(field);
+}
+
 export function readCommandLine(pid: number): string[] | undefined {
   const text = readProc(`/proc/${pid}/cmdline`);
   return text?.replace(/\0$/, '').split('\0');

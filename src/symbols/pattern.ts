@@ -41,9 +41,12 @@ export function parsePattern(text: string): Pattern {
 
 /** True if the pattern selects the function: its module, and any of its names in any form, mangled or not. */
 export function matches(pattern: Pattern, candidate: FunctionSymbol): boolean {
-  return (
-    pattern.matchesModule(candidate.module) && candidate.names.some((name) => matchesForms(pattern, name))
-  );
+  return pattern.matchesModule(candidate.module) && matchesFunction(pattern, candidate);
+}
+
+/** The same, for a function of a module that is known to match. */
+export function matchesFunction(pattern: Pattern, candidate: FunctionSymbol): boolean {
+  return candidate.names.some((name) => matchesForms(pattern, name));
 }
 
 function matchesForms(pattern: Pattern, name: string): boolean {

@@ -11,7 +11,7 @@ const PAGE_MASK = 4095;
 /** An executable or shared object of a running process. */
 export interface Module {
   readonly path: string;
-  /** Base name: what MODULE of MODULE!PATTERN is matched with. */
+  /** Base name: what MODULE of MODULE!PATTERN is matched with, besides the file's own soname. */
   readonly name: string;
   readonly isExecutable: boolean;
   /** Executable mappings, ascending. */

@@ -76,6 +76,12 @@ function equalAt(bytes: Uint8Array, offset: number, expected: Uint8Array): boole
 
 const JMP_REL32 = 0xe9;
 
+/** Where the `jmp rel32` at `address` leads; undefined if the bytes are no such jump. */
+export function jumpTarget(address: number, bytes: Uint8Array): number | undefined {
+  if (bytes.length < SITE_LENGTH || bytes[0] !== JMP_REL32) return undefined;
+  return address + SITE_LENGTH + new DataView(bytes.buffer, bytes.byteOffset).getInt32(1, true);
+}
+
 /** The bytes of `jmp target` at `address`. */
 export function jumpTo(address: number, target: number): Uint8Array {
   const bytes = new Uint8Array(SITE_LENGTH);

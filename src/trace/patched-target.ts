@@ -1,7 +1,7 @@
 // A target with its sites changed: the part of a session that touches the process.
 import { AGENT_CALLS, Agent, HEAD_SIZE, type AgentOptions, type Cluster } from '../agent/index.js';
 import { CannotError } from '../errors/index.js';
-import { readMaps, readStatus, readThreads, type Mapping } from '../linux/index.js';
+import { readMaps, readStartTime, readStatus, readThreads, type Mapping } from '../linux/index.js';
 import {
   Hold,
   RemoteCalls,
@@ -19,7 +19,7 @@ import type { Module } from '../target/index.js';
 /** Clusters of modules are kept small enough that every stub reaches every site. */
 const MAX_CLUSTER = 1 << 30;
 /** A recorder with its slow paths is a few hundred instructions; relocated code is a few more. */
-const MAX_STEPS_OUT = 20_000;
+export const MAX_STEPS_OUT = 20_000;
 
 /** What to put into a target. */
 export interface PatchRequest {
@@ -288,6 +288,10 @@ function install(
   });
   const hooksFailed = sites.some((site) => site.kind === 'hook' && impossible.has(site));
   if (hooksFailed) throw busyUnwinder(pid);
+  agent.writeJournal(
+    changes.map(({ address, expected }) => ({ address, original: expected })),
+    readStartTime(process.pid) ?? 0n,
+  );
   agent.enable(true);
   const foreign = new Set(applyChanges(memory, changes));
   const refused: RefusedFunction[] = [];

@@ -2,7 +2,7 @@
 import { CannotError } from '../errors/index.js';
 import {
   functionsOf,
-  matches,
+  matchesFunction,
   nearestNames,
   parsePattern,
   type FunctionSymbol,
@@ -23,8 +23,11 @@ export function parsePatterns(texts: readonly string[] | undefined): Pattern[] {
   return (texts ?? []).map(parsePattern);
 }
 
+/** A library goes by the name of its file and by the one that programs ask for: libz.so.1.2.13 is libz.so.1. */
 function concerns(pattern: Pattern, module: Module): boolean {
-  return pattern.namesModule ? pattern.matchesModule(module.name) : module.isExecutable;
+  if (!pattern.namesModule) return module.isExecutable;
+  const { soname } = module.elf();
+  return pattern.matchesModule(module.name) || (soname !== undefined && pattern.matchesModule(soname));
 }
 
 /** Lazily parsed functions of a module; a session asks several times. */
@@ -62,8 +65,8 @@ export function selectFunctions(
     const unwanted = notrace.filter((pattern) => concerns(pattern, module));
     const selected = all.filter(
       (f) =>
-        (filters.length === 0 || wanted.some((pattern) => matches(pattern, f))) &&
-        !unwanted.some((pattern) => matches(pattern, f)),
+        (filters.length === 0 || wanted.some((pattern) => matchesFunction(pattern, f))) &&
+        !unwanted.some((pattern) => matchesFunction(pattern, f)),
     );
     if (selected.length > 0) selections.push({ module, all, selected });
   }

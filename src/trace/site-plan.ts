@@ -205,16 +205,15 @@ export function planHooks(
   return { sites, refused };
 }
 
+/** The bytes that a process has where a module's code is. Between its mappings there may be holes. */
 class LiveText {
-  constructor(
-    private readonly start: number,
-    private readonly bytes: Uint8Array,
-  ) {}
+  constructor(private readonly parts: readonly { readonly start: number; readonly bytes: Uint8Array }[]) {}
 
   equals(address: number, expected: Uint8Array): boolean {
-    const offset = address - this.start;
-    if (offset < 0 || offset + expected.length > this.bytes.length) return false;
-    for (let i = 0; i < expected.length; i++) if (this.bytes[offset + i] !== expected[i]) return false;
+    const part = this.parts.find(({ start, bytes }) => address >= start && address < start + bytes.length);
+    if (part === undefined || address + expected.length > part.start + part.bytes.length) return false;
+    const offset = address - part.start;
+    for (let i = 0; i < expected.length; i++) if (part.bytes[offset + i] !== expected[i]) return false;
     return true;
   }
 }
@@ -225,7 +224,7 @@ function liveText(
   candidates: readonly SiteCandidate[],
   memory: TargetMemory | undefined,
 ): LiveText | undefined {
-  if (memory === undefined || candidates.length === 0) return undefined;
+  if (memory === undefined) return undefined;
   let low = Number.POSITIVE_INFINITY;
   let high = 0;
   for (const candidate of candidates) {
@@ -233,5 +232,9 @@ function liveText(
     low = Math.min(low, at);
     high = Math.max(high, at + candidate.original.length);
   }
-  return new LiveText(low, memory.readSome(low, high - low));
+  const parts = module.text
+    .map(({ start, end }) => ({ start: Math.max(start, low), end: Math.min(end, high) }))
+    .filter(({ start, end }) => start < end)
+    .map(({ start, end }) => ({ start, bytes: memory.readSome(start, end - start) }));
+  return new LiveText(parts);
 }

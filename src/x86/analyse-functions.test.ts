@@ -229,6 +229,21 @@ for (const flags of [
   });
 }
 
+test('a function whose jump tables have more entries than a call may have arguments is analysed', () => {
+  const tables = [1, 2, 3, 4].map((n) => `table${n}`);
+  const assembly = [
+    '.text; .globl many; .type many,@function; many:',
+    ...tables.map((table) => `lea ${table}(%rip),%rax`),
+    'movslq (%rax,%rdi,4),%rcx; add %rax,%rcx; jmp *%rcx',
+    'many_cases: .fill 60000,1,0x90; ret; .size many,.-many',
+    '.section .rodata',
+    ...tables.map((table) => `${table}: .rept 60000; .long many_cases - ${table}; .endr`),
+    '.text',
+  ];
+  const source = `__asm__("${assembly.join('\\n')}");`;
+  assert.equal(candidate(analyse(compile(source, '-shared', '-fPIC')), 'many').kind, 'relocated');
+});
+
 /** An area of code for stubs in the fixture itself, so that the file can be changed and run as it is. */
 const STUB_AREA = `
 __asm__(".text\\n.globl stub_area\\n.type stub_area,@object\\nstub_area: .fill 65536,1,0x90\\n.size stub_area,65536\\n");`;

@@ -60,7 +60,8 @@ export class CodeMap {
     if (indirect && decodable) {
       const tables = jumpTableTargets(this.#elf, ranges);
       tablesFound = tables.complete;
-      own.push(...tables.targets);
+      // Not by one push of all: an interpreter's tables have more targets than a call may have arguments.
+      for (const target of tables.targets) own.push(target);
     }
     for (const target of own) {
       this.#targets.add(target);

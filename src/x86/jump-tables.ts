@@ -15,7 +15,7 @@ interface CodeRange {
 
 /** Where the jump tables of a function lead. */
 export interface JumpTables {
-  readonly targets: readonly number[];
+  readonly targets: ReadonlySet<number>;
   /** False if the function computes a jump as a switch does but no table that it could use was found. */
   readonly complete: boolean;
 }
@@ -52,7 +52,7 @@ export function jumpTableTargets(elf: ElfFile, ranges: readonly CodeRange[]): Ju
     });
   }
 
-  const targets: number[] = [];
+  const targets = new Set<number>();
   let relativeTables = 0;
   for (const base of bases) {
     if (isCode(elf, base)) continue;
@@ -65,7 +65,8 @@ export function jumpTableTargets(elf: ElfFile, ranges: readonly CodeRange[]): Ju
       const entry = elf.pointerAt(BigInt(base + index * 8));
       return entry === undefined ? undefined : Number(entry);
     });
-    targets.push(...distances, ...addresses);
+    for (const target of distances) targets.add(target);
+    for (const target of addresses) targets.add(target);
   }
   return { targets, complete: computedJumps === 0 || relativeTables > 0 };
 }
