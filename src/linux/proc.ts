@@ -30,7 +30,7 @@ export function readMaps(pid: number): Mapping[] | undefined {
 /** Parses the text of /proc/PID/maps (proc(5)). */
 export function parseMaps(text: string): Mapping[] {
   const mappings: Mapping[] = [];
-  const line = /^([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) (\S+) (\d+)\s*(.*)$/gm;
+  const line = /^([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) (\S+) (\d+) *(.*)$/gm;
   for (const match of text.matchAll(line)) {
     mappings.push({
       start: parseInt(match[1], 16),
