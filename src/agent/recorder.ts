@@ -287,10 +287,7 @@ ${p}_over:
     cmp qword [rsp], 0               ; did we interrupt a recorder on this thread? then it may be making this entry
     jne ${p}_nested
 ${p}_void:
-    cmp qword [rax+${SHADOW.slot}], 0
-    je ${p}_drop
-    call write_unwound
-${p}_drop:
+    call end_call
     lea rax, [rax-${SHADOW.size}]
     mov [rbx+${LANE.shadow}], rax
     jmp ${p}_shadow
@@ -450,6 +447,7 @@ exit_lane:${timeStamp}
     mov [rax+${RECORD_SLOT_OFFSET}], esi
     mov [rax+${RECORD_WHAT_OFFSET}], ecx
 exit_pop:
+    mov qword [rdi+${SHADOW.slot}], 0    ; what lies above the newest is void, also while it is being made
     lea rdi, [rdi-${SHADOW.size}]
     mov [rbx+${LANE.shadow}], rdi
 exit_done:${unmark('exit')}${RESTORE}
@@ -491,8 +489,7 @@ exit_above:                          ; on the own stack, what lies below a frame
     sub rcx, [rbx+${LANE.stackLow}]
     cmp rcx, [rbx+${LANE.stackSize}]
     jae exit_above_next
-    call write_unwound
-    mov qword [rax+${SHADOW.slot}], 0
+    call end_call
 exit_above_next:
     lea rax, [rax-${SHADOW.size}]
     jmp exit_above
@@ -638,6 +635,25 @@ pop_void_next:
     jmp pop_void_next
 pop_void_done:
     mov [rbx+${LANE.shadow}], rax
+    ret
+
+; The call of entry rax is over, by all that can be told. Should its frame live on after all (a handler's or a coroutine's
+; stack may lie within this one), it returns to its true address. rcx is lost.
+end_call:
+    mov rcx, [rax+${SHADOW.slot}]
+    test rcx, rcx
+    je end_call_done
+    push rdx
+    mov rdx, [rcx]
+    cmp rdx, [rax+${SHADOW.trampoline}]
+    jne end_call_gone
+    mov rdx, [rax+${SHADOW.returnAddress}]
+    mov [rcx], rdx
+end_call_gone:
+    pop rdx
+    call write_unwound
+    mov qword [rax+${SHADOW.slot}], 0
+end_call_done:
     ret
 
 ; Records that the call of entry rax is over. Its end has room in the ring since it began.
