@@ -1,4 +1,5 @@
 /** The library: everything that the command line does, it does through this file. */
+import { rmSync } from 'node:fs';
 import { FileSink, RecordingFile } from './output/index.js';
 import { attachTo, runProgram, type Session, type TraceOptions } from './trace/index.js';
 
@@ -93,6 +94,7 @@ function withRecording(options: SessionOptions, start: (sink: { sink?: FileSink 
     session = start({ sink });
   } catch (error) {
     sink.close();
+    rmSync(options.output, { force: true });
     throw error;
   }
   const close = (): void => {

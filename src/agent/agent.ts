@@ -7,6 +7,7 @@ import {
   expectSuccess,
   findSyscallInstruction,
   type Hold,
+  type PlannedCall,
   type TargetMemory,
 } from '../target/index.js';
 import {
@@ -22,7 +23,17 @@ import {
   planGeometry,
   type AgentGeometry,
 } from './layout.js';
-import { emitRegion, regionBytes, type CodeRegion, type StubSite } from './stubs.js';
+import {
+  SHARED_NAME,
+  encodeJournal,
+  journalBytes,
+  shadowPlaces,
+  type Journal,
+  type JournalSite,
+  type ShadowPlaces,
+} from './journal.js';
+import { readShadowEntries, restoreReturnAddresses, shadowBase } from './shadow-stacks.js';
+import { emitRecorder, emitRegion, regionBytes, type CodeRegion, type StubSite } from './stubs.js';
 
 const PAGE = 4096;
 /** Reach of a rel32 branch, with room for the region and the module's own extent. */
@@ -37,6 +48,33 @@ const FALLOC_FL_KEEP_SIZE = 1;
 const FALLOC_FL_PUNCH_HOLE = 2;
 const ENOMEM = -12;
 const EEXIST = -17;
+
+/** System calls that a thread of the target makes for the agent, with arguments of the kind that they will have. */
+export const AGENT_CALLS: readonly PlannedCall[] = [
+  { name: 'memfd_create', number: SYS.memfd_create, arguments: [0, MFD_CLOEXEC] },
+  { name: 'ftruncate', number: SYS.ftruncate, arguments: [3, PAGE] },
+  {
+    name: 'mmap',
+    number: SYS.mmap,
+    arguments: [0, PAGE, PROT.read | PROT.write, MAP.private | MAP.anonymous | MAP.noReserve, -1],
+  },
+  {
+    name: 'mmap of shared memory',
+    number: SYS.mmap,
+    arguments: [0, PAGE, PROT.read | PROT.write, MAP.shared | MAP.noReserve, 3],
+  },
+  {
+    name: 'mmap of code',
+    number: SYS.mmap,
+    arguments: [PAGE, PAGE, PROT.read | PROT.exec, MAP.private | MAP.anonymous | MAP.fixedNoReplace, -1],
+  },
+  { name: 'madvise', number: SYS.madvise, arguments: [PAGE, PAGE, MADV_WIPEONFORK] },
+  { name: 'close', number: SYS.close, arguments: [3] },
+  { name: 'munmap', number: SYS.munmap, arguments: [PAGE, PAGE] },
+];
+
+/** Lanes made ready beyond the number of threads seen: more may have come when all are held. */
+const SPARE_LANES = 16;
 
 /** Code that wants stubs: sites whose addresses lie between `low` and `high`. */
 export interface Cluster {
@@ -91,6 +129,7 @@ export class Agent {
   readonly #sharedFile: number;
   readonly #mapped: Mapped[];
   readonly #codePlaces: readonly Mapped[];
+  #preparedLanes = 0;
 
   private constructor(
     memory: TargetMemory,
@@ -128,6 +167,10 @@ export class Agent {
     const calls = new RemoteCalls(hold.callableThread(), memory, findSyscallInstruction(pid, memory));
     const mapped: Mapped[] = [];
     const codePlaces: Mapped[] = [];
+    const siteCount = clusters.reduce((sum, cluster) => sum + cluster.sites.length, 0);
+    // Control page, data, journal: mapped in one piece. The ranges are this, the rings, and one for each cluster.
+    const ownBytes = (geometry: AgentGeometry): number =>
+      PAGE + geometry.dataBytes + journalBytes(clusters.length + 2, siteCount);
     return calls.run((call, string) => {
       const map = (length: number, prot: number, flags: number, hint = 0, fd = -1): number => {
         const result = call(SYS.mmap, hint, length, prot, flags, fd, 0);
@@ -136,7 +179,7 @@ export class Agent {
       };
       try {
         const fd = expectSuccess(
-          call(SYS.memfd_create, string('safepoke'), MFD_CLOEXEC),
+          call(SYS.memfd_create, string(SHARED_NAME), MFD_CLOEXEC),
           `make memory to share with process ${pid}`,
           'see whether a seccomp filter forbids memfd_create to it',
         );
@@ -148,7 +191,7 @@ export class Agent {
           for (const lanes of options.lanes) {
             geometry = planGeometry(lanes, options.ringBytes, options.maxShadowEntries);
             const anonymous = MAP.private | MAP.anonymous | MAP.noReserve;
-            const own = map(PAGE + geometry.dataBytes, PROT.read | PROT.write, anonymous);
+            const own = map(ownBytes(geometry), PROT.read | PROT.write, anonymous);
             if (own === ENOMEM) continue;
             expectSuccess(
               own,
@@ -168,7 +211,7 @@ export class Agent {
               fd,
             );
             if (shared === ENOMEM) {
-              call(SYS.munmap, own, PAGE + geometry.dataBytes);
+              call(SYS.munmap, own, ownBytes(geometry));
               mapped.pop();
               continue;
             }
@@ -204,9 +247,11 @@ export class Agent {
     });
   }
 
-  /** Writes lanes and code: everything but the sites. @throws CannotError where an instruction cannot be relocated */
-  emit(clusters: readonly Cluster[]): void {
+  /** Writes lanes and code: everything but the sites, ready for so many threads. @throws CannotError where an instruction cannot be relocated */
+  emit(clusters: readonly Cluster[], threads: number): void {
     this.#fillData();
+    this.#preparedLanes = Math.min(threads + SPARE_LANES, this.geometry.lanes - 1);
+    for (let lane = 0; lane <= this.#preparedLanes; lane++) this.#writeSentinel(lane);
     clusters.forEach((cluster, i) => {
       const place = this.#codePlaces[i];
       const region = emitRegion(
@@ -220,6 +265,20 @@ export class Agent {
       this.#memory.write(place.address, region.bytes);
       this.regions.push(region);
     });
+  }
+
+  /** Makes recorders do without the word at the thread pointer: some thread has none. Before any site is changed. */
+  distrustThreadPointers(clusters: readonly Cluster[]): void {
+    const places = { control: BigInt(this.control), data: BigInt(this.data) };
+    this.regions.forEach(({ address }, i) => {
+      const { bytes } = emitRecorder(address, clusters[i].firstIndex, places, this.geometry, 'register');
+      this.#memory.write(Number(address), bytes);
+    });
+  }
+
+  /** Offset of a thread's id from its thread pointer; 0: not known. */
+  get tidOffset(): number {
+    return this.#options.tidOffset;
   }
 
   /** The ring of a lane, mapped into safepoke itself. */
@@ -251,28 +310,30 @@ export class Agent {
 
   /** Gives lanes to threads that exist already. All threads are held. Returns the lane of each. */
   assignLanes(threads: readonly KnownThread[]): number[] {
+    const count = Math.min(threads.length, this.geometry.lanes - 1);
+    const table = new Uint8Array(count * LANE.size);
     const assigned: number[] = [];
-    let pop = 0;
-    for (const thread of threads) {
-      const lane = ++pop;
-      if (lane >= this.geometry.lanes) break;
+    threads.slice(0, count).forEach((thread, i) => {
+      const lane = i + 1;
       const bytes = this.#laneBytes(lane);
       const view = new DataView(bytes.buffer);
       view.setBigUint64(LANE.threadPointer, thread.threadPointer, true);
       view.setUint32(LANE.tid, thread.tid, true);
-      if (thread.tidPointer !== undefined)
+      if (thread.tidPointer !== undefined) {
         view.setBigUint64(LANE.tidPointer, BigInt(thread.tidPointer), true);
+      }
       view.setBigUint64(LANE.stackLow, BigInt(thread.stackLow), true);
       view.setBigUint64(LANE.stackSize, BigInt(thread.stackSize), true);
-      this.#memory.write(this.#laneAddress(lane), bytes);
-      this.#memory.writeWord(this.#shadowBase(lane) + SHADOW.slot, -1n);
+      table.set(bytes, i * LANE.size);
+      if (lane > this.#preparedLanes) this.#writeSentinel(lane);
       const header = new DataView(this.headers.bytes, lane * HEADER.size, HEADER.size);
       header.setUint32(HEADER.tid, thread.tid, true);
       header.setBigUint64(HEADER.threadPointer, thread.threadPointer, true);
       header.setUint32(HEADER.state, LANE_STATE.live, true);
       assigned.push(lane);
-    }
-    this.#memory.writeWord(this.data + DATA.queuePop, BigInt(assigned.length));
+    });
+    this.#memory.write(this.#laneAddress(1), table);
+    this.#memory.writeWord(this.data + DATA.queuePop, BigInt(count));
     return assigned;
   }
 
@@ -299,7 +360,7 @@ export class Agent {
     const shadow = Number(former.getBigUint64(LANE.shadow, true));
     const low = former.getBigUint64(LANE.stackLow, true);
     const size = former.getBigUint64(LANE.stackSize, true);
-    for (const entry of this.#shadowEntries(lane, shadow)) {
+    for (const entry of readShadowEntries(this.#memory, this.#places, lane, shadow)) {
       const onOwnStack = entry.slot >= low && entry.slot < low + size;
       if (entry.slot !== 0n && !entry.parked && !onOwnStack) return false;
     }
@@ -317,23 +378,30 @@ export class Agent {
     return true;
   }
 
-  /**
-   * Puts every swapped return address of every lane back. All threads are held and none is inside the recorder. Returns how
-   * many there were.
-   */
+  /** Puts every swapped return address back. All threads are held and none is inside the recorder. Returns how many. */
   restoreReturnAddresses(): number {
-    let restored = 0;
-    for (let lane = 1; lane < this.geometry.lanes; lane++) {
-      const shadow = Number(this.#memory.readWord(this.#laneAddress(lane) + LANE.shadow) ?? 0n);
-      // Newest first: of a chain of tail calls the newest stands in the slot.
-      for (const entry of this.#shadowEntries(lane, shadow).reverse()) {
-        if (entry.slot === 0n || entry.parked) continue;
-        if (this.#memory.readWord(Number(entry.slot)) !== entry.trampoline) continue;
-        this.#memory.writeWord(Number(entry.slot), entry.returnAddress);
-        restored++;
-      }
-    }
-    return restored;
+    return restoreReturnAddresses(this.#memory, this.#places);
+  }
+
+  /** Writes down what is about to be changed, for a session to come should this one be killed. Before any site is changed. */
+  writeJournal(sites: readonly JournalSite[], tracerStart: bigint): void {
+    const code = new Set(this.#codePlaces.map(({ address }) => address));
+    const journal: Journal = {
+      ...this.#places,
+      tracerPid: process.pid,
+      tracerStart,
+      control: this.control,
+      ranges: this.#mapped.map(({ address, length }) => ({ address, length, isCode: code.has(address) })),
+      sites,
+    };
+    const address = this.data + this.geometry.dataBytes;
+    this.#memory.write(address, encodeJournal(journal));
+    new BigUint64Array(this.headers.bytes)[HEADER.journal / 8] = BigInt(address);
+  }
+
+  /** Frees all memory behind the rings. No recorder is at work, and none will be. */
+  releaseShared(): void {
+    systemCall(SYS.ftruncate, this.#sharedFile, 0);
   }
 
   /** Unmaps everything of ours from the target. No thread may be in our code, nor have a way back into it. */
@@ -350,32 +418,21 @@ export class Agent {
     closeSync(this.#sharedFile);
   }
 
+  /** The bottom of a shadow stack, above every return slot. */
+  #writeSentinel(lane: number): void {
+    this.#memory.writeWord(this.#shadowBase(lane) + SHADOW.slot, -1n);
+  }
+
   #laneAddress(lane: number): number {
     return this.data + this.geometry.laneTable + lane * LANE.size;
   }
 
-  #shadowBase(lane: number): number {
-    return this.data + this.geometry.shadowStacks + lane * this.geometry.shadowStride;
+  get #places(): ShadowPlaces {
+    return shadowPlaces(this.data, this.geometry);
   }
 
-  #shadowEntries(
-    lane: number,
-    top: number,
-  ): { slot: bigint; returnAddress: bigint; trampoline: bigint; parked: boolean }[] {
-    const base = this.#shadowBase(lane);
-    if (top <= base || top > base + this.geometry.shadowStride) return [];
-    const bytes = this.#memory.read(base + SHADOW.size, top - base);
-    const view = new DataView(bytes.buffer, bytes.byteOffset);
-    const entries = [];
-    for (let at = 0; at < bytes.length; at += SHADOW.size) {
-      entries.push({
-        slot: view.getBigUint64(at + SHADOW.slot, true),
-        returnAddress: view.getBigUint64(at + SHADOW.returnAddress, true),
-        trampoline: view.getBigUint64(at + SHADOW.trampoline, true),
-        parked: view.getUint32(at + SHADOW.parked, true) !== 0,
-      });
-    }
-    return entries;
+  #shadowBase(lane: number): number {
+    return shadowBase(this.#places, lane);
   }
 
   /** A lane that belongs to nobody. */
@@ -409,7 +466,6 @@ export class Agent {
     const lanes = new Uint8Array(geometry.lanes * LANE.size);
     for (let lane = 0; lane < geometry.lanes; lane++) lanes.set(this.#laneBytes(lane), lane * LANE.size);
     this.#memory.write(this.data + geometry.laneTable, lanes);
-    this.#memory.writeWord(this.#shadowBase(0) + SHADOW.slot, -1n);
 
     const queue = new Uint32Array(geometry.queueMask + 1);
     for (let lane = 1; lane < geometry.lanes; lane++) queue[lane - 1] = lane * LANE.size;

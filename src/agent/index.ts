@@ -1,4 +1,6 @@
-export { Agent, type AgentOptions, type Cluster, type KnownThread } from './agent.js';
+export { Agent, AGENT_CALLS, type AgentOptions, type Cluster, type KnownThread } from './agent.js';
+export { SHARED_PATH, readJournal, type Journal } from './journal.js';
+export { restoreReturnAddresses } from './shadow-stacks.js';
 export { HEADER, LANE_STATE } from './layout.js';
 export { HEAD_SIZE, HEAD_TRAMPOLINE } from './recorder.js';
 export type { CodeRegion, HeadKind, StubSite } from './stubs.js';

@@ -117,6 +117,8 @@ export const HEADER = {
   state: 20,
   /** u64 */
   threadPointer: 24,
+  /** u64, in lane 0's header only: address of the journal. */
+  journal: 32,
   /** u64: bytes ever consumed by the tracer. */
   tail: 64,
   size: 128,

@@ -11,7 +11,8 @@
 //      when it knows that a local callee leaves them alone (-fipa-ra), so nothing at all may change
 //   2. stop if recording is off: the control page says so, and reads as zeros in a forked child
 //   3. find the thread's lane: a cache indexed by a hash of the thread pointer, then the owner's thread id compared, for a
-//      new thread may have got the thread block of one that has ended
+//      new thread may have got the thread block of one that has ended. Only then the time stamp is read: what follows it
+//      need not wait for it, what comes before would
 //   4. mark the lane busy; a signal handler that comes now and is traced finds the mark and disturbs nothing
 //   5. drop shadow entries of calls that are over without having returned (longjmp, exceptions)
 //   6. swap the return address only if the caller is code in a file: those that walk stacks by return addresses (JITs)
@@ -67,6 +68,23 @@ export const HEAD_SIZE = 16;
 export const HEAD_AFTER_ENTRY = 5;
 export const HEAD_TRAMPOLINE = 10;
 
+/**
+ * How the fast paths learn the thread pointer. `memory`: from its first word, which the ABI says holds its own address (ELF
+ * TLS, x86-64); it takes a tenth of the time, but a thread without a thread pointer would fault. `register`: by rdfsbase,
+ * which is always right; where a lane is found or claimed, this is done anyway.
+ */
+export type ThreadPointerSource = 'memory' | 'register';
+
+/** Of equal length, so that one recorder can be put in place of the other. */
+const THREAD_POINTER_READS: Readonly<Record<ThreadPointerSource, string>> = {
+  memory: 'mov rsi, fs:[0]',
+  register: `rdfsbase rsi
+    nop
+    nop
+    nop
+    nop`,
+};
+
 /** Labels at which heads and hooks enter the recorder. */
 export const RECORDER_ENTRIES = ['entry', 'entry_frame', 'leaf', 'exit', 'park'] as const;
 export type RecorderEntry = (typeof RECORDER_ENTRIES)[number];
@@ -111,7 +129,28 @@ const RESERVE = `
     and eax, [rbx+${LANE.ringMask}]
     add rax, [rbx+${LANE.ring}]`;
 
-export function recorderListing(places: RecorderPlaces, geometry: AgentGeometry): string {
+/**
+ * Takes the busy mark off, which lies on the stack as it was before. Nearly always it was 0, and the branch lets the
+ * processor take that for granted: popping it back would make each event wait for the one before through memory.
+ */
+const unmark = (p: string): string => `
+    cmp qword [rsp], 0
+    jne ${p}_nested_end
+    mov qword [rbx+${LANE.busy}], 0
+${p}_end:
+    pop rcx`;
+const remark = (p: string): string => `
+${p}_nested_end:
+    mov rcx, [rsp]
+    mov [rbx+${LANE.busy}], rcx
+    jmp ${p}_end`;
+
+export function recorderListing(
+  places: RecorderPlaces,
+  geometry: AgentGeometry,
+  threadPointer: ThreadPointerSource = 'memory',
+): string {
+  const readThreadPointer = THREAD_POINTER_READS[threadPointer];
   // A head's call pushes heads + 16 i + 5; adding this constant (modulo 2^32) makes it (index << 4) | ENTRY.
   const toWhat = Number(
     BigInt.asIntN(
@@ -132,7 +171,7 @@ export function recorderListing(places: RecorderPlaces, geometry: AgentGeometry)
     or rdx, rax                      ; rdx: time stamp, all along`;
 
   const findLane = (ifNotCached: string): string => `
-    rdfsbase rsi
+    ${readThreadPointer}
     mov rax, rsi
     shr rax, ${HASH_SHIFT}
     imul eax, eax, ${HASH_MULTIPLIER}
@@ -150,12 +189,12 @@ export function recorderListing(places: RecorderPlaces, geometry: AgentGeometry)
 
   // p: prefix of the labels. The two variants differ in where the return slot is, and in how they go on.
   const entry = (p: string, slotAddress: string, goOn: string, pass: string): string => `
-${p}:${SAVE}${timeStamp}
+${p}:${SAVE}
     mov rax, ${control}
     cmp dword [rax+${CONTROL.enabled}], 0
     je ${p}_pass
     mov rdi, ${data}${findLane(`${p}_find`)}${checkOwner(`${p}_find`)}
-${p}_lane:
+${p}_lane:${timeStamp}
     push qword [rbx+${LANE.busy}]
     mov [rbx+${LANE.busy}], rsp
     lea rsi, ${slotAddress}          ; rsi: return slot
@@ -323,7 +362,7 @@ ${p}_pass:
 ${p}_lost:
     call write_lost
     jmp ${p}_write
-`;
+${remark(p)}`;
 
   const passByHead = `
     mov rax, [rsp+${SAVED}]          ; go on where the head's second call would go: head+10 + rel32
@@ -336,7 +375,7 @@ ${p}_lost:
 ${entry(
   'entry',
   `[rsp+${SAVED_BUSY + 8}]`,
-  `pop qword [rbx+${LANE.busy}]${RESTORE}
+  `${unmark('entry')}${RESTORE}
     ret 8`,
   passByHead,
 )}
@@ -344,20 +383,19 @@ ${entry(
 ${entry(
   'entry_frame',
   '[rbp+8]',
-  `mov [rsi], rcx                   ; the trampoline
-    pop qword [rbx+${LANE.busy}]${RESTORE}
+  `mov [rsi], rcx                   ; the trampoline${unmark('entry_frame')}${RESTORE}
     ret`,
   `${RESTORE}
     ret`,
 )}
 
 ; Entries only: nothing is swapped, the head goes on by a jump.
-leaf:${SAVE}${timeStamp}
+leaf:${SAVE}
     mov rax, ${control}
     cmp dword [rax+${CONTROL.enabled}], 0
     je leaf_pass
     mov rdi, ${data}${findLane('leaf_find')}${checkOwner('leaf_find')}
-leaf_lane:
+leaf_lane:${timeStamp}
     mov rcx, [rbx+${LANE.header}]
     mov rax, [rcx+${HEADER.head}]
     sub rax, [rcx+${HEADER.tail}]
@@ -391,9 +429,9 @@ leaf_lost:
 
 ; A traced function has returned to its trampoline.
 exit:
-    lea rsp, [rsp-8]                 ; the slot is ours again before a signal handler can take it${SAVE}${timeStamp}
+    lea rsp, [rsp-8]                 ; the slot is ours again before a signal handler can take it${SAVE}
     mov rdi, ${data}${findLane('exit_find')}
-exit_lane:
+exit_lane:${timeStamp}
     push qword [rbx+${LANE.busy}]
     mov [rbx+${LANE.busy}], rsp
     lea rsi, [rsp+${SAVED_BUSY}]     ; rsi: return slot
@@ -414,9 +452,9 @@ exit_lane:
 exit_pop:
     lea rdi, [rdi-${SHADOW.size}]
     mov [rbx+${LANE.shadow}], rdi
-exit_done:
-    pop qword [rbx+${LANE.busy}]${RESTORE}
+exit_done:${unmark('exit')}${RESTORE}
     ret
+${remark('exit')}
 
 exit_find:
     call find_lane_only
@@ -632,8 +670,9 @@ write_lost:
     pop rdi
     ret
 
-; rdi data, rsi thread pointer -> rbx the thread's lane, a new one if it has none; 0: there is none to be had.
+; rdi data -> rsi thread pointer, rbx the thread's lane, a new one if it has none; 0: there is none to be had.
 find_lane:
+    rdfsbase rsi
     xor ebx, ebx
     test rsi, rsi
     je find_done                     ; the program has not set up its thread yet
@@ -718,6 +757,7 @@ find_none:
 
 ; The same, but never a new one: lane 0 if it has none.
 find_lane_only:
+    rdfsbase rsi
     lea rbx, [rdi+${laneTable + LANE.size}]
 only_next:
     cmp rbx, [rdi+${DATA.lanesEnd}]

@@ -1,9 +1,15 @@
 // A code region: the recorder, then a head of 16 bytes for each site, then the bodies: each site's displaced instructions
 // followed by a jump back.
 import { CannotError } from '../errors/index.js';
-import { assemble } from '../x86/index.js';
+import { assemble, type Assembly } from '../x86/index.js';
 import type { AgentGeometry } from './layout.js';
-import { HEAD_SIZE, RECORDER_ENTRIES, recorderListing, type RecorderEntry } from './recorder.js';
+import {
+  HEAD_SIZE,
+  RECORDER_ENTRIES,
+  recorderListing,
+  type RecorderEntry,
+  type ThreadPointerSource,
+} from './recorder.js';
 
 /** How a site's head records. */
 export type HeadKind =
@@ -64,6 +70,21 @@ function putBranch(view: DataView, at: number, opcode: number, target: number): 
   view.setInt32(at + 1, target - (at + BRANCH_LENGTH), true);
 }
 
+/** The recorder of a region at `address`: the same length and labels whichever way it learns the thread pointer. */
+export function emitRecorder(
+  address: bigint,
+  firstIndex: number,
+  places: { readonly control: bigint; readonly data: bigint },
+  geometry: AgentGeometry,
+  threadPointer: ThreadPointerSource,
+): Assembly {
+  const heads = address + BigInt(RECORDER_BYTES);
+  const listing = recorderListing({ ...places, heads, firstIndex }, geometry, threadPointer);
+  const recorder = assemble(listing, address);
+  if (recorder.bytes.length > RECORDER_BYTES) throw new Error('the recorder outgrew its place');
+  return recorder;
+}
+
 /**
  * Emits a region at `address` (page aligned). `size` is what `regionBytes` said.
  *
@@ -79,8 +100,7 @@ export function emitRegion(
 ): CodeRegion {
   const headsOffset = RECORDER_BYTES;
   const heads = address + BigInt(headsOffset);
-  const recorder = assemble(recorderListing({ ...places, heads, firstIndex }, geometry), address);
-  if (recorder.bytes.length > RECORDER_BYTES) throw new Error('the recorder outgrew its place');
+  const recorder = emitRecorder(address, firstIndex, places, geometry, 'memory');
   const bytes = new Uint8Array(size).fill(INT3);
   const view = new DataView(bytes.buffer);
   bytes.set(recorder.bytes);

@@ -1,4 +1,5 @@
 #!/usr/bin/env node
+import { readFileSync } from 'node:fs';
 import { Command, CommanderError } from 'commander';
 import { isSafepokeError } from '../errors/index.js';
 import { OutputClosed, Terminal } from './terminal.js';
@@ -7,6 +8,13 @@ import { registerCommands } from './commands/index.js';
 /** Exit statuses of the command line, documented in docs/commands/safepoke.md. */
 const EXIT_CANNOT = 1;
 const EXIT_USAGE = 2;
+
+/** The version that package.json gives; it lies two folders up, in the source tree as in the installed package. */
+function packageVersion(): string {
+  const text = readFileSync(new URL('../../package.json', import.meta.url), 'utf8');
+  const { version } = JSON.parse(text) as { readonly version: string };
+  return version;
+}
 
 async function main(): Promise<number> {
   const terminal = new Terminal();
@@ -22,6 +30,8 @@ async function main(): Promise<number> {
         terminal.note(text.trimEnd());
       },
     })
+    .version(packageVersion())
+    .showHelpAfterError('(safepoke COMMAND --help lists the options)')
     .enablePositionalOptions()
     .exitOverride();
   let status = 0;

@@ -30,7 +30,7 @@ export function readMaps(pid: number): Mapping[] | undefined {
 /** Parses the text of /proc/PID/maps (proc(5)). */
 export function parseMaps(text: string): Mapping[] {
   const mappings: Mapping[] = [];
-  const line = /^([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) (\S+) (\d+)\s*(.*)$/gm;
+  const line = /^([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) (\S+) (\d+) *(.*)$/gm;
   for (const match of text.matchAll(line)) {
     mappings.push({
       start: parseInt(match[1], 16),
@@ -69,6 +69,18 @@ export function readStatus(pid: number, tid?: number): ReadonlyMap<string, strin
 /** A thread's name: at most 15 characters. */
 export function readThreadName(pid: number, tid: number): string | undefined {
   return readProc(`/proc/${pid}/task/${tid}/comm`)?.trimEnd();
+}
+
+/** When a process started, in clock ticks since boot (proc(5), field 22 of stat); with its id it names one process for ever. */
+export function readStartTime(pid: number): bigint | undefined {
+  const text = readProc(`/proc/${pid}/stat`);
+  // The name may hold blanks and parentheses: fields are counted from behind its last one. The first there is field 3.
+  const START_TIME = 22 - 3;
+  const field = text
+    ?.slice(text.lastIndexOf(')') + 2)
+    .split(' ')
+    .at(START_TIME);
+  return field === undefined || !/^\d+$/.test(field) ? undefined : BigInt(field);
 }
 
 export function readCommandLine(pid: number): string[] | undefined {

@@ -1,6 +1,6 @@
 // ptrace(2) and wait4(2), as thin as they can be. Everything here acts on one thread of the target at a time and must be
 // called from one and the same operating-system thread: the kernel ties tracees to the thread that seized them.
-import { SYS, systemCall, systemCallBuffer2, systemCallBuffer4 } from './system-call.js';
+import { ERRNO, SYS, systemCall, systemCallBuffer2, systemCallBuffer4 } from './system-call.js';
 
 /** Requests, include/uapi/linux/ptrace.h and arch/x86/include/uapi/asm/ptrace-abi.h. */
 const REQUEST = {
@@ -13,6 +13,7 @@ const REQUEST = {
   interrupt: 0x4207,
   getSignalMask: 0x420a,
   setSignalMask: 0x420b,
+  seccompGetFilter: 0x420c,
 } as const;
 
 export const PTRACE_O_TRACEEXEC = 0x10;
@@ -101,6 +102,21 @@ export const ptrace = {
 
 /** Bytes of a signal set: the kernel's sigset_t of 64 signals. */
 const SIGNAL_SET_SIZE = 8;
+
+/** Most instructions of a seccomp filter (BPF_MAXINSNS), and bytes of one (struct sock_filter). */
+const MAX_FILTER_INSTRUCTIONS = 4096;
+const FILTER_INSTRUCTION_SIZE = 8;
+
+/**
+ * The program of a stopped thread's seccomp filter `index`, newest first, as struct sock_filter; undefined behind the last.
+ * Returns -errno as a number where the kernel does not tell (it wants CAP_SYS_ADMIN).
+ */
+export function readSeccompFilter(tid: number, index: number): Uint8Array | number | undefined {
+  const program = new Uint8Array(MAX_FILTER_INSTRUCTIONS * FILTER_INSTRUCTION_SIZE);
+  const count = systemCallBuffer4(SYS.ptrace, REQUEST.seccompGetFilter, tid, index, program);
+  if (count === -ERRNO.ENOENT) return undefined;
+  return count < 0 ? count : program.slice(0, count * FILTER_INSTRUCTION_SIZE);
+}
 
 /** The mask of blocked signals of a stopped thread. */
 export const ptraceSignalMask = {

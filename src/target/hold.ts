@@ -13,13 +13,22 @@ import {
 } from '../linux/index.js';
 
 const SIGTRAP = 5;
-/** How long a thread may take to stop. One that waits for a vfork child, or for a dead disk, cannot stop. */
-const STOP_PATIENCE_MS = 5000;
+/**
+ * How long a thread may take to stop while the others are held already. One that waits for a vfork child, or for a device, does
+ * not stop before that is over; the others must not wait for it, so all are let go and held again a little later.
+ */
+const STOP_PATIENCE_MS = 50;
+const HOLD_TRIES = 60;
+const RETRY_PAUSE_MS = 50;
+const STRAGGLER_POLL_MS = 2;
 /** First polls are immediate; then the processor is left to the thread that is to stop. */
 const EAGER_POLLS = 50;
 const POLL_PAUSE_MS = 0.05;
 
 const pauseCell = new Int32Array(new SharedArrayBuffer(4));
+
+/** A thread that is let go to take its signal is asked to stop again at once. */
+const CALLABLE_PATIENCE_MS = 1000;
 
 /** Blocks this thread, and with it Node's event loop, for a time that may be below a millisecond. */
 export function pause(milliseconds: number): void {
@@ -85,25 +94,43 @@ function seize(pid: number, tid: number, options: number): SeizeResult {
   });
 }
 
-function awaitStop(pid: number, tid: number, since: number): HeldThread | undefined {
+/** What became of a thread that was asked to stop. */
+type Stop = HeldThread | 'gone' | 'late';
+
+function awaitStop(tid: number, since: number, patienceMs: number): Stop {
   for (let polls = 0; ; polls++) {
     const result = waitForThread(tid, false);
     if (result.kind === 'stopped') {
       const registers = new Registers();
-      if (ptrace.getRegisters(tid, registers) < 0) return undefined;
+      if (ptrace.getRegisters(tid, registers) < 0) return 'gone';
       const pendingSignal = result.event === 0 ? result.signal : 0;
       return { tid, pendingSignal, registers, since };
     }
-    if (result.kind !== 'none') return undefined;
-    if (performance.now() - since > STOP_PATIENCE_MS) {
-      throw new CannotError('WILL_NOT_STOP', {
-        tried: `hold thread ${tid} of process ${pid}`,
-        why: `it did not stop within ${STOP_PATIENCE_MS / 1000} s (state ${readStatus(pid, tid)?.get('State') ?? 'unknown'})`,
-        next: 'try again when it is not waiting in the kernel, for a vfork child or a device',
-      });
-    }
+    if (result.kind !== 'none') return 'gone';
+    if (performance.now() - since > patienceMs) return 'late';
     if (polls > EAGER_POLLS) pause(POLL_PAUSE_MS);
   }
+}
+
+/**
+ * Threads that were asked to stop and have not yet done so: they are seized by us, and only a stopped thread can be let go. When
+ * nobody holds them, a timer waits for them, so that none stands still a moment longer than it takes to see that it does.
+ */
+const stragglers = new Set<number>();
+let stragglerTimer: NodeJS.Timeout | undefined;
+
+function watchStragglers(): void {
+  if (stragglers.size === 0 || stragglerTimer !== undefined) return;
+  stragglerTimer = setTimeout(() => {
+    stragglerTimer = undefined;
+    for (const tid of stragglers) {
+      const stop = awaitStop(tid, performance.now(), 0);
+      if (stop === 'late') continue;
+      stragglers.delete(tid);
+      if (stop !== 'gone') ptrace.detach(tid, stop.pendingSignal);
+    }
+    watchStragglers();
+  }, STRAGGLER_POLL_MS);
 }
 
 /** Times of holds of one session, in microseconds. */
@@ -130,28 +157,50 @@ export class Hold {
     this.#times = times;
   }
 
-  /** Holds every thread of the process, those included that others create meanwhile. */
+  /**
+   * Holds every thread of the process, those included that others create meanwhile.
+   *
+   * @throws CannotError NOT_PERMITTED, ALREADY_TRACED, WILL_NOT_STOP
+   */
   static all(pid: number, times: HoldTimes): Hold {
-    const hold = new Hold(pid, times);
-    hold.#guarded(() => {
+    return Hold.#patiently(pid, times, (hold) => {
       const known = new Set<number>();
       for (;;) {
         const fresh = (readThreads(pid) ?? []).filter((tid) => !known.has(tid));
-        if (fresh.length === 0) return;
-        hold.#add(fresh);
+        if (fresh.length === 0) return undefined;
+        const late = hold.#add(fresh);
+        if (late !== undefined) return late;
         for (const tid of fresh) known.add(tid);
       }
     });
-    return hold;
   }
 
-  /** Holds one thread, at a moment when no signal is about to be delivered to it. */
+  /** Holds one thread. @throws CannotError as `all` does */
   static one(pid: number, tid: number, times: HoldTimes): Hold {
-    const hold = new Hold(pid, times);
-    hold.#guarded(() => {
-      hold.#add([tid]);
+    return Hold.#patiently(pid, times, (hold) => hold.#add([tid]));
+  }
+
+  /** Tries to hold until no thread is late. `attempt` returns one that is. */
+  static #patiently(pid: number, times: HoldTimes, attempt: (hold: Hold) => number | undefined): Hold {
+    let late: number | undefined;
+    for (let tries = 0; tries < HOLD_TRIES; tries++) {
+      const hold = new Hold(pid, times);
+      try {
+        late = attempt(hold);
+      } catch (error) {
+        hold.release();
+        throw error;
+      }
+      if (late === undefined) return hold;
+      hold.release();
+      pause(RETRY_PAUSE_MS);
+    }
+    watchStragglers();
+    throw new CannotError('WILL_NOT_STOP', {
+      tried: `hold thread ${late ?? 0} of process ${pid}`,
+      why: `it does not stop (state ${readStatus(pid, late)?.get('State') ?? 'unknown'})`,
+      next: 'try again when it is not waiting in the kernel, for a vfork child or a device',
     });
-    return hold;
   }
 
   /** Takes over a thread that is stopped and traced by us already (a program that we started). */
@@ -184,9 +233,13 @@ export class Hold {
       if (this.#threads.size === 0) break;
       ptrace.cont(busy.tid, busy.pendingSignal);
       ptrace.interrupt(busy.tid);
-      const again = awaitStop(this.#pid, busy.tid, busy.since);
-      if (again === undefined) this.#threads.delete(busy.tid);
-      else this.#threads.set(busy.tid, again);
+      const again = awaitStop(busy.tid, busy.since, CALLABLE_PATIENCE_MS);
+      if (again === 'gone' || again === 'late') {
+        this.#threads.delete(busy.tid);
+        if (again === 'late') stragglers.add(busy.tid);
+      } else {
+        this.#threads.set(busy.tid, again);
+      }
     }
     throw new CannotError('GONE', {
       tried: `find a thread of process ${this.#pid} to work with`,
@@ -226,32 +279,39 @@ export class Hold {
       this.#times.note(thread.since);
     }
     this.#threads.clear();
+    watchStragglers();
     this.#times.totalUs += (performance.now() - this.#since) * 1000;
   }
 
-  #add(tids: readonly number[]): void {
-    const seized: { tid: number; since: number }[] = [];
+  /** Returns a thread that did not stop in time, if there is one; the others are held all the same. */
+  #add(tids: readonly number[]): number | undefined {
+    const asked: { tid: number; since: number }[] = [];
+    let late: number | undefined;
     try {
       for (const tid of tids) {
+        // A straggler is ours since an earlier attempt.
+        if (stragglers.has(tid)) {
+          asked.push({ tid, since: performance.now() });
+          continue;
+        }
         if (seize(this.#pid, tid, 0) === 'gone') continue;
-        seized.push({ tid, since: performance.now() });
+        asked.push({ tid, since: performance.now() });
         ptrace.interrupt(tid);
       }
     } finally {
-      for (const { tid, since } of seized) {
-        const held = awaitStop(this.#pid, tid, since);
-        if (held !== undefined) this.#threads.set(tid, held);
+      for (const { tid, since } of asked) {
+        const stop = awaitStop(tid, since, STOP_PATIENCE_MS);
+        stragglers.delete(tid);
+        if (stop === 'gone') continue;
+        if (stop === 'late') {
+          stragglers.add(tid);
+          late = tid;
+        } else {
+          this.#threads.set(tid, stop);
+        }
       }
     }
-  }
-
-  #guarded(work: () => void): void {
-    try {
-      work();
-    } catch (error) {
-      this.release();
-      throw error;
-    }
+    return late;
   }
 
   #undoFalseEintr(thread: HeldThread): void {

@@ -17,6 +17,7 @@ import {
 } from '../target/index.js';
 import { DEFAULT_BUFFER_BYTES, MAX_BUFFER_BYTES, MIN_BUFFER_BYTES, type TraceOptions } from './options.js';
 import { PatchedTarget } from './patched-target.js';
+import { recover } from './recovery.js';
 import { ModuleFunctions, parsePatterns, selectFunctions } from './selection.js';
 import { Session } from './session.js';
 import {
@@ -99,6 +100,12 @@ export function attachTo(pid: number, options: TraceOptions & Recorded = {}): Se
   const memory = new TargetMemory(pid);
   try {
     const times = new HoldTimes();
+    const recovery = recover(pid, memory, times);
+    if (recovery !== undefined) {
+      options.onNote?.(
+        `an earlier safepoke, process ${recovery.tracerPid}, was killed while it traced this process: ${recovery.sites} functions have their code back`,
+      );
+    }
     return start({ pid, options, memory, times, adopted: undefined, isChild: false, before, since });
   } catch (error) {
     memory.close();
@@ -230,6 +237,7 @@ function start({ pid, options, memory, times, adopted, isChild, before, since }:
     sites: [...plan.sites, ...hooks.sites],
     memory,
     times,
+    seccompFilter: before.seccompFilter,
     adopted,
     agent: {
       ringBytes,

@@ -22,20 +22,11 @@ const MAX_SPAN = 4 << 20;
  */
 export function applyChanges(memory: TargetMemory, changes: readonly SiteChange[]): SiteChange[] {
   const foreign: SiteChange[] = [];
-  let first = 0;
-  while (first < changes.length) {
-    let last = first;
-    while (
-      last + 1 < changes.length &&
-      changes[last + 1].address - changes[last].address < MAX_GAP &&
-      changes[last + 1].address - changes[first].address < MAX_SPAN
-    ) {
-      last++;
-    }
-    const start = changes[first].address;
-    const span = memory.read(start, changes[last].address + SITE_LENGTH - start);
+  for (const { from, to } of spans(changes)) {
+    const start = changes[from].address;
+    const span = memory.read(start, changes[to].address + SITE_LENGTH - start);
     let changed = 0;
-    for (let i = first; i <= last; i++) {
+    for (let i = from; i <= to; i++) {
       const { address, expected, wanted } = changes[i];
       if (!equalAt(span, address - start, expected)) {
         foreign.push(changes[i]);
@@ -45,14 +36,37 @@ export function applyChanges(memory: TargetMemory, changes: readonly SiteChange[
       changed++;
     }
     if (changed > 0) memory.write(start, span);
-    first = last + 1;
   }
   return foreign;
 }
 
 /** True if each change's wanted bytes stand in memory. */
 export function areApplied(memory: TargetMemory, changes: readonly SiteChange[]): boolean {
-  return changes.every(({ address, wanted }) => equalAt(memory.readSome(address, wanted.length), 0, wanted));
+  for (const { from, to } of spans(changes)) {
+    const start = changes[from].address;
+    const bytes = memory.readSome(start, changes[to].address + SITE_LENGTH - start);
+    for (let i = from; i <= to; i++) {
+      if (!equalAt(bytes, changes[i].address - start, changes[i].wanted)) return false;
+    }
+  }
+  return true;
+}
+
+/** Runs of changes that are near each other: indices of their first and last. */
+function* spans(changes: readonly SiteChange[]): Generator<{ from: number; to: number }> {
+  let from = 0;
+  while (from < changes.length) {
+    let to = from;
+    while (
+      to + 1 < changes.length &&
+      changes[to + 1].address - changes[to].address < MAX_GAP &&
+      changes[to + 1].address - changes[from].address < MAX_SPAN
+    ) {
+      to++;
+    }
+    yield { from, to };
+    from = to + 1;
+  }
 }
 
 function equalAt(bytes: Uint8Array, offset: number, expected: Uint8Array): boolean {
@@ -61,6 +75,12 @@ function equalAt(bytes: Uint8Array, offset: number, expected: Uint8Array): boole
 }
 
 const JMP_REL32 = 0xe9;
+
+/** Where the `jmp rel32` at `address` leads; undefined if the bytes are no such jump. */
+export function jumpTarget(address: number, bytes: Uint8Array): number | undefined {
+  if (bytes.length < SITE_LENGTH || bytes[0] !== JMP_REL32) return undefined;
+  return address + SITE_LENGTH + new DataView(bytes.buffer, bytes.byteOffset).getInt32(1, true);
+}
 
 /** The bytes of `jmp target` at `address`. */
 export function jumpTo(address: number, target: number): Uint8Array {

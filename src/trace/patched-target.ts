@@ -1,11 +1,12 @@
 // A target with its sites changed: the part of a session that touches the process.
-import { Agent, HEAD_SIZE, type AgentOptions, type Cluster } from '../agent/index.js';
+import { AGENT_CALLS, Agent, HEAD_SIZE, type AgentOptions, type Cluster } from '../agent/index.js';
 import { CannotError } from '../errors/index.js';
-import { readMaps } from '../linux/index.js';
+import { readMaps, readStartTime, readStatus, readThreads, type Mapping } from '../linux/index.js';
 import {
   Hold,
   RemoteCalls,
   TargetMemory,
+  checkSeccomp,
   findSyscallInstruction,
   type HeldThread,
   type HoldTimes,
@@ -18,7 +19,7 @@ import type { Module } from '../target/index.js';
 /** Clusters of modules are kept small enough that every stub reaches every site. */
 const MAX_CLUSTER = 1 << 30;
 /** A recorder with its slow paths is a few hundred instructions; relocated code is a few more. */
-const MAX_STEPS_OUT = 20_000;
+export const MAX_STEPS_OUT = 20_000;
 
 /** What to put into a target. */
 export interface PatchRequest {
@@ -29,6 +30,8 @@ export interface PatchRequest {
   readonly agent: Omit<AgentOptions, 'tidOffset'>;
   readonly memory: TargetMemory;
   readonly times: HoldTimes;
+  /** Its seccomp filters must be asked before it makes system calls for us. */
+  readonly seccompFilter: boolean;
   /** A thread that we hold already, of a program that has not run; it is let go when all is done. */
   readonly adopted: Hold | undefined;
 }
@@ -65,6 +68,9 @@ export class PatchedTarget {
   readonly #memory: TargetMemory;
   readonly #times: HoldTimes;
   readonly #changes: readonly SiteChange[];
+  /** No thread is in our code, and none will return into it. */
+  #isUnused = false;
+  #isRemoved = false;
 
   private constructor(
     request: PatchRequest,
@@ -110,12 +116,13 @@ export class PatchedTarget {
     };
     if (adopted !== undefined) {
       const agent = map(adopted);
-      agent.emit(clusters);
-      return install(request, adopted, agent, sites);
+      agent.emit(clusters, 1);
+      return install(request, adopted, agent, clusters, sites, readMaps(pid) ?? []);
     }
-    const one = Hold.one(pid, pid, times);
+    const one = Hold.one(pid, anyThread(pid), times);
     let agent: Agent;
     try {
+      if (request.seccompFilter) checkSeccomp(pid, one.callableThread().tid, AGENT_CALLS);
       agent = map(one);
     } finally {
       one.release();
@@ -124,16 +131,18 @@ export class PatchedTarget {
       agent.remove(new RemoteCalls(hold.callableThread(), memory, findSyscallInstruction(pid, memory)));
     };
     try {
-      agent.emit(clusters);
+      agent.emit(clusters, (readThreads(pid) ?? []).length);
     } catch (error) {
-      const again = Hold.one(pid, pid, times);
+      const again = Hold.one(pid, anyThread(pid), times);
       removeFrom(again);
       again.release();
       throw error;
     }
+    // A mapping that is made between this and the hold is missed: its thread's stack is not known at once, no more.
+    const maps = readMaps(pid) ?? [];
     const all = Hold.all(pid, times);
     try {
-      return install(request, all, agent, sites);
+      return install(request, all, agent, clusters, sites, maps);
     } catch (error) {
       removeFrom(all);
       throw error;
@@ -159,62 +168,78 @@ export class PatchedTarget {
    * `tryRemove`.
    */
   restore(): DetachResult {
+    const back = this.#changes.map(({ address, expected, wanted }) => ({
+      address,
+      expected: wanted,
+      wanted: expected,
+    }));
     const hold = Hold.all(this.#pid, this.#times);
+    let foreign: SiteChange[];
     try {
       this.agent.enable(false);
-      const back = this.#changes.map(({ address, expected, wanted }) => ({
-        address,
-        expected: wanted,
-        wanted: expected,
-      }));
-      const foreign = applyChanges(this.#memory, back);
-      for (const thread of hold.threads) {
-        hold.stepUntil(thread, (rip) => !this.agent.ownsCode(rip), MAX_STEPS_OUT);
-      }
-      this.agent.restoreReturnAddresses();
-      const restored = areApplied(this.#memory, back);
-      this.#removeIfUnused(hold);
-      return { restored, foreign: foreign.length };
+      foreign = applyChanges(this.#memory, back);
+      this.#leaveCode(hold);
     } finally {
       hold.release();
     }
+    return { restored: areApplied(this.#memory, back), foreign: foreign.length };
   }
 
   /** True once the agent's memory is gone from the target. */
   get isRemoved(): boolean {
-    return this.#removed;
+    return this.#isRemoved;
   }
-  #removed = false;
 
-  /** Unmaps the agent if no thread is in our code or will return into it; call again later if that failed. */
+  /**
+   * Unmaps the agent, unless a thread is in our code or will return into it: call again later then. The sites have been
+   * restored and the rings have been emptied.
+   */
   tryRemove(): boolean {
-    if (this.#removed) return true;
+    if (this.#isRemoved) return true;
+    if (!this.#isUnused && !this.#tryLeaveCode()) return false;
+    // Nobody can get into our code any more. One thread unmaps it, quickly, as there is little left to free.
+    this.agent.releaseShared();
+    const syscallInstruction = findSyscallInstruction(this.#pid, this.#memory);
+    const one = Hold.one(this.#pid, anyThread(this.#pid), this.#times);
+    try {
+      this.agent.remove(new RemoteCalls(one.callableThread(), this.#memory, syscallInstruction));
+    } finally {
+      one.release();
+    }
+    this.#isRemoved = true;
+    return true;
+  }
+
+  #tryLeaveCode(): boolean {
     const hold = Hold.all(this.#pid, this.#times);
     try {
-      for (const thread of hold.threads) {
-        hold.stepUntil(thread, (rip) => !this.agent.ownsCode(rip), MAX_STEPS_OUT);
-      }
-      this.agent.restoreReturnAddresses();
-      this.#removeIfUnused(hold);
+      this.#leaveCode(hold);
     } finally {
       hold.release();
     }
-    return this.#removed;
+    return this.#isUnused;
   }
 
-  #removeIfUnused(hold: Hold): void {
+  /** Gets the held threads out of our code, as far as that is possible, and sees whether any way back into it is left. */
+  #leaveCode(hold: Hold): void {
+    for (const thread of hold.threads) {
+      hold.stepUntil(thread, (rip) => !this.agent.ownsCode(rip), MAX_STEPS_OUT);
+    }
+    this.agent.restoreReturnAddresses();
     const maps = readMaps(this.#pid) ?? [];
     const isInside = (thread: HeldThread): boolean =>
       this.agent.ownsCode(thread.registers.get('rip')) ||
       findSavedInstructionPointers(thread, maps, this.#memory).some(({ rip }) =>
         this.agent.ownsCode(BigInt(rip)),
       );
-    if (hold.threads.some(isInside)) return;
-    this.agent.remove(
-      new RemoteCalls(hold.callableThread(), this.#memory, findSyscallInstruction(this.#pid, this.#memory)),
-    );
-    this.#removed = true;
+    this.#isUnused = !hold.threads.some(isInside);
   }
+}
+
+/** The leader, or another thread if the leader has ended before the rest. */
+function anyThread(pid: number): number {
+  const isAlive = !/^[ZX]/.test(readStatus(pid)?.get('State') ?? 'X');
+  return isAlive ? pid : ((readThreads(pid) ?? []).find((tid) => tid !== pid) ?? pid);
 }
 
 /** All threads are held: gives them lanes, moves them out of the sites, changes the sites. */
@@ -222,12 +247,13 @@ function install(
   request: PatchRequest,
   hold: Hold,
   agent: Agent,
+  clusters: readonly Cluster[],
   sites: readonly PlannedSite[],
+  maps: readonly Mapping[],
 ): PatchedTarget {
   const { pid, memory } = request;
-  const maps = readMaps(pid) ?? [];
-  const tidOffset = findTidOffset(pid, hold.threads, memory, request.modules);
-  const threads = knownThreads(pid, hold.threads, maps, tidOffset);
+  if (!hold.threads.every((thread) => pointsToItself(thread, memory))) agent.distrustThreadPointers(clusters);
+  const threads = knownThreads(pid, hold.threads, maps, agent.tidOffset, memory);
   const assigned = agent.assignLanes(threads.map((t) => t.known));
   const lanes = new Map(assigned.map((lane, i) => [lane, threads[i].tid]));
 
@@ -262,6 +288,10 @@ function install(
   });
   const hooksFailed = sites.some((site) => site.kind === 'hook' && impossible.has(site));
   if (hooksFailed) throw busyUnwinder(pid);
+  agent.writeJournal(
+    changes.map(({ address, expected }) => ({ address, original: expected })),
+    readStartTime(process.pid) ?? 0n,
+  );
   agent.enable(true);
   const foreign = new Set(applyChanges(memory, changes));
   const refused: RefusedFunction[] = [];
@@ -298,6 +328,12 @@ function movedInto(site: PlannedSite, rip: number): bigint | undefined {
   return placed === undefined || boundary === undefined
     ? undefined
     : placed.address + BigInt(boundary.newOffset);
+}
+
+/** True if the word at the thread pointer is the thread pointer, as the ABI has it and the recorder's fast paths want it. */
+function pointsToItself(thread: HeldThread, memory: TargetMemory): boolean {
+  const pointer = thread.registers.get('fs_base');
+  return pointer !== 0n && memory.readWord(Number(pointer)) === pointer;
 }
 
 /** Finds sites by addresses within their displaced instructions, their first byte excepted: from there all is well. */

@@ -30,8 +30,11 @@ const ABANDONED_MS = 1000;
 /** Records copied in one piece: pieces of a size that allocators and files like. */
 const MAX_PIECE_RECORDS = 1 << 18;
 
-/** Memory of a ring is given back in pieces of this size or more. */
-const RELEASE_BYTES = 8 << 20;
+/**
+ * Consumed memory of all rings together that stays with them. Writing into a new page makes half the cost of a record, so a
+ * few busy threads go round in memory that is there already; of many, each gives back what was read.
+ */
+const KEPT_BYTES = 256 << 20;
 const PAGE = 4096;
 
 const WORDS64_PER_HEADER = HEADER.size / 8;
@@ -46,8 +49,8 @@ interface LiveLane {
   tail: number;
   /** Records that LOST records have told of. */
   lostTold: number;
-  /** Bytes of all times whose memory was given back. */
-  released: number;
+  /** Consumed bytes whose memory stays, about. */
+  kept: number;
   stuckSince: number | undefined;
   gone: boolean;
 }
@@ -152,7 +155,7 @@ export class RingDrain {
         words: new Uint32Array(ring.bytes),
         tail: Number(this.#headers[index * WORDS64_PER_HEADER + HEADER.tail / 8]),
         lostTold: 0,
-        released: Number(this.#headers[index * WORDS64_PER_HEADER + HEADER.tail / 8]),
+        kept: 0,
         stuckSince: undefined,
         gone: false,
       };
@@ -196,12 +199,12 @@ export class RingDrain {
   #take(lane: LiveLane, now: number, final: boolean): number {
     const ringWords = lane.words.length;
     let taken = 0;
+    // What comes meanwhile waits for the next poll: a thread that writes as fast as we read would keep us here for good.
+    const head = this.#head(lane.index);
     for (;;) {
-      const head = this.#head(lane.index);
       const waiting = (head - lane.tail) / RECORD_BYTES;
       if (waiting === 0) {
         lane.stuckSince = undefined;
-        this.#release(lane);
         break;
       }
       const start = (lane.tail / 4) % ringWords;
@@ -216,6 +219,7 @@ export class RingDrain {
         this.#listener.onRecords(lane.id, lane.words.slice(start, end));
         lane.words.fill(0, start, end);
         taken += (end - start) / RECORD_WORDS;
+        this.#keepOrRelease(lane, (end - start) * 4);
         this.#advance(lane, end - start);
       }
       if (end === limit) continue;
@@ -251,21 +255,20 @@ export class RingDrain {
     this.#headers[lane.index * WORDS64_PER_HEADER + HEADER.tail / 8] = BigInt(lane.tail);
   }
 
-  /**
-   * Gives the memory of consumed records back, while we keep up with the thread: a ring has room for bursts, and would come
-   * to be all resident as the thread goes round in it.
-   */
-  #release(lane: LiveLane): void {
-    if (lane.tail - lane.released < RELEASE_BYTES) return;
+  /** What lies behind the tail is about to be consumed. Before the tail says so: until then the thread cannot reach it. */
+  #keepOrRelease(lane: LiveLane, bytes: number): void {
     const { ringBytes } = this.#agent.geometry;
-    const end = lane.tail - (lane.tail % PAGE);
-    let from = Math.max(lane.released, end - ringBytes);
-    while (from < end) {
-      const length = Math.min(end - from, ringBytes - (from % ringBytes));
-      this.#agent.releaseRing(lane.index, from % ringBytes, length);
-      from += length;
+    let all = 0;
+    for (const { kept } of this.#live.values()) all += kept;
+    if (all + bytes <= KEPT_BYTES) {
+      lane.kept = Math.min(lane.kept + bytes, ringBytes);
+      return;
     }
-    lane.released = end;
+    const from = lane.tail - (lane.tail % PAGE);
+    const end = lane.tail + bytes - ((lane.tail + bytes) % PAGE);
+    if (end > from) this.#agent.releaseRing(lane.index, from % ringBytes, end - from);
+    // Once the thread has been round, what it writes into was kept.
+    if (lane.tail + bytes > ringBytes) lane.kept = Math.max(0, lane.kept - bytes);
   }
 
   #isAbandoned(lane: LiveLane, now: number, final: boolean): boolean {

@@ -1,8 +1,10 @@
+import { isSafepokeError } from '../errors/index.js';
 import { SYS, systemCall } from '../linux/index.js';
 import {
   CallBuilder,
   CallObjects,
   LaneMerger,
+  RECORD_BYTES,
   RecordingWriter,
   TraceInfo,
   type Call,
@@ -12,7 +14,7 @@ import {
   type RecordingSink,
 } from '../recording/index.js';
 import { pause, type HoldTimes } from '../target/index.js';
-import type { PatchedTarget } from './patched-target.js';
+import type { DetachResult, PatchedTarget } from './patched-target.js';
 import { RingDrain } from './ring-drain.js';
 import type { RefusedFunction } from './site-plan.js';
 import type { SessionEnd, SessionSummary } from './summary.js';
@@ -29,11 +31,13 @@ const SLICE_MS = 4;
 const MAX_BACKLOG = 512 << 20;
 /** Records handed to a consumer at once, in words: small enough that the rings are not forgotten meanwhile. */
 const CONSUMER_PIECE_WORDS = 4 * 4096;
-/** While records come faster than this between two polls, writing waits, up to the limit. Bytes. */
-const BUSY_BYTES = 2 << 20;
+/** While a look at the rings finds more than this part of one, writing waits, up to the limit in bytes: the rings come first. */
+const BUSY_PART = 1 / 8;
 const WRITE_BACKLOG = 256 << 20;
 /** A time stamp is taken at the start of the recorder and published at its end; a thread may lose the processor between. */
 const ORDER_SLACK_MS = 10;
+/** Each takes some seconds: a quarter of an hour, and the target is watched meanwhile by nobody else. */
+const RESTORE_TRIES = 150;
 const REMOVE_TRIES = 40;
 const REMOVE_PAUSE_MS = 25;
 const BYTES_PER_WORD = 4;
@@ -135,7 +139,10 @@ export class Session implements AsyncIterable<Call> {
     systemCall(SYS.kill, this.pid, signal);
   }
 
-  /** Shows all calls from now on to a visitor, in the order of time, until the session ends. */
+  /**
+   * Shows all calls from now on to a visitor, in the order of time, until the session ends. A visitor that is given before the
+   * next turn of the event loop sees every call.
+   */
   follow(visitor: CallVisitor): void {
     const consumer = new Consumer(this.info, visitor);
     for (const lane of this.info.threads.keys()) consumer.merger.push(lane, new Uint32Array(0));
@@ -193,7 +200,7 @@ export class Session implements AsyncIterable<Call> {
     let restored = true;
     try {
       if (end.why === 'stopped') restored = await this.#detach();
-      this.#drain.finish();
+      else this.#drain.finish();
     } catch (error) {
       // The target may have ended under our hands; then there is nothing left to restore.
       const targetEnd = this.#parts.watch.check();
@@ -220,6 +227,8 @@ export class Session implements AsyncIterable<Call> {
   }
 
   async #loop(): Promise<{ why: SessionEnd; target: TargetEnd | undefined }> {
+    // Whoever made the session gets the chance to follow it from its first record.
+    await nextTurn();
     let lastCheck = 0;
     while (!this.#stopWanted) {
       const before = this.#parts.timeStamp.now();
@@ -258,11 +267,12 @@ export class Session implements AsyncIterable<Call> {
     if (this.#detached) return true;
     this.#detached = true;
     const { target, onNote } = this.#parts;
-    const { restored, foreign } = target.restore();
+    const { restored, foreign } = await this.#restorePatiently();
     if (foreign > 0) {
       onNote(`${foreign} sites were changed by somebody else meanwhile and were left as they are`);
     }
-    this.#drain.poll();
+    this.#drain.finish();
+    target.tryRemove();
     for (let tries = 0; !target.isRemoved && tries < REMOVE_TRIES; tries++) {
       await new Promise((resolve) => setTimeout(resolve, REMOVE_PAUSE_MS));
       target.tryRemove();
@@ -270,6 +280,20 @@ export class Session implements AsyncIterable<Call> {
     if (!target.isRemoved)
       onNote('a signal handler will return into safepoke’s code: it stays mapped, unused');
     return restored;
+  }
+
+  /** A thread that cannot be stopped now, waiting for a vfork child perhaps, must not make us leave the sites as they are. */
+  async #restorePatiently(): Promise<DetachResult> {
+    for (let tries = 1; ; tries++) {
+      try {
+        return this.#parts.target.restore();
+      } catch (error) {
+        const isLate = isSafepokeError(error) && error.code === 'WILL_NOT_STOP';
+        if (!isLate || tries === RESTORE_TRIES) throw error;
+        if (tries === 1) this.#parts.onNote(`${error.message}; trying on`);
+        await nextTurn();
+      }
+    }
   }
 
   #message(message: RecordingMessage): void {
@@ -291,7 +315,7 @@ export class Session implements AsyncIterable<Call> {
   }
 
   #writeSome(taken: number): void {
-    const isBusy = taken * 16 > BUSY_BYTES;
+    const isBusy = taken * RECORD_BYTES > this.#parts.target.agent.geometry.ringBytes * BUSY_PART;
     if (isBusy && this.#writeBytes < WRITE_BACKLOG) return;
     const until = performance.now() + SLICE_MS;
     while (this.#writes.length > 0 && performance.now() < until) this.#writeOne();

@@ -16,7 +16,12 @@ const TID_OFFSETS = [GLIBC_TID_OFFSET, 0x30, 0x38] as const;
  */
 const MAIN_STACK_ROOM = 128 << 20;
 
-/** A thread's id as the program itself sees it, which differs from ours in a PID namespace. */
+/** True if the program is in a PID namespace of its own, where its threads have other ids than we know them by. */
+export function hasOwnTids(pid: number): boolean {
+  return (readStatus(pid)?.get('NSpid')?.split(/\s+/) ?? []).length > 1;
+}
+
+/** A thread's id as the program itself sees it. */
 export function namespaceTid(pid: number, tid: number): number {
   const ids = readStatus(pid, tid)?.get('NSpid')?.split(/\s+/) ?? [];
   return Number(ids.at(-1) ?? tid);
@@ -49,6 +54,18 @@ export function findTidOffset(
   );
 }
 
+/** Index of the mapping that contains an address, in a list ascending as the kernel gives it; -1 if none does. */
+function mappingAt(maps: readonly Mapping[], address: number): number {
+  let low = 0;
+  let high = maps.length;
+  while (low < high) {
+    const middle = (low + high) >>> 1;
+    if (maps[middle].end <= address) low = middle + 1;
+    else high = middle;
+  }
+  return low < maps.length && maps[low].start <= address ? low : -1;
+}
+
 /** The range that surely belongs to one thread's stack and to nothing else; empty where that cannot be told. */
 export function stackRange(
   maps: readonly Mapping[],
@@ -62,7 +79,7 @@ export function stackRange(
       : { low: stack.end - MAIN_STACK_ROOM, size: MAIN_STACK_ROOM };
   }
   // A thread made by the C library: guard pages, then the stack, and the thread block at its upper end.
-  const index = maps.findIndex((m) => threadPointer >= m.start && threadPointer < m.end);
+  const index = mappingAt(maps, threadPointer);
   if (index <= 0) return { low: 0, size: 0 };
   const [guard, stack] = [maps[index - 1], maps[index]];
   const hasGuard = guard.end === stack.start && guard.permissions.startsWith('---');
@@ -75,18 +92,23 @@ export function knownThreads(
   threads: readonly HeldThread[],
   maps: readonly Mapping[],
   tidOffset: number,
+  memory: TargetMemory,
 ): { tid: number; known: KnownThread }[] {
   const result: { tid: number; known: KnownThread }[] = [];
+  const ownTids = hasOwnTids(pid);
   for (const thread of threads) {
     const threadPointer = thread.registers.get('fs_base');
     if (threadPointer === 0n) continue;
     const range = stackRange(maps, Number(threadPointer), thread.tid === pid);
+    const tid = ownTids ? namespaceTid(pid, thread.tid) : thread.tid;
+    const tidPointer = Number(threadPointer) + tidOffset;
     result.push({
       tid: thread.tid,
       known: {
         threadPointer,
-        tid: namespaceTid(pid, thread.tid),
-        tidPointer: tidOffset === 0 ? undefined : Number(threadPointer) + tidOffset,
+        tid,
+        // A thread that the C library did not make has no such field.
+        tidPointer: tidOffset !== 0 && readTid(memory, tidPointer) === tid ? tidPointer : undefined,
         stackLow: range.low,
         stackSize: range.size,
       },
@@ -118,8 +140,8 @@ export function findSavedInstructionPointers(
   memory: TargetMemory,
 ): SavedInstructionPointer[] {
   const from = Math.floor(Number(thread.registers.get('rsp')) / 8) * 8;
-  const stack = maps.find((m) => from >= m.start && from < m.end);
-  if (stack === undefined) return [];
+  const stack = maps.at(mappingAt(maps, from));
+  if (stack === undefined || from < stack.start || from >= stack.end) return [];
   const bytes = memory.readSome(from, Math.min(stack.end - from, MAX_SCANNED_STACK));
   const words = new Uint32Array(bytes.buffer, bytes.byteOffset, Math.floor(bytes.length / 4));
   const found: SavedInstructionPointer[] = [];

@@ -2,6 +2,7 @@ import type { ElfFile } from '../elf/index.js';
 import { CodeMap, type SweptFunction } from './code-map.js';
 import { CompilerSites, type CompilerSite } from './compiler-sites.js';
 import { describeDisplaced, endbrLength } from './displaced.js';
+import { withSharedDecoders } from './instruction-flow.js';
 import type { DisplacedInstruction, FunctionRange, Refusal, RefusalReason, SiteCandidate } from './sites.js';
 import { refusalByName } from './unsafe-names.js';
 
@@ -21,6 +22,14 @@ export interface Analysis<F extends FunctionRange> {
  * without local symbols that only an exception reaches.
  */
 export function analyseFunctions<F extends FunctionRange>(
+  elf: ElfFile,
+  asked: readonly F[],
+  all: readonly FunctionRange[],
+): Analysis<F> {
+  return withSharedDecoders(() => analyse(elf, asked, all));
+}
+
+function analyse<F extends FunctionRange>(
   elf: ElfFile,
   asked: readonly F[],
   all: readonly FunctionRange[],

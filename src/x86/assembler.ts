@@ -2,6 +2,7 @@
 // only reads the text: one instruction a line, Intel syntax, `label:`, `; comment`.
 //
 //   operands   registers; numbers (12, -8, 0x7f); labels; memory `qword [rbx + rcx*8 + 16]`, `dword [rip_label]`
+//              `fs:[0]`: an absolute address in the thread's own segment
 //   sizes      byte, word, dword, qword in front of a memory operand; without one the other operand decides, else qword
 //   prefix     `lock`
 //
@@ -30,7 +31,19 @@ type Operand =
   | { readonly kind: 'register'; readonly register: Register; readonly bits: number }
   | { readonly kind: 'immediate'; readonly value: bigint }
   | { readonly kind: 'label'; readonly name: string }
-  | { readonly kind: 'memory'; readonly memory: MemoryOperand; readonly bits: number | undefined };
+  | { readonly kind: 'memory'; readonly memory: () => MemoryOperand; readonly bits: number | undefined };
+
+/** A line that was understood. */
+interface ParsedLine {
+  readonly mnemonic: string;
+  readonly operands: readonly Operand[];
+  readonly lock: boolean;
+  /** Found when it is first needed. */
+  code: Code | undefined;
+}
+
+/** Every region of a session has the same recorder but for a few addresses: its lines are read once. */
+const parsedLines = new Map<string, ParsedLine>();
 
 const codes = Code as unknown as Readonly<Record<string, Code | undefined>>;
 const registers = Register as unknown as Readonly<Record<string, Register | undefined>>;
@@ -71,7 +84,7 @@ function parseNumber(text: string): bigint | undefined {
   return negative ? -magnitude : magnitude;
 }
 
-function parseMemory(inside: string, bits: number | undefined, line: string): Operand {
+function parseMemory(inside: string, bits: number | undefined, segment: Register, line: string): Operand {
   let base = Register.None;
   let index = Register.None;
   let scale = 1;
@@ -94,14 +107,21 @@ function parseMemory(inside: string, bits: number | undefined, line: string): Op
       throw listingError(line, `"${term}" is not a register or number`);
     }
   }
-  const displacementSize = displacement === 0n ? 0 : 1;
-  const memory = new MemoryOperand(base, index, scale, displacement, displacementSize, false, Register.None);
+  // Without registers iced wants to know the size of the address, which it encodes in 4 bytes all the same.
+  const isAbsolute = base === Register.None && index === Register.None;
+  const displacementSize = isAbsolute ? 8 : displacement === 0n ? 0 : 1;
+  // The encoder takes the operand with it: each instruction needs one of its own.
+  const memory = (): MemoryOperand =>
+    new MemoryOperand(base, index, scale, displacement, displacementSize, false, segment);
   return { kind: 'memory', memory, bits };
 }
 
 function parseOperand(text: string, line: string): Operand {
-  const memory = /^(?:(byte|word|dword|qword)\s+)?\[(.*)\]$/.exec(text);
-  if (memory) return parseMemory(memory[2], SIZES[memory[1]], line);
+  const memory = /^(?:(byte|word|dword|qword)\s+)?(fs:)?\[(.*)\]$/.exec(text);
+  if (memory) {
+    const segment = (memory[2] as string | undefined) === undefined ? Register.None : Register.FS;
+    return parseMemory(memory[3], SIZES[memory[1]], segment, line);
+  }
   const bits = REGISTER_BITS.get(text.toUpperCase());
   if (bits !== undefined) {
     return { kind: 'register', register: registers[text.toUpperCase()] ?? Register.None, bits };
@@ -156,22 +176,22 @@ function create(code: Code, operands: readonly Operand[], line: string): Instruc
   if (a === undefined) return Instruction.create(code);
   if (b === undefined) {
     if (a.kind === 'register') return Instruction.createReg(code, a.register);
-    if (a.kind === 'memory') return Instruction.createMem(code, a.memory);
+    if (a.kind === 'memory') return Instruction.createMem(code, a.memory());
     if (a.kind === 'immediate') return Instruction.createI32(code, Number(a.value));
   } else if (c === undefined) {
     if (a.kind === 'register' && b.kind === 'register')
       return Instruction.createRegReg(code, a.register, b.register);
     if (a.kind === 'register' && b.kind === 'memory')
-      return Instruction.createRegMem(code, a.register, b.memory);
+      return Instruction.createRegMem(code, a.register, b.memory());
     if (a.kind === 'memory' && b.kind === 'register')
-      return Instruction.createMemReg(code, a.memory, b.register);
+      return Instruction.createMemReg(code, a.memory(), b.register);
     if (a.kind === 'register' && b.kind === 'immediate') {
       if (code === Code.Mov_r64_imm64)
         return Instruction.createRegU64(code, a.register, BigInt.asUintN(64, b.value));
       return Instruction.createRegI32(code, a.register, Number(BigInt.asIntN(32, b.value)));
     }
     if (a.kind === 'memory' && b.kind === 'immediate') {
-      return Instruction.createMemI32(code, a.memory, Number(BigInt.asIntN(32, b.value)));
+      return Instruction.createMemI32(code, a.memory(), Number(BigInt.asIntN(32, b.value)));
     }
   } else if (a.kind === 'register' && b.kind === 'register' && c.kind === 'immediate') {
     return Instruction.createRegRegI32(code, a.register, b.register, Number(BigInt.asIntN(32, c.value)));
@@ -189,6 +209,20 @@ function branchCode(mnemonic: string, line: string): Code {
   return code;
 }
 
+function parseLine(text: string, raw: string): ParsedLine {
+  const known = parsedLines.get(text);
+  if (known !== undefined) return known;
+  const lock = text.startsWith('lock ');
+  const line = lock ? text.slice(5).trim() : text;
+  const space = line.search(/\s/);
+  const mnemonic = (space < 0 ? line : line.slice(0, space)).toLowerCase();
+  const rest = space < 0 ? '' : line.slice(space).trim();
+  const operands = rest === '' ? [] : rest.split(',').map((o) => parseOperand(o.trim(), raw));
+  const parsed: ParsedLine = { mnemonic, operands, lock, code: undefined };
+  parsedLines.set(text, parsed);
+  return parsed;
+}
+
 /**
  * Assembles `listing` to run at `origin`.
  *
@@ -197,7 +231,7 @@ function branchCode(mnemonic: string, line: string): Code {
 export function assemble(listing: string, origin: bigint): Assembly {
   const encoder = new BlockEncoder(64, BlockEncoderOptions.None);
   const labelPositions = new Map<string, number>();
-  const parsed: { line: string; mnemonic: string; operands: Operand[]; lock: boolean }[] = [];
+  const parsed: { line: string; instruction: ParsedLine }[] = [];
   for (const raw of listing.split('\n')) {
     let line = raw.replace(/;.*$/, '').trim();
     const label = /^([\w.]+):/.exec(line);
@@ -207,18 +241,13 @@ export function assemble(listing: string, origin: bigint): Assembly {
       line = line.slice(label[0].length).trim();
     }
     if (line === '') continue;
-    const lock = line.startsWith('lock ');
-    if (lock) line = line.slice(5).trim();
-    const space = line.search(/\s/);
-    const mnemonic = (space < 0 ? line : line.slice(0, space)).toLowerCase();
-    const rest = space < 0 ? '' : line.slice(space).trim();
-    const operands = rest === '' ? [] : rest.split(',').map((o) => parseOperand(o.trim(), raw));
-    parsed.push({ line: raw, mnemonic, operands, lock });
+    parsed.push({ line: raw, instruction: parseLine(line, raw) });
   }
   // Every label, one at the very end included, must stand before an instruction.
-  parsed.push({ line: 'nop', mnemonic: 'nop', operands: [], lock: false });
+  parsed.push({ line: 'nop', instruction: parseLine('nop', 'nop') });
   const virtualIp = (position: number): bigint => FIRST_VIRTUAL_IP + BigInt(position) * 16n;
-  parsed.forEach(({ line, mnemonic, operands, lock }, position) => {
+  parsed.forEach(({ line, instruction: words }, position) => {
+    const { mnemonic, operands, lock } = words;
     let instruction: Instruction;
     const target = operands[0] as Operand | undefined;
     if (mnemonic === 'nop') {
@@ -238,7 +267,8 @@ export function assemble(listing: string, origin: bigint): Assembly {
       }
       instruction = Instruction.createBranch(branchCode(mnemonic, line), address);
     } else {
-      instruction = create(findCode(mnemonic, operands, line), operands, line);
+      words.code ??= findCode(mnemonic, operands, line);
+      instruction = create(words.code, operands, line);
     }
     instruction.ip = virtualIp(position);
     if (lock) instruction.hasLockPrefix = true;

@@ -103,6 +103,46 @@ export function int32At(bytes: Uint8Array, at: number): number {
 /** The one instruction that all sweeps decode into: making one for each costs more than decoding. */
 const scratch = new Instruction();
 
+/** A decoder over a piece of a file. To make one for each function, and free it, costs more than to decode the function. */
+interface DecodedPiece {
+  readonly buffer: ArrayBufferLike;
+  readonly from: number;
+  readonly to: number;
+  readonly decoder: Decoder;
+}
+
+const PIECE_BYTES = 256 * 1024;
+/** Functions and their cold fragments, far behind, are swept in turn: a piece for each, and some to spare. */
+const MOST_PIECES = 4;
+
+/** Newest first; undefined outside of `withSharedDecoders`. */
+let pieces: DecodedPiece[] | undefined;
+
+/** While `action` runs, whose code must not change meanwhile, decoders serve more than one function. */
+export function withSharedDecoders<T>(action: () => T): T {
+  if (pieces !== undefined) return action();
+  pieces = [];
+  try {
+    return action();
+  } finally {
+    for (const { decoder } of pieces) decoder.free();
+    pieces = undefined;
+  }
+}
+
+function pieceWith(shared: DecodedPiece[], bytes: Uint8Array): DecodedPiece {
+  const { buffer, byteOffset: from } = bytes;
+  const end = from + bytes.length;
+  for (const piece of shared)
+    if (piece.buffer === buffer && from >= piece.from && end <= piece.to) return piece;
+  const to = Math.max(end, Math.min(buffer.byteLength, from + PIECE_BYTES));
+  const decoder = new Decoder(64, new Uint8Array(buffer, from, to - from), DecoderOptions.None);
+  const piece = { buffer, from, to, decoder };
+  shared.unshift(piece);
+  if (shared.length > MOST_PIECES) shared.pop()?.decoder.free();
+  return piece;
+}
+
 /**
  * Decodes `bytes` as if they lay at address 0 and calls `visit` with each instruction and where it starts and ends,
  * until that returns false. The instruction is only valid during the call.
@@ -111,9 +151,38 @@ export function forEachInstruction(
   bytes: Uint8Array,
   visit: (instruction: Instruction, start: number, end: number, decoder: Decoder) => boolean,
 ): void {
-  const decoder = new Decoder(64, bytes, DecoderOptions.None);
+  if (pieces === undefined || bytes.length === 0) {
+    decodeAlone(bytes, 0, visit);
+    return;
+  }
+  const { decoder, from } = pieceWith(pieces, bytes);
+  decoder.position = bytes.byteOffset - from;
+  decoder.ip = 0n;
+  for (let start = 0; start < bytes.length;) {
+    decoder.decodeOut(scratch);
+    const end = start + scratch.length;
+    if (end > bytes.length || (scratch.code === Code.INVALID && bytes.length - start < LONGEST_INSTRUCTION)) {
+      // The last one is cut off: as if nothing stood behind the bytes.
+      decodeAlone(bytes, start, visit);
+      return;
+    }
+    if (!visit(scratch, start, end, decoder)) return;
+    start = end;
+  }
+}
+
+/** Intel SDM volume 2A, 2.3.11. */
+const LONGEST_INSTRUCTION = 15;
+
+function decodeAlone(
+  bytes: Uint8Array,
+  first: number,
+  visit: (instruction: Instruction, start: number, end: number, decoder: Decoder) => boolean,
+): void {
+  const decoder = new Decoder(64, bytes.subarray(first), DecoderOptions.None);
+  decoder.ip = BigInt(first);
   try {
-    for (let start = 0; start < bytes.length;) {
+    for (let start = first; start < bytes.length;) {
       decoder.decodeOut(scratch);
       // An invalid instruction has a length of at least 1 as well.
       const end = start + scratch.length;

@@ -7,6 +7,7 @@ import { registerRun } from './run.js';
 import { registerExport } from './export.js';
 import { registerGraph } from './graph.js';
 import { registerReport } from './report.js';
+import { registerCheck } from './check.js';
 
 /** Called by a command to set the exit status with which safepoke ends. */
 export type SetStatus = (status: number) => void;
@@ -21,6 +22,7 @@ const commands: readonly RegisterCommand[] = [
   registerGraph,
   registerReport,
   registerExport,
+  registerCheck,
   registerDoctor,
 ];
 

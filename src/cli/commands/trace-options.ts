@@ -190,11 +190,12 @@ function tell(terminal: Terminal, options: LiveOptions, summary: SessionSummary)
   if (options.summary !== undefined)
     writeFileSync(options.summary, `${JSON.stringify(summary, undefined, 2)}\n`);
   const calls = Object.values(summary.calls).reduce((sum, n) => sum + n, 0);
+  const counted = (n: number, what: string): string => `${formatCount(n)} ${what}${n === 1 ? '' : 's'}`;
   const parts = [
-    `${formatCount(calls)} calls of ${formatCount(summary.patched)} traced functions in ${formatCount(summary.threads)} threads`,
+    `${counted(calls, 'call')} of ${counted(summary.patched, 'traced function')} in ${counted(summary.threads, 'thread')}`,
   ];
   const refused = Object.values(summary.refused).reduce((sum, n) => sum + n, 0);
-  if (refused > 0) parts.push(`${formatCount(refused)} functions refused (see safepoke functions --refused)`);
+  if (refused > 0) parts.push(`${counted(refused, 'function')} refused (see safepoke functions --refused)`);
   if (summary.held_us > 0) parts.push(`no thread held longer than ${(summary.held_us / 1000).toFixed(1)} ms`);
   terminal.note(`safepoke: ${parts.join('; ')}`);
   if (summary.dropped > 0) {

@@ -1,0 +1,153 @@
+import { readFile } from 'node:fs/promises';
+import { test } from 'node:test';
+import assert from 'node:assert/strict';
+import fc from 'fast-check';
+import {
+  callAndBack,
+  defaultMachine,
+  memoryModels,
+  scenarioNamed,
+  scenarios,
+  twoSites,
+} from '../model/index.js';
+import type { Machine } from '../model/index.js';
+import {
+  int3,
+  int3HelpLate,
+  nmi2008,
+  nmiNoStorm,
+  nmiOneWord,
+  protocols,
+  withoutSteps,
+} from '../protocol/index.js';
+import { check } from './check.js';
+import { plainStyle, renderTimeline } from './timeline-text.js';
+import { timelineOf } from './timeline.js';
+
+const sc: Machine = { ...defaultMachine, memory: 'sc' };
+const never: Machine = { ...defaultMachine, overlap: 'never' };
+
+test('the protocol of 2008 is unsafe as soon as NMIs overlap, before the patcher has written anything', () => {
+  const result = check(nmi2008, sc, twoSites);
+  assert.equal(result.verdict, 'unsafe');
+  assert.equal(result.violation?.kind, 'written-while-executed');
+  const writers = result.trace?.steps.filter((s) =>
+    s.happenings.some((h) => h.wrote !== undefined && h.context === 'base'),
+  );
+  const text = result.program.textBase;
+  assert.ok(writers?.every((s) => s.happenings.every((h) => h.wrote === undefined || (h.cell ?? 0) < text)));
+});
+
+test('the timeline of the shortest counterexample is the golden one', async () => {
+  const golden = await readFile(new URL('../../src/check/timeline-2008.txt', import.meta.url), 'utf8');
+  const timeline = timelineOf(check(nmi2008, sc, twoSites));
+  assert.ok(timeline);
+  assert.equal(`${renderTimeline(timeline, plainStyle, 130).join('\n')}\n`, golden);
+});
+
+test('verdicts and lengths of shortest violations do not depend on the reductions', () => {
+  const cases = fc.constantFrom(...protocols).chain((protocol) =>
+    fc.record({
+      protocol: fc.constant(protocol),
+      without: fc.subarray(
+        protocol.steps.map((s) => s.name),
+        { maxLength: Math.min(3, protocol.steps.length) },
+      ),
+      memory: fc.constantFrom(...memoryModels),
+      overlap: fc.constantFrom('any' as const, 'never' as const),
+      scenario: fc.constantFrom(...scenarios.filter((s) => !s.storm)),
+    }),
+  );
+  fc.assert(
+    fc.property(cases, ({ protocol, without, memory, overlap, scenario }) => {
+      const variant = withoutSteps(protocol, without);
+      // Three CPUs so that symmetry has something to do; threads and NMIs on three would take minutes unreduced.
+      const machine: Machine =
+        protocol.thread === undefined
+          ? { cpus: 3, nmis: 1, memory, overlap }
+          : { cpus: 2, nmis: 0, memory, overlap };
+      const limits = { bytes: 200 * 2 ** 20 };
+      const full = check(variant, machine, scenario, { limits });
+      for (const options of [
+        { partialOrder: false, symmetry: true },
+        { partialOrder: true, symmetry: false },
+        { partialOrder: false, symmetry: false },
+      ]) {
+        const other = check(variant, machine, scenario, { ...options, limits });
+        assert.equal(other.verdict, full.verdict);
+        if (full.verdict === 'unsafe') assert.equal(other.depth, full.depth);
+        if (full.verdict === 'safe') assert.ok(other.states >= full.states);
+      }
+    }),
+    { numRuns: 40, seed: 2008 },
+  );
+});
+
+test('a run repeats itself step by step: the trace ends in the violation, one step per counted step', () => {
+  for (const memory of memoryModels) {
+    const result = check(withoutSteps(nmi2008, ['last-wait']), { ...never, memory }, twoSites);
+    assert.equal(result.verdict, 'unsafe');
+    assert.equal(result.trace?.steps.length, result.depth);
+    assert.deepEqual(result.trace.violation, result.violation);
+  }
+});
+
+test('too little memory gives an honest unknown, never safe', () => {
+  const result = check(nmiOneWord, { ...defaultMachine, nmis: 2 }, twoSites, { limits: { bytes: 1000 } });
+  assert.equal(result.verdict, 'unknown');
+  assert.match(result.reason ?? '', /MiB/);
+});
+
+test('progress is reported while a long search runs', () => {
+  let reports = 0;
+  check(nmiOneWord, { ...defaultMachine, nmis: 2 }, twoSites, { limits: { onProgress: () => reports++ } });
+  assert.ok(reports > 0);
+});
+
+test('a storm of NMIs starves the patcher of 2008 and of 2009 in a fair lasso, and not that of nmi-no-storm', () => {
+  const storm = scenarioNamed('nmi-storm');
+  for (const memory of memoryModels) {
+    const machine = { ...defaultMachine, memory };
+    for (const protocol of [nmi2008, nmiOneWord]) {
+      const result = check(protocol, machine, storm);
+      assert.equal(result.verdict, 'livelock');
+      assert.deepEqual(result.trace?.waiting, [0]);
+      const { steps, lasso = 0 } = result.trace;
+      // The run really returns to where its cycle began.
+      assert.deepEqual(steps[steps.length - 1].memory, steps[lasso - 1].memory);
+      const cycle = steps.slice(lasso).flatMap((s) => s.happenings.map((h) => ({ cpu: s.cpu, ...h })));
+      for (const cpu of [1, 2])
+        assert.ok(
+          cycle.some((h) => h.cpu === cpu && h.what === 'returned'),
+          `NMIs on CPU ${cpu} finish`,
+        );
+    }
+    assert.equal(check(nmiNoStorm, machine, storm).verdict, 'safe');
+  }
+});
+
+test('finitely many NMIs starve nobody', () => {
+  for (const protocol of [nmi2008, nmiOneWord, nmiNoStorm])
+    assert.equal(check(protocol, { ...never, nmis: 2 }, callAndBack).verdict, 'safe');
+});
+
+test('a wait for what can no longer happen is a livelock', () => {
+  const routines = nmi2008.routines.map((r) =>
+    r.name === 'wait_for_nmi'
+      ? {
+          name: r.name,
+          operations: [{ op: 'wait-until' as const, word: 'in_nmi', test: 'equal' as const, value: 9 }],
+        }
+      : r,
+  );
+  const result = check({ ...nmi2008, routines }, never, twoSites);
+  assert.equal(result.verdict, 'livelock');
+  assert.deepEqual(result.trace?.waiting, [0]);
+});
+
+test('a late helper of int3 writes into the next change of the same site', () => {
+  const machine: Machine = { cpus: 3, nmis: 0, memory: 'sc', overlap: 'any' };
+  assert.equal(check(int3HelpLate, machine, callAndBack).verdict, 'unsafe');
+  assert.equal(check(int3HelpLate, machine, twoSites).verdict, 'safe');
+  assert.equal(check(int3, machine, callAndBack).verdict, 'safe');
+});

@@ -1,0 +1,12 @@
+export { check } from './check.js';
+export type { CheckOptions, CheckResult, Verdict } from './check.js';
+export type { Limits, Progress } from './search.js';
+export type { Trace, TraceStep } from './trace.js';
+export { headingOf, timelineOf, violationText } from './timeline.js';
+export type { SiteText, Timeline, TimelineRow } from './timeline.js';
+export { plainStyle, renderTimeline } from './timeline-text.js';
+export type { Style } from './timeline-text.js';
+export { cellsOf, checkCell, renderTable, tableRows } from './table.js';
+export type { JudgedRow, TableCell, TableRow } from './table.js';
+export { promelaOf } from './promela.js';
+export { pageOf } from './page.js';

@@ -1,0 +1,152 @@
+import { EFAULT, EINVAL, EPERM, MCOUNT_INSN_SIZE } from '../protocol/index.js';
+import type { TracedFunction } from '../protocol/index.js';
+
+/** Five bytes of text. */
+export interface Image {
+  readonly name: string;
+  readonly bytes: readonly number[];
+}
+
+/** The five-byte nop of x86: nopl 0x0(%rax,%rax,1). */
+export const NOP: Image = { name: 'nop', bytes: [0x0f, 0x1f, 0x44, 0x00, 0x00] };
+const CALL_OPCODE = 0xe8;
+const BYTE_MASK = 0xff;
+const BITS_PER_BYTE = 8;
+
+function callImage(name: string, displacement: number): Image {
+  const bytes = [CALL_OPCODE];
+  for (let i = 0; i < MCOUNT_INSN_SIZE - 1; i++)
+    bytes.push((displacement >>> (i * BITS_PER_BYTE)) & BYTE_MASK);
+  return { name, bytes };
+}
+
+/** Displacements of `call mcount` from two sites, 0x40 bytes apart: a call belongs to its site. */
+const CALL_A = callImage('call mcount (from A)', 0x1ffb);
+const CALL_B = callImage('call mcount (from B)', 0x1fbb);
+/** Another function, called from the first site. */
+const CALL_A_OTHER = callImage('call ftrace_caller (from A)', 0x2ffb);
+
+export interface Site {
+  readonly name: string;
+  readonly initial: Image;
+  readonly page: 'writable' | 'read-only' | 'unmapped';
+}
+
+/** One modification that is asked for, and the result that it must have. */
+export interface Change {
+  readonly site: number;
+  readonly from: Image;
+  readonly to: Image;
+  /** 0, or a negative error number. */
+  readonly result: number;
+}
+
+export interface Scenario {
+  readonly name: string;
+  readonly summary: string;
+  readonly sites: readonly Site[];
+  readonly changes: readonly Change[];
+  /** Which sites (by index) the traced functions have. */
+  readonly functions: Readonly<Record<TracedFunction, readonly number[]>>;
+  /** The new code of every change passes through one static buffer, which the patcher rewrites for each. */
+  readonly staticBuffer: boolean;
+  /**
+   * Asks whether the waits end: NMIs on all CPUs but the patcher's own keep coming for ever, whatever the machine's
+   * bound says. They execute no site that changes, so the wait alone is at stake.
+   */
+  readonly storm: boolean;
+}
+
+const A: Site = { name: 'A', initial: NOP, page: 'writable' };
+const B: Site = { name: 'B', initial: NOP, page: 'writable' };
+const nopToCallA: Change = { site: 0, from: NOP, to: CALL_A, result: 0 };
+const callAToNop: Change = { site: 0, from: CALL_A, to: NOP, result: 0 };
+const nopToCallB: Change = { site: 1, from: NOP, to: CALL_B, result: 0 };
+const executesOne = { lockdep_off: [0], handlers: [], thread_work: [0] };
+const executesBoth = { lockdep_off: [0], handlers: [1], thread_work: [0, 1] };
+
+export const twoSites: Scenario = {
+  name: 'two-sites',
+  summary: 'nop to call at site A, then at site B; the bytes differ',
+  sites: [A, B],
+  changes: [nopToCallA, nopToCallB],
+  functions: executesBoth,
+  staticBuffer: false,
+  storm: false,
+};
+
+export const callAndBack: Scenario = {
+  name: 'call-and-back',
+  summary: 'site A from nop to call, and back to nop',
+  sites: [A],
+  changes: [nopToCallA, callAToNop],
+  functions: executesOne,
+  staticBuffer: false,
+  storm: false,
+};
+
+export const scenarios: readonly Scenario[] = [
+  twoSites,
+  callAndBack,
+  {
+    ...twoSites,
+    name: 'static-buffer',
+    summary: 'two-sites, with one static code buffer that is rewritten for each change',
+    staticBuffer: true,
+  },
+  {
+    ...callAndBack,
+    name: 'static-buffer-back',
+    summary: 'call-and-back, with one static code buffer that is rewritten for each change',
+    staticBuffer: true,
+  },
+  {
+    name: 'faulting-site',
+    summary: 'site A is on a read-only page (-EPERM, nothing changes); then site B, which is not',
+    sites: [{ ...A, page: 'read-only' }, B],
+    changes: [{ ...nopToCallA, result: -EPERM }, nopToCallB],
+    functions: executesBoth,
+    staticBuffer: false,
+    storm: false,
+  },
+  {
+    name: 'verified',
+    summary: 'site A is unmapped (-EFAULT); site B is not what was expected (-EINVAL), then it is',
+    sites: [{ ...A, page: 'unmapped' }, B],
+    changes: [
+      { ...nopToCallA, result: -EFAULT },
+      { site: 1, from: CALL_B, to: NOP, result: -EINVAL },
+      nopToCallB,
+    ],
+    functions: { lockdep_off: [1], handlers: [], thread_work: [1] },
+    staticBuffer: false,
+    storm: false,
+  },
+  {
+    ...callAndBack,
+    name: 'call-to-call',
+    summary: 'site A from a call of one function to a call of another',
+    sites: [{ ...A, initial: CALL_A }],
+    changes: [{ site: 0, from: CALL_A, to: CALL_A_OTHER, result: 0 }],
+  },
+  {
+    ...callAndBack,
+    name: 'nmi-storm',
+    summary: 'one change while NMIs keep coming on the other CPUs: does every wait end?',
+    changes: [nopToCallA],
+    functions: { lockdep_off: [], handlers: [], thread_work: [] },
+    storm: true,
+  },
+];
+
+/** Text as the model holds it: the head (one byte) and the tail (four) of an instruction. */
+export function pieceBytes(image: Image): readonly [readonly number[], readonly number[]] {
+  return [image.bytes.slice(0, 1), image.bytes.slice(1)];
+}
+
+/** The scenario of that name, which must exist. */
+export function scenarioNamed(name: string): Scenario {
+  const found = scenarios.find((s) => s.name === name);
+  if (found === undefined) throw new Error(`there is no scenario ${name}`);
+  return found;
+}

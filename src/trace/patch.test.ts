@@ -1,0 +1,82 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import fc from 'fast-check';
+import type { TargetMemory } from '../target/index.js';
+import { applyChanges, areApplied, jumpTo, type SiteChange } from './patch.js';
+
+/** Memory that is an array. */
+function fakeMemory(bytes: Uint8Array): TargetMemory & { writes: number } {
+  const memory = {
+    writes: 0,
+    read: (address: number, length: number) => bytes.slice(address, address + length),
+    readSome: (address: number, length: number) => bytes.slice(address, address + length),
+    write: (address: number, data: Uint8Array) => {
+      memory.writes++;
+      bytes.set(data, address);
+    },
+  };
+  return memory as unknown as TargetMemory & { writes: number };
+}
+
+const SIZE = 1 << 16;
+const sites = fc.uniqueArray(fc.integer({ min: 0, max: SIZE / 8 - 1 }), { minLength: 1, maxLength: 200 });
+
+test('changing sites and changing them back gives the bytes that were there, whatever the sites are', () => {
+  fc.assert(
+    fc.property(sites, fc.integer({ min: 0, max: 255 }), (slots, seed) => {
+      const bytes = Uint8Array.from({ length: SIZE }, (_, i) => (i * 31 + seed) & 0xff);
+      const before = bytes.slice();
+      const memory = fakeMemory(bytes);
+      const changes: SiteChange[] = slots
+        .sort((a, b) => a - b)
+        .map((slot) => ({
+          address: slot * 8,
+          expected: before.slice(slot * 8, slot * 8 + 5),
+          wanted: jumpTo(slot * 8, 0x1234),
+        }));
+      assert.deepEqual(applyChanges(memory, changes), []);
+      assert.ok(areApplied(memory, changes));
+      const changed = new Set(changes.flatMap((c) => [0, 1, 2, 3, 4].map((i) => c.address + i)));
+      for (let i = 0; i < SIZE; i++) if (!changed.has(i)) assert.equal(bytes[i], before[i]);
+      const back = changes.map((c) => ({ address: c.address, expected: c.wanted, wanted: c.expected }));
+      assert.deepEqual(applyChanges(memory, back), []);
+      assert.deepEqual(bytes, before);
+    }),
+    { numRuns: 30 },
+  );
+});
+
+test('a site with other bytes than expected is left alone and reported; its neighbours are changed', () => {
+  const bytes = new Uint8Array(64);
+  bytes[17] = 0xcc;
+  const memory = fakeMemory(bytes);
+  const change = (address: number): SiteChange => ({
+    address,
+    expected: new Uint8Array(5),
+    wanted: Uint8Array.of(1, 2, 3, 4, 5),
+  });
+  const foreign = applyChanges(memory, [change(0), change(16), change(32)]);
+  assert.deepEqual(
+    foreign.map((c) => c.address),
+    [16],
+  );
+  assert.deepEqual([...bytes.slice(0, 5)], [1, 2, 3, 4, 5]);
+  assert.deepEqual([...bytes.slice(16, 21)], [0, 0xcc, 0, 0, 0]);
+  assert.deepEqual([...bytes.slice(32, 37)], [1, 2, 3, 4, 5]);
+});
+
+test('sites that are close are written in one go', () => {
+  const memory = fakeMemory(new Uint8Array(SIZE));
+  const changes = Array.from({ length: 100 }, (_, i) => ({
+    address: i * 16,
+    expected: new Uint8Array(5),
+    wanted: jumpTo(i * 16, 0),
+  }));
+  applyChanges(memory, changes);
+  assert.equal(memory.writes, 1);
+});
+
+test('a jump is e9 and the distance from its end', () => {
+  assert.deepEqual([...jumpTo(0x1000, 0x1005)], [0xe9, 0, 0, 0, 0]);
+  assert.deepEqual([...jumpTo(0x1000, 0x1000)], [0xe9, 0xfb, 0xff, 0xff, 0xff]);
+});
