@@ -22,16 +22,15 @@ test('threads allocate, copy, format and sort rightly while libc is traced and n
   execFileSync('gcc', ['-O2', '-pthread', '-o', program, join(SCRIPTS, 'allocations.c')]);
   const { pid } = start(t, program, [], { stdio: ['ignore', 'ignore', 'inherit'] });
   // Its libraries are loaded and all of its threads at work.
-  await until(() => readThreads(pid)?.length === 8);
+  await until(() => readThreads(pid)?.length === 4);
   const before = codeMappings(pid);
   for (const filters of [
     ['libc.so.6!malloc', 'libc.so.6!free', 'libc.so.6!*alloc'],
     ['libc.so.6!*'],
     ['libc.so.6!str*', 'libc.so.6!mem*'],
     ['ld-linux-x86-64.so.2!*'],
-    ['*!*'],
   ]) {
-    const summary = await attachFor(t, pid, filters, '300ms');
+    const summary = await attachFor(t, pid, filters, '200ms');
     assert.ok(isRunning(pid));
     if (filters.includes('libc.so.6!malloc')) assert.ok((summary.calls['malloc'] ?? 0) > 100);
     assertCodeIsThatOfFiles(pid);

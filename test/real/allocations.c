@@ -1,4 +1,4 @@
-// Eight threads that allocate, copy, format and sort without end; a wrong byte ends the program with status 1.
+// Four threads that allocate, copy, format and sort without end; a wrong byte ends the program with status 1.
 #include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -41,15 +41,15 @@ static void *work(void *argument) {
     free(duplicate);
     free(copy);
     free(bytes);
-    if (round % 64 == 0) nanosleep(&(struct timespec){0, 100000}, NULL);
+    if (round % 8 == 0) nanosleep(&(struct timespec){0, 100000}, NULL);
   }
   return NULL;
 }
 
 int main(void) {
-  for (uintptr_t i = 1; i < 8; i++) {
+  for (uintptr_t i = 1; i < 4; i++) {
     pthread_t thread;
     pthread_create(&thread, NULL, work, (void *)i);
   }
-  work((void *)8);
+  work((void *)4);
 }
