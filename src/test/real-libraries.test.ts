@@ -38,6 +38,16 @@ test('threads allocate, copy, format and sort rightly while libc is traced and n
   }
 });
 
+test('a program that interposes a function of libc finds the real one while all of libc is traced', async (t) => {
+  const program = join(temporaryFolder(t), 'callers');
+  execFileSync('gcc', ['-O1', '-o', program, join(SCRIPTS, 'callers.c')]);
+  for (const filters of [['libc.so.6!*'], ['*!*']]) {
+    const summary = await runsTheSame(t, filters, [program]);
+    assert.equal(summary.exit_status, 0);
+    assert.equal(summary.refused['caller-dependent'], 4);
+  }
+});
+
 test('a Rust program of which no symbol is left is traced by its libraries', async (t) => {
   const command = ['rg', '--sort', 'path', '--count', 'root', '/etc'];
   for (const filters of [['libc.so.6!*'], ['*!*']]) {
