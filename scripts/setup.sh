@@ -22,6 +22,11 @@ nginx:nginx-light
 python3:python3
 chromium:chromium
 spin:spin
+gdb:gdb
+strace:strace
+rg:ripgrep
+fzf:fzf
+busybox:busybox-static
 LIST
 [ ${#missing[@]} -eq 0 ] && exit 0
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then

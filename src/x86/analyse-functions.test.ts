@@ -160,6 +160,7 @@ const verdicts: [name: string, code: string, verdict: string][] = [
   ['setjmp', 'mov %rdi, %rax; mov %rsi, %rdx; ret', 'returns-twice'],
   ['_Unwind_Backtrace', 'mov %rdi, %rax; mov %rsi, %rdx; ret', 'unwinder'],
   ['_dl_tlsdesc_return', 'mov %rdi, %rax; mov %rsi, %rdx; ret', 'unsafe-context'],
+  ['dlsym', 'mov %rdi, %rax; mov %rsi, %rdx; ret', 'caller-dependent'],
   ['counts_by_rcx', '1: loop 2f; nop; nop; nop; ret; 2: ret', 'relocated'],
   ['tested_far', 'test %edi, %edi; je short_one; mov %rdi, %rax; ret', 'relocated'],
   ['other_part', 'mov %rdi, %rax; jmp target_of_other + 3', 'relocated'],

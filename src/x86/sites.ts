@@ -84,6 +84,7 @@ export type RefusalReason =
   | 'returns-twice'
   | 'unsafe-context'
   | 'unwinder'
+  | 'caller-dependent'
   | 'not-code'
   | 'overlaps';
 
@@ -98,6 +99,7 @@ export const REFUSAL_EXPLANATIONS: Readonly<Record<RefusalReason, string>> = {
   'returns-twice': 'it returns more than once, so that its return address must stay as it is',
   'unsafe-context': 'it runs where a return address or a stack is not what a function finds',
   unwinder: 'it walks the stack and must see real return addresses',
+  'caller-dependent': 'it finds out who called it by its return address, which must stay as it is',
   'not-code': 'its bytes are not in an executable part of the file',
   overlaps: 'another function begins within the bytes that the site would replace',
 };

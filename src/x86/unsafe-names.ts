@@ -53,6 +53,18 @@ const UNSAFE_CONTEXT_PREFIXES = [
   '__tls_get_addr_slow',
 ];
 
+/** What these do depends on the module that calls them, which they find by their return address: RTLD_NEXT, RUNPATH. */
+const CALLER_DEPENDENT = new Set([
+  'dlopen',
+  '__dlopen',
+  'dlmopen',
+  '__dlmopen',
+  'dlsym',
+  '__dlsym',
+  'dlvsym',
+  '__dlvsym',
+]);
+
 const UNWINDER_PREFIXES = [
   '_Unwind_',
   '__gxx_personality',
@@ -69,6 +81,7 @@ export function refusalByName(names: readonly string[]): RefusalReason | undefin
     if (RETURNS_TWICE.has(name)) return 'returns-twice';
     if (UNSAFE_CONTEXT.has(name)) return 'unsafe-context';
     if (UNWINDERS.has(name)) return 'unwinder';
+    if (CALLER_DEPENDENT.has(name)) return 'caller-dependent';
     // How all of the prefixes begin: it spares comparing 20,000 names with each of them.
     if (!name.startsWith('_') && !name.startsWith('r')) continue;
     if (UNSAFE_CONTEXT_PREFIXES.some((prefix) => name.startsWith(prefix))) return 'unsafe-context';
