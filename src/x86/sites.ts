@@ -97,7 +97,7 @@ export const REFUSAL_EXPLANATIONS: Readonly<Record<RefusalReason, string>> = {
   'not-relocatable': 'its instructions cannot all be decoded, or its first ones cannot run elsewhere',
   'returns-twice': 'it returns more than once, so that its return address must stay as it is',
   'unsafe-context': 'it runs where a return address or a stack is not what a function finds',
-  unwinder: 'it walks the stack and must see real return addresses',
+  unwinder: 'it looks at return addresses and must see the real ones',
   'not-code': 'its bytes are not in an executable part of the file',
   overlaps: 'another function begins within the bytes that the site would replace',
 };
