@@ -223,11 +223,7 @@ function runToEntry(path: string, pid: number, memory: TargetMemory): void {
   const entry = readAuxiliaryVector(pid)?.get(AT_ENTRY);
   if (entry === undefined) throw startFailed(path, 'its entry point is not known');
   const registers = new Registers();
-  ptrace.getRegisters(pid, registers);
-  if (registers.get('rip') === entry) {
-    memory.close();
-    return;
-  }
+  // A static program stands there already, but still within execve, whose result would overwrite rax.
   const address = Number(entry);
   const original = memory.read(address, 1);
   memory.write(address, Uint8Array.of(INT3));
