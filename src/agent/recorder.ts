@@ -248,7 +248,7 @@ ${p}_find:
 
 ${p}_parked:                         ; an unwinder was at work: is it over?
     cmp rsi, [rbx+${LANE.parked}]
-    jbe ${p}_unparked
+    jb ${p}_unparked
     mov rcx, [rbx+${LANE.parked}]
     sub rcx, [rbx+${LANE.stackLow}]
     cmp rcx, [rbx+${LANE.stackSize}]
@@ -539,14 +539,14 @@ park:${SAVE}
 park_lane:
     push qword [rbx+${LANE.busy}]
     mov [rbx+${LANE.busy}], rsp
-    lea rsi, [rsp+${SAVED_BUSY + 8}] ; the unwinder's own return slot: frames to walk lie above
+    lea rsi, [rsp+${SAVED_BUSY + 8}] ; the unwinder's own return slot: frames to walk lie above, or there after a tail call
     mov rdi, [rbx+${LANE.shadow}]    ; newest first: of a chain of tail calls the newest stands in the slot
 park_next:
     cmp rdi, [rbx+${LANE.shadowBase}]
     jbe park_done
     mov rdx, [rdi+${SHADOW.slot}]
     cmp rdx, rsi
-    jbe park_skip                    ; void, or over
+    jb park_skip                     ; void, or over
     cmp dword [rdi+${SHADOW.parked}], 0
     jne park_skip
     mov rcx, rdx

@@ -10,8 +10,8 @@
 #include <ucontext.h>
 #include "count.h"
 
-enum { DEEP, SHALLOW, CO, YIELD, OVERFLOW_, HANDLER, CASE_ };
-static const char *const count_names[] = {"deep", "shallow", "co", "yield", "overflow", "handler", "run_case", 0};
+enum { DEEP, SHALLOW, CO, YIELD, OVERFLOW_, HANDLER, NESTED, CASE_ };
+static const char *const count_names[] = {"deep", "shallow", "co", "yield", "overflow", "handler", "nested_handler", "run_case", 0};
 
 static jmp_buf back;
 static sigjmp_buf away;
@@ -118,7 +118,7 @@ NOINLINE void overflow_case(void) {
 }
 
 NOINLINE void nested_handler(int signal) {
-  COUNT(HANDLER);
+  COUNT(NESTED);
   shallow(signal);
 }
 
@@ -136,6 +136,8 @@ NOINLINE void inner_stack_case(void) {
   sigaction(SIGUSR1, &action, 0);
   for (int i = 0; i < 100; i++) sink += below(10);
   sink += array[5];
+  stack_t none = {.ss_flags = SS_DISABLE};
+  sigaltstack(&none, 0);
 }
 
 NOINLINE void *run_case(void *name) {
