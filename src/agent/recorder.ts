@@ -129,6 +129,18 @@ const RESERVE = `
     and eax, [rbx+${LANE.ringMask}]
     add rax, [rbx+${LANE.ring}]`;
 
+/** Fills the record at rax and publishes it, by its last store: rdx time stamp, esi slot, ecx what. */
+const FILL = `
+    mov [rax+${RECORD_TSC_OFFSET}], rdx
+    mov [rax+${RECORD_SLOT_OFFSET}], esi
+    mov [rax+${RECORD_WHAT_OFFSET}], ecx`;
+
+/** Goes to `label` unless rcx, which is lost, lies on the thread's own stack. While that is not known, nothing does. */
+const unlessOnOwnStack = (label: string): string => `
+    sub rcx, [rbx+${LANE.stackLow}]
+    cmp rcx, [rbx+${LANE.stackSize}]
+    jae ${label}`;
+
 /**
  * Takes the busy mark off, which lies on the stack as it was before. Nearly always it was 0, and the branch lets the
  * processor take that for granted: popping it back would make each event wait for the one before through memory.
@@ -223,10 +235,7 @@ ${p}_trusted:
     jne ${p}_lost
 ${p}_write:${RESERVE}
     mov rcx, [rsp+${SAVED_BUSY}]
-    lea ecx, [rcx+${toWhat}]
-    mov [rax+${RECORD_TSC_OFFSET}], rdx
-    mov [rax+${RECORD_SLOT_OFFSET}], esi
-    mov [rax+${RECORD_WHAT_OFFSET}], ecx
+    lea ecx, [rcx+${toWhat}]${FILL}
     mov eax, ${SHADOW.size}
     xadd [rbx+${LANE.shadow}], rax   ; reserves the entry above the newest
     mov [rax+${SHADOW.size + SHADOW.what}], rcx    ; and not parked: rcx is zero-extended
@@ -275,14 +284,8 @@ ${p}_shadow:                         ; the newest entry is not above the new cal
     jmp ${p}_trusted
 ${p}_other_slot:
     test rcx, rcx
-    je ${p}_over
-    sub rcx, [rbx+${LANE.stackLow}]
-    cmp rcx, [rbx+${LANE.stackSize}]
-    jae ${p}_top                     ; another stack, a coroutine's perhaps: leave it alone
-    mov rcx, rsi
-    sub rcx, [rbx+${LANE.stackLow}]
-    cmp rcx, [rbx+${LANE.stackSize}]
-    jae ${p}_top
+    je ${p}_over${unlessOnOwnStack(`${p}_top`)}                     ; another stack, a coroutine's perhaps: leave it alone
+    mov rcx, rsi${unlessOnOwnStack(`${p}_top`)}
 ${p}_over:
     cmp qword [rsp], 0               ; did we interrupt a recorder on this thread? then it may be making this entry
     jne ${p}_nested
@@ -294,14 +297,8 @@ ${p}_void:
 ${p}_nested:                         ; a recorder below us on the own stack was jumped out of, and is no more
     mov rcx, [rsp]
     cmp rcx, rsp
-    ja ${p}_top
-    sub rcx, [rbx+${LANE.stackLow}]
-    cmp rcx, [rbx+${LANE.stackSize}]
-    jae ${p}_top
-    mov rcx, rsp
-    sub rcx, [rbx+${LANE.stackLow}]
-    cmp rcx, [rbx+${LANE.stackSize}]
-    jae ${p}_top
+    ja ${p}_top${unlessOnOwnStack(`${p}_top`)}
+    mov rcx, rsp${unlessOnOwnStack(`${p}_top`)}
     mov qword [rsp], 0
     jmp ${p}_void
 
@@ -335,10 +332,7 @@ ${p}_untrusted:
     call write_lost
 ${p}_untrusted_write:${RESERVE}
     mov rcx, [rsp+${SAVED_BUSY}]
-    lea ecx, [rcx+${toWhat + KIND_LEAF - KIND_ENTRY}]
-    mov [rax+${RECORD_TSC_OFFSET}], rdx
-    mov [rax+${RECORD_SLOT_OFFSET}], esi
-    mov [rax+${RECORD_WHAT_OFFSET}], ecx
+    lea ecx, [rcx+${toWhat + KIND_LEAF - KIND_ENTRY}]${FILL}
     jmp ${p}_leave
 
 ${p}_deep:
@@ -403,10 +397,7 @@ leaf_lane:${timeStamp}
 leaf_write:${RESERVE}
     mov rcx, [rsp+${SAVED}]
     lea ecx, [rcx+${toWhat + KIND_LEAF - KIND_ENTRY}]
-    lea rsi, [rsp+${SAVED + 8}]
-    mov [rax+${RECORD_TSC_OFFSET}], rdx
-    mov [rax+${RECORD_SLOT_OFFSET}], esi
-    mov [rax+${RECORD_WHAT_OFFSET}], ecx
+    lea rsi, [rsp+${SAVED + 8}]${FILL}
 leaf_pass:${RESTORE}
     ret
 leaf_find:
@@ -442,10 +433,7 @@ exit_lane:${timeStamp}
     je exit_pop
     mov rcx, [rbx+${LANE.header}]${RESERVE}
     mov ecx, [rdi+${SHADOW.what}]
-    lea ecx, [rcx+${KIND_EXIT - KIND_ENTRY}]
-    mov [rax+${RECORD_TSC_OFFSET}], rdx
-    mov [rax+${RECORD_SLOT_OFFSET}], esi
-    mov [rax+${RECORD_WHAT_OFFSET}], ecx
+    lea ecx, [rcx+${KIND_EXIT - KIND_ENTRY}]${FILL}
 exit_pop:
     mov qword [rdi+${SHADOW.slot}], 0    ; what lies above the newest is void, also while it is being made
     lea rdi, [rdi-${SHADOW.size}]
@@ -481,14 +469,8 @@ exit_above:                          ; on the own stack, what lies below a frame
     cmp rcx, rsi
     jae exit_above_next
     cmp qword [rsp], 0               ; we interrupted a recorder: it may be making this entry
-    jne exit_above_next
-    sub rcx, [rbx+${LANE.stackLow}]
-    cmp rcx, [rbx+${LANE.stackSize}]
-    jae exit_above_next
-    mov rcx, rsi
-    sub rcx, [rbx+${LANE.stackLow}]
-    cmp rcx, [rbx+${LANE.stackSize}]
-    jae exit_above_next
+    jne exit_above_next${unlessOnOwnStack('exit_above_next')}
+    mov rcx, rsi${unlessOnOwnStack('exit_above_next')}
     call end_call
 exit_above_next:
     lea rax, [rax-${SHADOW.size}]
@@ -496,10 +478,7 @@ exit_above_next:
 exit_record:
     mov rcx, [rbx+${LANE.header}]${RESERVE}
     mov ecx, [rdi+${SHADOW.what}]
-    lea ecx, [rcx+${KIND_EXIT - KIND_ENTRY}]
-    mov [rax+${RECORD_TSC_OFFSET}], rdx
-    mov [rax+${RECORD_SLOT_OFFSET}], esi
-    mov [rax+${RECORD_WHAT_OFFSET}], ecx
+    lea ecx, [rcx+${KIND_EXIT - KIND_ENTRY}]${FILL}
 exit_void:
     mov qword [rdi+${SHADOW.slot}], 0
     cmp qword [rsp], 0
