@@ -1,5 +1,4 @@
 import tseslint from 'typescript-eslint';
-import importX from 'eslint-plugin-import-x';
 
 // Rooms from the top of the house to its foundation; a room may use those below it, through their index only.
 // docs/architecture.md draws the same picture.
@@ -61,10 +60,14 @@ export default tseslint.config(
   {
     files: ['src/**/*.ts'],
     languageOptions: { parserOptions: { projectService: true, tsconfigRootDir: import.meta.dirname } },
-    plugins: { 'import-x': importX },
     rules: {
-      'import-x/no-default-export': 'error',
-      'import-x/no-cycle': ['error', { maxDepth: 4 }],
+      'no-restricted-syntax': [
+        'error',
+        {
+          selector: 'ExportDefaultDeclaration',
+          message: 'Name what you export: a name can be searched for.',
+        },
+      ],
       'no-console': ['error'],
       '@typescript-eslint/restrict-template-expressions': [
         'error',

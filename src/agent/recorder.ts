@@ -248,7 +248,7 @@ ${p}_find:
 
 ${p}_parked:                         ; an unwinder was at work: is it over?
     cmp rsi, [rbx+${LANE.parked}]
-    jbe ${p}_unparked
+    jb ${p}_unparked
     mov rcx, [rbx+${LANE.parked}]
     sub rcx, [rbx+${LANE.stackLow}]
     cmp rcx, [rbx+${LANE.stackSize}]
@@ -287,10 +287,7 @@ ${p}_over:
     cmp qword [rsp], 0               ; did we interrupt a recorder on this thread? then it may be making this entry
     jne ${p}_nested
 ${p}_void:
-    cmp qword [rax+${SHADOW.slot}], 0
-    je ${p}_drop
-    call write_unwound
-${p}_drop:
+    call end_call
     lea rax, [rax-${SHADOW.size}]
     mov [rbx+${LANE.shadow}], rax
     jmp ${p}_shadow
@@ -450,6 +447,7 @@ exit_lane:${timeStamp}
     mov [rax+${RECORD_SLOT_OFFSET}], esi
     mov [rax+${RECORD_WHAT_OFFSET}], ecx
 exit_pop:
+    mov qword [rdi+${SHADOW.slot}], 0    ; what lies above the newest is void, also while it is being made
     lea rdi, [rdi-${SHADOW.size}]
     mov [rbx+${LANE.shadow}], rdi
 exit_done:${unmark('exit')}${RESTORE}
@@ -491,8 +489,7 @@ exit_above:                          ; on the own stack, what lies below a frame
     sub rcx, [rbx+${LANE.stackLow}]
     cmp rcx, [rbx+${LANE.stackSize}]
     jae exit_above_next
-    call write_unwound
-    mov qword [rax+${SHADOW.slot}], 0
+    call end_call
 exit_above_next:
     lea rax, [rax-${SHADOW.size}]
     jmp exit_above
@@ -542,14 +539,14 @@ park:${SAVE}
 park_lane:
     push qword [rbx+${LANE.busy}]
     mov [rbx+${LANE.busy}], rsp
-    lea rsi, [rsp+${SAVED_BUSY + 8}] ; the unwinder's own return slot: frames to walk lie above
+    lea rsi, [rsp+${SAVED_BUSY + 8}] ; the unwinder's own return slot: frames to walk lie above, or there after a tail call
     mov rdi, [rbx+${LANE.shadow}]    ; newest first: of a chain of tail calls the newest stands in the slot
 park_next:
     cmp rdi, [rbx+${LANE.shadowBase}]
     jbe park_done
     mov rdx, [rdi+${SHADOW.slot}]
     cmp rdx, rsi
-    jbe park_skip                    ; void, or over
+    jb park_skip                     ; void, or over
     cmp dword [rdi+${SHADOW.parked}], 0
     jne park_skip
     mov rcx, rdx
@@ -638,6 +635,25 @@ pop_void_next:
     jmp pop_void_next
 pop_void_done:
     mov [rbx+${LANE.shadow}], rax
+    ret
+
+; The call of entry rax is over, by all that can be told. Should its frame live on after all (a handler's or a coroutine's
+; stack may lie within this one), it returns to its true address. rcx is lost.
+end_call:
+    mov rcx, [rax+${SHADOW.slot}]
+    test rcx, rcx
+    je end_call_done
+    push rdx
+    mov rdx, [rcx]
+    cmp rdx, [rax+${SHADOW.trampoline}]
+    jne end_call_gone
+    mov rdx, [rax+${SHADOW.returnAddress}]
+    mov [rcx], rdx
+end_call_gone:
+    pop rdx
+    call write_unwound
+    mov qword [rax+${SHADOW.slot}], 0
+end_call_done:
     ret
 
 ; Records that the call of entry rax is over. Its end has room in the ring since it began.

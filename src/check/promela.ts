@@ -102,7 +102,8 @@ class Exporter {
       'bool in_nmi_[CPUS];',
       'bool ready;            /* shared memory is set up */',
       'bool patched;          /* the patcher is done */',
-      'hidden byte i_; hidden byte j_; hidden byte v_; hidden byte n_; hidden byte w_; hidden byte e_;',
+      'byte n_;               /* where to go behind a d_step; 0 between steps */',
+      'hidden byte i_; hidden byte j_; hidden byte v_; hidden byte w_; hidden byte e_;',
     );
     if (program.live) lines.push('byte threads_done;', `byte sync_mask[${2 * this.#cpus}];`);
     if (machine.overlap === 'never') lines.push('byte nmis_running;');
@@ -612,21 +613,17 @@ class Exporter {
  * go, and the jump is made behind it.
  */
 function oneStep(lines: readonly string[]): string[] {
-  const targets: string[] = [];
+  const jumpIn = (line: string): string | undefined => /^goto (\w+);$/.exec(line)?.[1];
+  const targets = [...new Set(lines.map(jumpIn).filter((t) => t !== undefined))];
   const body = lines.map((line) => {
-    const jump = /^goto (\w+);$/.exec(line);
-    if (jump === null) return line;
-    if (!targets.includes(jump[1])) targets.push(jump[1]);
-    return `n_ = ${targets.indexOf(jump[1])};`;
+    const target = jumpIn(line);
+    if (target === undefined) return line;
+    return targets.length === 1 ? 'skip;' : `n_ = ${targets.indexOf(target)};`;
   });
   const jumps =
     targets.length === 1
       ? [`goto ${targets[0]}`]
-      : [
-          'if',
-          ...targets.map((t, i) => `${i < targets.length - 1 ? `:: (n_ == ${i})` : ':: else'} -> goto ${t}`),
-          'fi',
-        ];
+      : ['if', ...targets.map((t, i) => `:: (n_ == ${i}) -> n_ = 0; goto ${t}`), 'fi'];
   return [
     '  atomic {',
     '    d_step {',

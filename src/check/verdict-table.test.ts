@@ -50,6 +50,8 @@ test('every verdict is the one of the golden table', async () => {
 test('SPIN reaches the same verdict on every cell from the exported model', async () => {
   const cells = [...results.keys()];
   const disagreements: string[] = [];
+  // A barrier that a memory model does not know leaves no trace in the model: such cells are put to SPIN once.
+  const asked = new Map<string, Promise<string>>();
   let next = 0;
   const work = async (): Promise<void> => {
     const directory = await mkdtemp(join(tmpdir(), 'safepoke-spin-'));
@@ -57,7 +59,11 @@ test('SPIN reaches the same verdict on every cell from the exported model', asyn
       for (let at = next++; at < cells.length; at = next++) {
         const { row, scenario, memory } = cells[at];
         const { cell, verdict } = forSpin(cells[at]);
-        const theirs = await spinVerdict(directory, cell);
+        const model = promelaOf(compile(cell.row.protocol, machineOf(cell), cell.scenario));
+        const key = canonical(model);
+        const asking = asked.get(key) ?? spinVerdict(directory, model, cell.scenario.storm);
+        asked.set(key, asking);
+        const theirs = await asking;
         if (theirs !== verdict)
           disagreements.push(`${row.label}, ${scenario.name}, ${memory}: SPIN ${theirs}, we ${verdict}`);
       }
@@ -82,14 +88,22 @@ function forSpin(cell: TableCell): { readonly cell: TableCell; readonly verdict:
   };
 }
 
+/** The model without its comments, its labels numbered as they come: equal texts, equal models. */
+function canonical(model: string): string {
+  const labels = new Map<string, string>();
+  return model.replaceAll(/\/\*.*?\*\//gs, '').replaceAll(/\bL\d+\b/g, (label) => {
+    const known = labels.get(label) ?? `L${labels.size}`;
+    labels.set(label, known);
+    return known;
+  });
+}
+
 /** The verdict that SPIN reaches on one exported model. */
-async function spinVerdict(directory: string, cell: TableCell): Promise<string> {
-  const model = promelaOf(compile(cell.row.protocol, machineOf(cell), cell.scenario));
+async function spinVerdict(directory: string, model: string, storm: boolean): Promise<string> {
   await writeFile(join(directory, 'model.pml'), model);
   const here = { cwd: directory, maxBuffer: OUTPUT_BYTES };
   await run('spin', ['-a', 'model.pml'], here);
   // Fairness needs room for every process; without a claim the smaller, faster verifier will do.
-  const { storm } = cell.scenario;
   const flags = storm ? ['-DNFAIR=3'] : ['-DSAFETY'];
   await run('gcc', ['-O0', '-w', ...flags, '-DVECTORSZ=2048', '-o', 'pan', 'pan.c'], here);
   const { stdout } = await run('./pan', [`-m${SPIN_DEPTH}`, ...(storm ? ['-a', '-f'] : [])], here);

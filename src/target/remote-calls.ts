@@ -7,6 +7,8 @@ import {
   ptraceSignalMask,
   readMaps,
   waitForThread,
+  PTRACE_EVENT_STOP,
+  type WaitResult,
   type Registers,
 } from '../linux/index.js';
 import type { HeldThread } from './hold.js';
@@ -18,6 +20,7 @@ const SYSCALL = [0x0f, 0x05] as const;
 const BELOW_RED_ZONE = 512;
 const NO_SYSTEM_CALL = -1n;
 const SIGTRAP = 5;
+const MAX_STOP_REPORTS = 8;
 
 export function findSyscallInstruction(pid: number, memory: TargetMemory): bigint {
   const executable = (readMaps(pid) ?? []).filter((m) => m.permissions.includes('x'));
@@ -85,8 +88,13 @@ export class RemoteCalls {
     args.forEach((value, i) => registers.set(argumentRegisters[i], BigInt(value)));
     registers.set('rax', BigInt(n)).set('orig_rax', NO_SYSTEM_CALL).set('rip', this.#syscall);
     ptrace.setRegisters(tid, registers);
-    ptrace.singleStep(tid);
-    const result = waitForThread(tid, true);
+    let result: WaitResult;
+    let tries = 0;
+    do {
+      ptrace.singleStep(tid);
+      result = waitForThread(tid, true);
+      // A process that job control has stopped (SIGSTOP) may tell so once more before it takes the step.
+    } while (result.kind === 'stopped' && result.event === PTRACE_EVENT_STOP && ++tries < MAX_STOP_REPORTS);
     if (result.kind !== 'stopped' || result.signal !== SIGTRAP) {
       throw new CannotError('REMOTE_CALL', {
         tried: `make thread ${tid} run system call ${n}`,

@@ -223,11 +223,8 @@ function runToEntry(path: string, pid: number, memory: TargetMemory): void {
   const entry = readAuxiliaryVector(pid)?.get(AT_ENTRY);
   if (entry === undefined) throw startFailed(path, 'its entry point is not known');
   const registers = new Registers();
-  ptrace.getRegisters(pid, registers);
-  if (registers.get('rip') === entry) {
-    memory.close();
-    return;
-  }
+  // A static program stands at its entry point already, but still inside execve, whose return will set rax: so let it hit the
+  // breakpoint as well.
   const address = Number(entry);
   const original = memory.read(address, 1);
   memory.write(address, Uint8Array.of(INT3));

@@ -117,7 +117,7 @@ export class PatchedTarget {
     if (adopted !== undefined) {
       const agent = map(adopted);
       agent.emit(clusters, 1);
-      return install(request, adopted, agent, clusters, sites, readMaps(pid) ?? []);
+      return install(request, adopted, agent, clusters, sites, prepare(agent, sites), readMaps(pid) ?? []);
     }
     const one = Hold.one(pid, anyThread(pid), times);
     let agent: Agent;
@@ -138,11 +138,12 @@ export class PatchedTarget {
       again.release();
       throw error;
     }
+    const prepared = prepare(agent, sites);
     // A mapping that is made between this and the hold is missed: its thread's stack is not known at once, no more.
     const maps = readMaps(pid) ?? [];
     const all = Hold.all(pid, times);
     try {
-      return install(request, all, agent, clusters, sites, maps);
+      return install(request, all, agent, clusters, sites, prepared, maps);
     } catch (error) {
       removeFrom(all);
       throw error;
@@ -242,6 +243,26 @@ function anyThread(pid: number): number {
   return isAlive ? pid : ((readThreads(pid) ?? []).find((tid) => tid !== pid) ?? pid);
 }
 
+/** What need not be computed while threads are held. */
+interface Prepared {
+  readonly interior: Interior;
+  /** For each site, in their order. */
+  readonly changes: readonly SiteChange[];
+}
+
+function prepare(agent: Agent, sites: readonly PlannedSite[]): Prepared {
+  const heads: number[] = [];
+  for (const region of agent.regions) {
+    region.bodies.forEach((_, i) => heads.push(Number(region.heads) + i * HEAD_SIZE));
+  }
+  const changes = sites.map(({ address, original }, i) => ({
+    address,
+    expected: original,
+    wanted: jumpTo(address, heads[i]),
+  }));
+  return { interior: new Interior(sites), changes };
+}
+
 /** All threads are held: gives them lanes, moves them out of the sites, changes the sites. */
 function install(
   request: PatchRequest,
@@ -249,6 +270,7 @@ function install(
   agent: Agent,
   clusters: readonly Cluster[],
   sites: readonly PlannedSite[],
+  prepared: Prepared,
   maps: readonly Mapping[],
 ): PatchedTarget {
   const { pid, memory } = request;
@@ -257,11 +279,7 @@ function install(
   const assigned = agent.assignLanes(threads.map((t) => t.known));
   const lanes = new Map(assigned.map((lane, i) => [lane, threads[i].tid]));
 
-  const heads: number[] = [];
-  for (const region of agent.regions) {
-    region.bodies.forEach((_, i) => heads.push(Number(region.heads) + i * HEAD_SIZE));
-  }
-  const interior = new Interior(sites);
+  const { interior, changes: all } = prepared;
   const impossible = new Set<PlannedSite>();
   for (const thread of hold.threads) {
     const rip = Number(thread.registers.get('rip'));
@@ -281,11 +299,7 @@ function install(
       if (inside !== undefined) impossible.add(inside);
     }
   }
-  const changes: SiteChange[] = [];
-  sites.forEach((site, i) => {
-    if (impossible.has(site)) return;
-    changes.push({ address: site.address, expected: site.original, wanted: jumpTo(site.address, heads[i]) });
-  });
+  const changes = impossible.size === 0 ? all : all.filter((_, i) => !impossible.has(sites[i]));
   const hooksFailed = sites.some((site) => site.kind === 'hook' && impossible.has(site));
   if (hooksFailed) throw busyUnwinder(pid);
   agent.writeJournal(

@@ -34,7 +34,7 @@ const MAX_PIECE_RECORDS = 1 << 18;
  * Consumed memory of all rings together that stays with them. Writing into a new page makes half the cost of a record, so a
  * few busy threads go round in memory that is there already; of many, each gives back what was read.
  */
-const KEPT_BYTES = 256 << 20;
+const KEPT_BYTES = 128 << 20;
 const PAGE = 4096;
 
 const WORDS64_PER_HEADER = HEADER.size / 8;
@@ -75,6 +75,8 @@ export class RingDrain {
   readonly entries: Float64Array;
   /** Records dropped because a ring was full. */
   dropped = 0;
+  /** Records that no lane was free for, or that were made before the program had set up its thread. */
+  laneless = 0;
   /** Records that were begun and never finished. */
   abandoned = 0;
 
@@ -120,7 +122,7 @@ export class RingDrain {
     this.poll(true);
     for (const lane of [...this.#live.values()]) this.#end(lane, false);
     // Lane 0 belongs to nobody: its header counts what had no lane.
-    this.dropped += Number(this.#headers[HEADER.dropped / 8]);
+    this.laneless += Number(this.#headers[HEADER.dropped / 8]);
   }
 
   #state(index: number): number {

@@ -60,6 +60,18 @@ const UNWINDER_ENTRIES: ReadonlySet<string> = new Set([
   '_Unwind_Backtrace',
 ]);
 
+/**
+ * Functions of the C library that look at return addresses themselves, or (__libc_unwind_link_get, glibc's) are about to use
+ * an unwinder that they may just have loaded, which has no hooks then. Where one cannot be hooked, all others still work.
+ */
+const RETURN_ADDRESS_READERS: ReadonlySet<string> = new Set([
+  '__libc_unwind_link_get',
+  'dlopen',
+  'dlmopen',
+  'dlsym',
+  'dlvsym',
+]);
+
 /** V8's snapshot of compiled builtins, which is no C code: such symbols begin so. */
 const V8_BUILTINS = 'Builtins_';
 
@@ -181,7 +193,9 @@ export function planHooks(
   for (const module of modules) {
     if (isGo(module)) continue;
     const all = functions.of(module);
-    const entries = all.filter((f) => f.names.some((name) => UNWINDER_ENTRIES.has(name)));
+    const entries = all.filter((f) =>
+      f.names.some((name) => UNWINDER_ENTRIES.has(name) || RETURN_ADDRESS_READERS.has(name)),
+    );
     if (entries.length === 0) continue;
     // The analysis refuses unwinders by their names; here they are wanted, for what they are.
     const unnamed = entries.map((f) => ({
@@ -193,13 +207,18 @@ export function planHooks(
       kind: f.kind,
     }));
     const analysis = analyseFunctions(module.elf(), unnamed, all);
-    for (const { function: f, reason } of analysis.refusals) refused.push({ function: f, module, reason });
+    const refuse = (f: FunctionRange, reason: SessionRefusalReason): void => {
+      const entry = entries.find(({ address }) => address === f.address);
+      if (entry?.names.some((name) => UNWINDER_ENTRIES.has(name)) === true)
+        refused.push({ function: f, module, reason });
+    };
+    for (const { function: f, reason } of analysis.refusals) refuse(f, reason);
     const live = liveText(module, analysis.candidates, memory);
     for (const candidate of analysis.candidates) {
       const at = Number(candidate.address + module.bias);
       if (live?.equals(at, candidate.original) === true)
         sites.push(new Site(module, 'hook', 'hook', candidate));
-      else refused.push({ function: candidate.function, module, reason: 'changed' });
+      else refuse(candidate.function, 'changed');
     }
   }
   return { sites, refused };

@@ -9,6 +9,8 @@ export interface SessionSummary {
   readonly records: number;
   /** Records that were not written, since a ring was full or no lane was free: with `records` they make all there were. */
   readonly dropped: number;
+  /** Those of `dropped` that no lane was free for, or that were made before the program had set up its thread. */
+  readonly laneless: number;
   /** Threads that recorded. */
   readonly threads: number;
   /** Longest time that any one thread was held. */

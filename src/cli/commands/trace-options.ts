@@ -198,9 +198,14 @@ function tell(terminal: Terminal, options: LiveOptions, summary: SessionSummary)
   if (refused > 0) parts.push(`${counted(refused, 'function')} refused (see safepoke functions --refused)`);
   if (summary.held_us > 0) parts.push(`no thread held longer than ${(summary.held_us / 1000).toFixed(1)} ms`);
   terminal.note(`safepoke: ${parts.join('; ')}`);
-  if (summary.dropped > 0) {
+  if (summary.laneless > 0) {
     terminal.warn(
-      `${formatCount(summary.dropped)} records were dropped: give a larger --buffer, or trace less with -F`,
+      `${formatCount(summary.laneless)} records were not kept: they were made before the program had set up its thread, or there were too many threads`,
+    );
+  }
+  if (summary.dropped > summary.laneless) {
+    terminal.warn(
+      `${formatCount(summary.dropped - summary.laneless)} records were dropped: give a larger --buffer, or trace less with -F`,
     );
   }
   if (!summary.restored)

@@ -1,0 +1,43 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { assertCounted, assertNested, build, callsOf, runTraced } from './targets.test.support.js';
+
+test('pthread_exit, pthread_cancel, backtrace and dlsym find what they look for on a traced stack', () => {
+  for (const flags of [[], ['-static']]) {
+    const program = build('unwind.c', '-fexceptions', ...flags, ...(flags.length > 0 ? ['-DSTATIC'] : []));
+    const traced = runTraced([], program);
+    assert.match(traced.stdout, /^failures: 0$/m, traced.stderr);
+    assert.equal(traced.status, 0, traced.stderr);
+    assertCounted(traced);
+    assertNested(callsOf(traced.recording));
+  }
+});
+
+test('the same where the unwinder is loaded only when it is first needed', () => {
+  const traced = runTraced([], build('unwind.c', '-DLATE'));
+  assert.match(traced.stdout, /^failures: 0$/m, traced.stderr);
+  assert.equal(traced.status, 0, traced.stderr);
+  assertCounted(traced);
+});
+
+for (const flags of [
+  ['-O2'],
+  ['-O0'],
+  ['-O2', '-fpatchable-function-entry=5'],
+  ['-O2', '-static'],
+  ['-O2', '-pg'],
+]) {
+  test(`C++ exceptions pass through traced frames: g++ ${flags.join(' ')}`, () => {
+    const traced = runTraced([], build('throws.cc', '-w', ...flags));
+    assert.equal(traced.status, 0, `${traced.stdout} ${traced.stderr}`);
+    assertCounted(traced);
+    assertNested(callsOf(traced.recording));
+  });
+}
+
+test('C++ exceptions with everything of the C++ library traced as well', () => {
+  const options = ['-F', '*', '-F', 'libstdc++.so.6!*', '-F', 'libc.so.6!*sort*'];
+  const traced = runTraced(options, build('throws.cc', '-w'), 'single');
+  assert.equal(traced.status, 0, `${traced.stdout} ${traced.stderr}`);
+  assertCounted(traced);
+});
