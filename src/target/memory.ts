@@ -64,11 +64,15 @@ export class TargetMemory {
   write(address: number, bytes: Uint8Array): void {
     let done = 0;
     while (done < bytes.length) {
+      let count: number;
       try {
-        done += writeSync(this.#fd, bytes, done, bytes.length - done, address + done);
+        count = writeSync(this.#fd, bytes, done, bytes.length - done, address + done);
       } catch (error) {
         throw this.#error('write', address, bytes.length, error);
       }
+      // No error, but nothing written either, for ever: so the kernel says that the process has ended.
+      if (count === 0) throw this.#error('write', address, bytes.length);
+      done += count;
     }
   }
 

@@ -32,7 +32,7 @@ test('ls lists alike with every function of every module traced', async (t) => {
   assert.ok(totalCalls(summary) > 100);
 });
 
-for (const filters of [['uv_*'], ['node::*'], ['*'], EVERYTHING_OF_LIBC, ['libstdc++.so.6!*']]) {
+for (const filters of [['uv_*', 'node::*'], ['*'], EVERYTHING_OF_LIBC]) {
   test(`node computes, collects garbage and works in threads alike with ${filters.join(' and ')} traced`, async (t) => {
     const summary = await runsTheSame(t, filters, [process.execPath, join(SCRIPTS, 'node.cjs')]);
     assert.ok(totalCalls(summary) > 100);
@@ -46,7 +46,7 @@ test('C++ exceptions pass alike through traced frames of the program and of its 
     ...['-O1', '-g', '-std=c++17', '-pthread', '-fno-inline-small-functions'],
     ...['-o', program, join(SCRIPTS, 'exceptions.cc')],
   ]);
-  for (const filters of [['*'], ['libstdc++.so.6!*'], ['libgcc_s.so.1!*'], EVERYTHING_OF_LIBC, ['*!*']]) {
+  for (const filters of [['*'], ['libstdc++.so.6!*'], ['*!*']]) {
     const summary = await runsTheSame(t, filters, [program]);
     assert.equal(summary.exit_status, 7);
     if (filters[0] === '*') assert.ok(totalCalls(summary) > 5000);
