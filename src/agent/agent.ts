@@ -1,5 +1,5 @@
 // The agent in a target: maps its regions, fills them in, takes them away again. Deciding what to trace is not its business.
-import { closeSync, openSync } from 'node:fs';
+import { closeSync, ftruncateSync, openSync } from 'node:fs';
 import { CannotError } from '../errors/index.js';
 import { MAP, PROT, SYS, mapOwn, readMaps, systemCall, type OwnMapping } from '../linux/index.js';
 import {
@@ -31,6 +31,7 @@ const REACH = 0x7fff_0000;
 const LOWEST_ADDRESS = 0x1_0000;
 /** include/uapi/asm-generic/mman-common.h */
 const MADV_WIPEONFORK = 18;
+const MADV_DONTDUMP = 16;
 const MFD_CLOEXEC = 1;
 /** include/uapi/linux/falloc.h */
 const FALLOC_FL_KEEP_SIZE = 1;
@@ -155,11 +156,7 @@ export class Agent {
               `map memory into process ${pid}`,
               'see whether a limit or a filter forbids mmap to it',
             );
-            expectSuccess(
-              call(SYS.ftruncate, fd, geometry.sharedBytes),
-              `size the memory shared with process ${pid}`,
-              'see the limits on file size of the process (prlimit)',
-            );
+            sizeShared(pid, sharedFile, geometry.sharedBytes);
             const shared = map(
               geometry.sharedBytes,
               PROT.read | PROT.write,
@@ -190,6 +187,8 @@ export class Agent {
             next: 'give a smaller --buffer, or raise the limit with prlimit',
           });
         }
+        // A dump of the target's memory is not to go through all of the empty rings; where it may not be said, it does.
+        call(SYS.madvise, places.shared, geometry.sharedBytes, MADV_DONTDUMP);
         expectSuccess(
           call(SYS.madvise, places.control, PAGE, MADV_WIPEONFORK),
           `prepare process ${pid} for fork`,
@@ -323,8 +322,10 @@ export class Agent {
    */
   restoreReturnAddresses(): number {
     let restored = 0;
+    const table = this.#memory.read(this.#laneAddress(0), this.geometry.lanes * LANE.size);
+    const view = new DataView(table.buffer, table.byteOffset);
     for (let lane = 1; lane < this.geometry.lanes; lane++) {
-      const shadow = Number(this.#memory.readWord(this.#laneAddress(lane) + LANE.shadow) ?? 0n);
+      const shadow = Number(view.getBigUint64(lane * LANE.size + LANE.shadow, true));
       // Newest first: of a chain of tail calls the newest stands in the slot.
       for (const entry of this.#shadowEntries(lane, shadow).reverse()) {
         if (entry.slot === 0n || entry.parked) continue;
@@ -433,6 +434,20 @@ export class Agent {
       put(DATA.trusted + i * 16 + 8, end - start);
     });
     this.#memory.write(this.data, header);
+  }
+}
+
+/** Sizes the shared file from our side: the target may have a limit on the size of files (RLIMIT_FSIZE). */
+function sizeShared(pid: number, file: number, bytes: number): void {
+  try {
+    ftruncateSync(file, bytes);
+  } catch (error) {
+    throw new CannotError('REMOTE_CALL', {
+      tried: `size the memory shared with process ${pid}`,
+      why: (error as NodeJS.ErrnoException).code ?? String(error),
+      next: 'run safepoke without a limit on the size of files (ulimit -f), or give a smaller --buffer',
+      cause: error,
+    });
   }
 }
 
