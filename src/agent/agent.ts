@@ -1,5 +1,5 @@
 // The agent in a target: maps its regions, fills them in, takes them away again. Deciding what to trace is not its business.
-import { closeSync, openSync } from 'node:fs';
+import { closeSync, ftruncateSync, openSync } from 'node:fs';
 import { CannotError } from '../errors/index.js';
 import { MAP, PROT, SYS, mapOwn, readMaps, systemCall, type OwnMapping } from '../linux/index.js';
 import {
@@ -42,6 +42,7 @@ const REACH = 0x7fff_0000;
 const LOWEST_ADDRESS = 0x1_0000;
 /** include/uapi/asm-generic/mman-common.h */
 const MADV_WIPEONFORK = 18;
+const MADV_DONTDUMP = 16;
 const MFD_CLOEXEC = 1;
 /** include/uapi/linux/falloc.h */
 const FALLOC_FL_KEEP_SIZE = 1;
@@ -52,7 +53,6 @@ const EEXIST = -17;
 /** System calls that a thread of the target makes for the agent, with arguments of the kind that they will have. */
 export const AGENT_CALLS: readonly PlannedCall[] = [
   { name: 'memfd_create', number: SYS.memfd_create, arguments: [0, MFD_CLOEXEC] },
-  { name: 'ftruncate', number: SYS.ftruncate, arguments: [3, PAGE] },
   {
     name: 'mmap',
     number: SYS.mmap,
@@ -69,6 +69,7 @@ export const AGENT_CALLS: readonly PlannedCall[] = [
     arguments: [PAGE, PAGE, PROT.read | PROT.exec, MAP.private | MAP.anonymous | MAP.fixedNoReplace, -1],
   },
   { name: 'madvise', number: SYS.madvise, arguments: [PAGE, PAGE, MADV_WIPEONFORK] },
+  { name: 'madvise', number: SYS.madvise, arguments: [PAGE, PAGE, MADV_DONTDUMP] },
   { name: 'close', number: SYS.close, arguments: [3] },
   { name: 'munmap', number: SYS.munmap, arguments: [PAGE, PAGE] },
 ];
@@ -198,11 +199,7 @@ export class Agent {
               `map memory into process ${pid}`,
               'see whether a limit or a filter forbids mmap to it',
             );
-            expectSuccess(
-              call(SYS.ftruncate, fd, geometry.sharedBytes),
-              `size the memory shared with process ${pid}`,
-              'see the limits on file size of the process (prlimit)',
-            );
+            sizeShared(pid, sharedFile, geometry.sharedBytes);
             const shared = map(
               geometry.sharedBytes,
               PROT.read | PROT.write,
@@ -233,6 +230,8 @@ export class Agent {
             next: 'give a smaller --buffer, or raise the limit with prlimit',
           });
         }
+        // A dump of the target's memory is not to go through all of the empty rings; where it may not be said, it does.
+        call(SYS.madvise, places.shared, geometry.sharedBytes, MADV_DONTDUMP);
         expectSuccess(
           call(SYS.madvise, places.control, PAGE, MADV_WIPEONFORK),
           `prepare process ${pid} for fork`,
@@ -489,6 +488,20 @@ export class Agent {
       put(DATA.trusted + i * 16 + 8, end - start);
     });
     this.#memory.write(this.data, header);
+  }
+}
+
+/** Sizes the shared file from our side: the target may have a limit on the size of files (RLIMIT_FSIZE). */
+function sizeShared(pid: number, file: number, bytes: number): void {
+  try {
+    ftruncateSync(file, bytes);
+  } catch (error) {
+    throw new CannotError('REMOTE_CALL', {
+      tried: `size the memory shared with process ${pid}`,
+      why: (error as NodeJS.ErrnoException).code ?? String(error),
+      next: 'run safepoke without a limit on the size of files (ulimit -f), or give a smaller --buffer',
+      cause: error,
+    });
   }
 }
 

@@ -217,3 +217,9 @@ test('a file cut off anywhere is read or refused', () => {
     { numRuns: 500 },
   );
 });
+
+test('a slice of a file that was read into a Buffer is a copy', () => {
+  const elf = parseElf(readFileSync('/bin/true'), 'true');
+  elf.bytes.slice(0, 4).fill(0);
+  assert.equal(elf.bytes[0], 0x7f);
+});

@@ -16,7 +16,9 @@ import { SymbolTable } from './symbol-table.js';
  * Not read: debug information, separate debug files, `.gnu_debugdata`.
  */
 export function parseElf(bytes: Uint8Array, name: string): ElfFile {
-  return new ParsedElf(new ElfBytes(bytes, name));
+  // A plain array: `slice` of a Node Buffer is no copy, and changing what it gives would change the file.
+  const plain = new Uint8Array(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  return new ParsedElf(new ElfBytes(plain, name));
 }
 
 /** Bounds on what a damaged file can make us do; linkers write a handful of notes, and build ids of 8 to 32 bytes. */

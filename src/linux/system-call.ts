@@ -42,7 +42,6 @@ export const SYS = {
   wait4: 61,
   fcntl: 72,
   kill: 62,
-  ftruncate: 77,
   ptrace: 101,
   rt_sigaction: 13,
   rt_sigprocmask: 14,

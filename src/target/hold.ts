@@ -40,6 +40,10 @@ export function pause(milliseconds: number): void {
  * of system calls and library functions by stop signals"; found true of each on Linux 6.18).
  */
 const FALSE_EINTR: ReadonlySet<bigint> = new Set([
+  0n, // read, of a socket with a timeout, as the next three
+  1n, // write
+  19n, // readv
+  20n, // writev
   45n, // recvfrom
   47n, // recvmsg
   43n, // accept
@@ -54,10 +58,17 @@ const FALSE_EINTR: ReadonlySet<bigint> = new Set([
   232n, // epoll_wait
   281n, // epoll_pwait
   441n, // epoll_pwait2
+  299n, // recvmmsg
+  307n, // sendmmsg
+  333n, // io_pgetevents
+  426n, // io_uring_enter
 ]);
 const EINTR_RESULT = -4n;
-/** -ERESTARTNOINTR: the kernel makes the call again when the thread goes on (include/linux/errno.h). */
-const ERESTARTNOINTR_RESULT = -513n;
+/**
+ * -ERESTARTNOHAND (include/linux/errno.h): the kernel makes the call again when the thread goes on, unless a signal has come
+ * by then for which there is a handler: then the call fails with EINTR, as the program expects.
+ */
+const ERESTARTNOHAND_RESULT = -514n;
 
 /** A thread that stands still because we hold it. */
 export interface HeldThread {
@@ -324,7 +335,7 @@ export class Hold {
     if (status === undefined) return;
     const mask = (name: string): bigint => BigInt(`0x${status.get(name) ?? '0'}`);
     if (((mask('SigPnd') | mask('ShdPnd')) & ~mask('SigBlk')) !== 0n) return;
-    registers.set('rax', ERESTARTNOINTR_RESULT);
+    registers.set('rax', ERESTARTNOHAND_RESULT);
     ptrace.setRegisters(tid, registers);
   }
 }

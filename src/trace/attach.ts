@@ -31,8 +31,11 @@ import {
 import { ExitWatch } from './target-exit.js';
 import { TimeStamp } from './time-stamp.js';
 
-/** Bounds on the number of lanes: each is address space for a ring and a shadow stack, not memory until it is used. */
-const MIN_LANES = 128;
+/**
+ * Bounds on the number of lanes: each is address space for a ring and a shadow stack, not memory until it is used. A program
+ * can start and end a thousand threads before we get the processor once.
+ */
+const MIN_LANES = 1024;
 const MAX_LANES = 4096;
 /** Calls open at once in a thread: an 8 MiB stack holds rarely more. */
 const MAX_SHADOW_ENTRIES = 1 << 15;
