@@ -400,7 +400,7 @@ export class Agent {
 
   /** Frees all memory behind the rings. No recorder is at work, and none will be. */
   releaseShared(): void {
-    systemCall(SYS.ftruncate, this.#sharedFile, 0);
+    ftruncateSync(this.#sharedFile, 0);
   }
 
   /** Unmaps everything of ours from the target. No thread may be in our code, nor have a way back into it. */
