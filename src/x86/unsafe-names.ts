@@ -73,16 +73,7 @@ const UNWINDER_PREFIXES = [
   '_ULx86_64_',
   '_Ux86_64_',
 ];
-const UNWINDERS = new Set([
-  'backtrace',
-  '__backtrace',
-  '__libc_unwind_link_get',
-  // The module that their caller lies in decides what they find.
-  'dlopen',
-  'dlmopen',
-  'dlsym',
-  'dlvsym',
-]);
+const UNWINDERS = new Set(['backtrace', '__backtrace', '__libc_unwind_link_get']);
 
 /** Why a function of these names must not be traced; undefined if its names say nothing against it. */
 export function refusalByName(names: readonly string[]): RefusalReason | undefined {
