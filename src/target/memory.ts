@@ -64,11 +64,15 @@ export class TargetMemory {
   write(address: number, bytes: Uint8Array): void {
     let done = 0;
     while (done < bytes.length) {
+      let count: number;
       try {
-        done += writeSync(this.#fd, bytes, done, bytes.length - done, address + done);
+        count = writeSync(this.#fd, bytes, done, bytes.length - done, address + done);
       } catch (error) {
         throw this.#error('write', address, bytes.length, error);
       }
+      // The process has ended: the kernel writes nothing then, and calls it no error.
+      if (count === 0) throw this.#error('write', address, bytes.length);
+      done += count;
     }
   }
 

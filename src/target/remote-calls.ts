@@ -7,7 +7,9 @@ import {
   ptraceSignalMask,
   readMaps,
   waitForThread,
+  PTRACE_EVENT_STOP,
   type Registers,
+  type WaitResult,
 } from '../linux/index.js';
 import type { HeldThread } from './hold.js';
 import type { TargetMemory } from './memory.js';
@@ -85,8 +87,12 @@ export class RemoteCalls {
     args.forEach((value, i) => registers.set(argumentRegisters[i], BigInt(value)));
     registers.set('rax', BigInt(n)).set('orig_rax', NO_SYSTEM_CALL).set('rip', this.#syscall);
     ptrace.setRegisters(tid, registers);
-    ptrace.singleStep(tid);
-    const result = waitForThread(tid, true);
+    let result: WaitResult;
+    do {
+      ptrace.singleStep(tid);
+      result = waitForThread(tid, true);
+      // A thread of a stopped process (SIGSTOP) stops for that once more before it takes the step.
+    } while (result.kind === 'stopped' && result.event === PTRACE_EVENT_STOP);
     if (result.kind !== 'stopped' || result.signal !== SIGTRAP) {
       throw new CannotError('REMOTE_CALL', {
         tried: `make thread ${tid} run system call ${n}`,
