@@ -196,8 +196,9 @@ export class RingDrain {
   #take(lane: LiveLane, now: number, final: boolean): number {
     const ringWords = lane.words.length;
     let taken = 0;
+    // What is there now, and no more: a thread may write faster than we read, and all else would wait for ever.
+    const head = this.#head(lane.index);
     for (;;) {
-      const head = this.#head(lane.index);
       const waiting = (head - lane.tail) / RECORD_BYTES;
       if (waiting === 0) {
         lane.stuckSince = undefined;
