@@ -4,6 +4,7 @@
 import { CannotError } from '../errors/index.js';
 import {
   ERRNO,
+  PTRACE_EVENT_STOP,
   Registers,
   errnoName,
   ptrace,
@@ -274,6 +275,7 @@ export class Hold {
         return true;
       }
       ptrace.getRegisters(thread.tid, thread.registers);
+      if (result.event === PTRACE_EVENT_STOP) continue;
       if (result.signal !== SIGTRAP || result.event !== 0) {
         if (result.event === 0) this.#threads.set(thread.tid, { ...thread, pendingSignal: result.signal });
         return false;

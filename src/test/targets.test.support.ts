@@ -19,7 +19,7 @@ import { fileURLToPath } from 'node:url';
 import { JsonLinesOutput, openRecording, type SessionSummary } from '../index.js';
 
 const sources = fileURLToPath(new URL('../../test/targets/', import.meta.url));
-const main = fileURLToPath(new URL('../cli/main.js', import.meta.url));
+export const main = fileURLToPath(new URL('../cli/main.js', import.meta.url));
 
 /** A folder that goes when the test process ends. */
 export const folder = mkdtempSync(join(tmpdir(), 'safepoke-e2e-'));

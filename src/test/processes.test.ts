@@ -1,0 +1,98 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import {
+  Running,
+  Target,
+  assertCounted,
+  build,
+  changedBytes,
+  pause,
+  runTraced,
+} from './targets.test.support.js';
+
+const program = build('processes.c');
+
+test('children run on through traced frames of their parent, and their calls are not recorded', () => {
+  const traced = runTraced([], program, 'fork');
+  assert.equal(traced.status, 0, traced.stderr);
+  assertCounted(traced);
+});
+
+test('a forked child outlives the trace', async () => {
+  const target = await Target.ready(program, 'wait');
+  const running = await Running.attach(target.pid);
+  target.say('100');
+  await target.expect(/^did 100$/);
+  await running.stop();
+  assert.equal(changedBytes(target.pid), 0);
+  await target.finish();
+});
+
+test('vfork, posix_spawn and system start what they should', () => {
+  const traced = runTraced([], program, 'spawn');
+  assert.equal(traced.status, 0, traced.stderr);
+  assertCounted(traced);
+  const all = runTraced(['-F', '*', '-F', 'libc.so.6!*'], program, 'spawn');
+  assert.equal(all.status, 0, all.stderr);
+});
+
+test('a target that executes another program ends the session, and goes on', async () => {
+  const target = await Target.ready(program, 'wait');
+  const running = await Running.attach(target.pid);
+  target.say('10');
+  await target.expect(/^did 10$/);
+  target.say('exec');
+  await target.expect(/^ready$/);
+  const { status, summary } = await running.ended();
+  assert.equal(status, 0);
+  assert.equal(summary.ended, 'exec');
+  assert.equal(summary.calls['step'], 10);
+  target.say('10');
+  await target.expect(/^did 10$/);
+  await target.finish();
+  const run = runTraced([], program, 'exec', 'slowly');
+  assert.equal(run.status, 5);
+});
+
+test('safepoke run ends as the program does', () => {
+  for (const [args, status, ended] of [
+    [['exit', '0'], 0, 'exited'],
+    [['exit', '7'], 7, 'exited'],
+    [['die', '11'], 139, 'killed'],
+    [['die', '9'], 137, 'killed'],
+    [['die', '15'], 143, 'killed'],
+  ] as const) {
+    const traced = runTraced([], program, ...args);
+    assert.equal(traced.status, status, traced.stderr);
+    assert.equal(traced.summary.ended, ended);
+    assert.equal(traced.summary.calls['step'], 10);
+  }
+});
+
+test('a target that dies while it is traced ends the session', async () => {
+  for (const signal of ['SIGKILL', 'SIGTERM'] as const) {
+    const target = await Target.ready(program, 'wait');
+    const running = await Running.attach(target.pid);
+    target.say('10');
+    await target.expect(/^did 10$/);
+    target.kill(signal);
+    const { summary, stderr } = await running.ended();
+    assert.match(summary.ended, /^(killed|gone)$/, stderr);
+    assert.equal(summary.calls['step'], 10);
+  }
+});
+
+test('a stopped target can be attached to and left, and stays stopped', async () => {
+  const target = await Target.ready(program, 'wait');
+  target.kill('SIGSTOP');
+  await pause(50);
+  const running = await Running.attach(target.pid);
+  const { summary } = await running.stop();
+  assert.ok(summary.restored && summary.removed);
+  assert.equal(changedBytes(target.pid), 0);
+  target.say('10');
+  await pause(100);
+  target.kill('SIGCONT');
+  await target.expect(/^did 10$/);
+  await target.finish();
+});
