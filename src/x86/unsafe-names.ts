@@ -65,6 +65,11 @@ const UNWINDERS = new Set([
   'backtrace',
   '__backtrace',
   '__libc_unwind_link_get',
+  // Inside libgcc and LLVM's libunwind: they begin the walk at their own return address.
+  'uw_init_context_1',
+  'uw_install_context_1',
+  'unw_getcontext',
+  '__unw_getcontext',
   // The module that their caller lies in decides what they find.
   'dlopen',
   'dlmopen',
