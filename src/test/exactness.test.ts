@@ -125,5 +125,8 @@ test('-F and -N choose by glob, regular expression and module', () => {
   assert.deepEqual(traced('-F', 'f*', '-F', 'round_?f'), ['fib', 'round_of']);
   assert.deepEqual(traced('-F', '/^(fib|main)$/'), ['fib', 'main']);
   assert.deepEqual(traced('-N', 'm*', '-N', '/eaf/'), ['fib', 'round_of']);
-  assert.deepEqual(traced('-F', 'libc.so.6!puts', '-F', 'libc.so.6!*printf', '-F', 'leaf'), ['leaf', 'printf']);
+  assert.deepEqual(traced('-F', 'libc.so.6!puts', '-F', 'libc.so.6!*printf', '-F', 'leaf'), [
+    'leaf',
+    'printf',
+  ]);
 });

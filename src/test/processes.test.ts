@@ -1,6 +1,14 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { Running, Target, assertCounted, build, changedBytes, pause, runTraced } from './targets.test.support.js';
+import {
+  Running,
+  Target,
+  assertCounted,
+  build,
+  changedBytes,
+  pause,
+  runTraced,
+} from './targets.test.support.js';
 
 const program = build('processes.c');
 

@@ -31,7 +31,10 @@ test('handlers that jump out, perhaps out of the recorder itself, lose no more t
     const counts = countsIn(traced.stdout);
     const { calls, dropped } = traced.summary;
     const missing = Object.entries(counts).map(([name, count]) => count - (calls[name] ?? 0));
-    assert.ok(missing.every((n) => n >= 0 && n <= dropped), JSON.stringify({ counts, calls, dropped }));
+    assert.ok(
+      missing.every((n) => n >= 0 && n <= dropped),
+      JSON.stringify({ counts, calls, dropped }),
+    );
     assert.ok(dropped <= counts['jump'], `${dropped} of ${counts['jump']}`);
   }
 });

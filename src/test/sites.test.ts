@@ -48,7 +48,11 @@ for (const [kind, ...flags] of WAYS) {
 }
 
 test('whatever a call carries arrives, and no register changes', () => {
-  for (const flags of [['-O0'], ['-O2', '-foptimize-sibling-calls', '-fpatchable-function-entry=5'], ['-O2']]) {
+  for (const flags of [
+    ['-O0'],
+    ['-O2', '-foptimize-sibling-calls', '-fpatchable-function-entry=5'],
+    ['-O2'],
+  ]) {
     const program = build('abi.c', ...flags);
     const plain = execFileSync(program, ['20', '10'], { encoding: 'utf8' });
     for (const options of [['--buffer', '4096'], ['--entry-only']]) {
