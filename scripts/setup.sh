@@ -14,6 +14,7 @@ while IFS=: read -r command package; do
 done <<'LIST'
 gcc:gcc
 g++:g++
+gdb:gdb
 make:make
 redis-server:redis-server
 redis-benchmark:redis-tools

@@ -73,7 +73,16 @@ const UNWINDER_PREFIXES = [
   '_ULx86_64_',
   '_Ux86_64_',
 ];
-const UNWINDERS = new Set(['backtrace', '__backtrace', '__libc_unwind_link_get']);
+const UNWINDERS = new Set([
+  'backtrace',
+  '__backtrace',
+  '__libc_unwind_link_get',
+  // Inside libgcc and LLVM's libunwind: they begin the walk at their own return address.
+  'uw_init_context_1',
+  'uw_install_context_1',
+  'unw_getcontext',
+  '__unw_getcontext',
+]);
 
 /** Why a function of these names must not be traced; undefined if its names say nothing against it. */
 export function refusalByName(names: readonly string[]): RefusalReason | undefined {

@@ -1,0 +1,102 @@
+import assert from 'node:assert/strict';
+import { spawn, spawnSync } from 'node:child_process';
+import { chmodSync, readFileSync, readdirSync, writeFileSync } from 'node:fs';
+import { test } from 'node:test';
+import { Target, build, changedBytes, fresh, pause, safepoke, statusField } from './targets.test.support.js';
+
+/** Fails unless safepoke ends with the status, says why in one line, and prints nothing. */
+function refuses(status: number, why: RegExp, ...args: string[]): void {
+  const ran = safepoke(...args);
+  const told = `${args.join(' ')}: ${ran.stderr}`;
+  assert.equal(ran.status, status, told);
+  assert.equal(ran.stdout, '', told);
+  assert.match(ran.stderr, why, told);
+  assert.equal(ran.stderr.trimEnd().split('\n').length, 1, told);
+}
+
+test('what makes no sense is refused with exit status 2', () => {
+  const pid = String(process.pid);
+  refuses(2, /process id/, 'attach', '-p', 'redis');
+  refuses(2, /process id/, 'attach', '-p', '0');
+  refuses(2, /required option|-p/, 'attach');
+  refuses(2, /as a time/, 'attach', '-p', pid, '--duration', '5');
+  refuses(2, /as a time/, 'attach', '-p', pid, '-t', 'soon');
+  refuses(2, /as a size/, 'attach', '-p', pid, '--buffer', 'big');
+  refuses(2, /ring/, 'attach', '-p', pid, '--buffer', '16');
+  refuses(2, /depth/, 'attach', '-p', pid, '-D', '-1');
+  refuses(2, /entry-only/, 'attach', '-p', pid, '-D', '1', '--entry-only');
+  refuses(2, /unknown option/, 'attach', '-p', pid, '--fast');
+  refuses(2, /unknown command/, 'qwertz');
+  refuses(2, /neither a file nor a process/, 'functions');
+  refuses(2, /regular expression|pattern/, 'attach', '-p', pid, '-F', '/(/');
+});
+
+test('what cannot be traced is refused with exit status 1', async () => {
+  const gone = spawnSync('true').pid;
+  refuses(1, /there is no such process/, 'attach', '-p', String(gone));
+  refuses(1, /no such/, 'attach', '-p', '4194305');
+  const kernelThread = readdirSync('/proc').find(
+    (pid) => /^\d+$/.test(pid) && statusField(Number(pid), 'Kthread') === '1',
+  );
+  if (kernelThread !== undefined) refuses(1, /kernel thread/, 'attach', '-p', kernelThread);
+  const zombies = spawn('bash', ['-c', 'true & echo $!; exec sleep 60'], {
+    stdio: ['ignore', 'pipe', 'ignore'],
+  });
+  const zombie = await new Promise<string>((resolve) => {
+    zombies.stdout.once('data', (text: Buffer) => {
+      resolve(text.toString().trim());
+    });
+  });
+  while (!statusField(Number(zombie), 'State').startsWith('Z')) await pause(10);
+  refuses(1, /zombie/, 'attach', '-p', zombie);
+  zombies.kill('SIGKILL');
+});
+
+test('a thread, or a process that somebody else traces, is refused and stays as it was', async () => {
+  const target = await Target.ready(build('busy.c'), '2');
+  const thread = readdirSync(`/proc/${target.pid}/task`).find((tid) => tid !== String(target.pid));
+  assert.ok(thread !== undefined);
+  refuses(1, new RegExp(`thread of process ${target.pid}`), 'attach', '-p', thread);
+  const gdb = spawn('gdb', ['-q', '-nx', '-p', String(target.pid)], { stdio: ['pipe', 'ignore', 'ignore'] });
+  while (statusField(target.pid, 'TracerPid') === '0') await pause(10);
+  refuses(1, /traces it already/, 'attach', '-p', String(target.pid));
+  const ended = new Promise((resolve) => gdb.once('exit', resolve));
+  gdb.stdin.end('detach\nquit\n');
+  await ended;
+  refuses(1, /no .*match|nothing|matches/i, 'attach', '-p', String(target.pid), '-F', 'fibb');
+  assert.match(safepoke('attach', '-p', String(target.pid), '-F', 'fibb').stderr, /fib\b/);
+  refuses(1, /refused/, 'attach', '-p', String(target.pid), '-F', '_start');
+  assert.equal(changedBytes(target.pid), 0);
+  target.say('go on');
+  await target.expect(/^fine$/);
+  await target.finish();
+});
+
+test('files that are no programs for this machine are refused', () => {
+  const good = readFileSync(build('fib.c'));
+  const make = (name: string, bytes: Uint8Array): string => {
+    const path = fresh(name);
+    writeFileSync(path, bytes);
+    chmodSync(path, 0o755);
+    return path;
+  };
+  const foreign = Buffer.from(good);
+  foreign.writeUInt16LE(183, 18); // EM_AARCH64
+  const small = Buffer.from(good);
+  small[4] = 1; // ELFCLASS32
+  for (const [name, bytes] of [
+    ['text', Buffer.from('hello\n')],
+    ['empty', Buffer.alloc(0)],
+    ['truncated', good.subarray(0, 100)],
+    ['half', good.subarray(0, good.length >> 1)],
+    ['32-bit', small],
+    ['foreign', foreign],
+  ] as const) {
+    const path = make(name, bytes);
+    refuses(1, /^safepoke: cannot /, 'functions', path);
+    if (name !== 'half') refuses(1, /^safepoke: cannot /, 'run', '--', path);
+  }
+  refuses(1, /no such|no executable|not/i, 'functions', '/nowhere/at/all');
+  refuses(1, /PATH/, 'run', '--', 'no-such-program-anywhere');
+  refuses(1, /executable/, 'run', '--', '/etc/passwd');
+});
