@@ -31,11 +31,13 @@ test('handlers that jump out, perhaps out of the recorder itself, lose no more t
     const counts = countsIn(traced.stdout);
     const { calls, dropped } = traced.summary;
     const missing = Object.entries(counts).map(([name, count]) => count - (calls[name] ?? 0));
+    // A handler may jump out before a function counts itself, and when the recorder has seen it already.
+    const jumps = counts['jump'];
     assert.ok(
-      missing.every((n) => n >= 0 && n <= dropped),
+      missing.every((n) => n >= -jumps && n <= dropped),
       JSON.stringify({ counts, calls, dropped }),
     );
-    assert.ok(dropped <= counts['jump'], `${dropped} of ${counts['jump']}`);
+    assert.ok(dropped <= jumps, `${dropped} of ${jumps}`);
   }
 });
 

@@ -72,6 +72,7 @@ const TIMEOUT_MS = 60_000;
 /** Runs safepoke to its end. */
 export function safepoke(...args: string[]): Ran {
   return spawnSync(process.execPath, [main, ...args], {
+    cwd: folder,
     encoding: 'utf8',
     maxBuffer: MAX_OUTPUT,
     timeout: TIMEOUT_MS,
@@ -193,7 +194,7 @@ export class Target {
   stderr = '';
 
   constructor(program: string, ...args: string[]) {
-    this.child = spawn(program, args, { stdio: 'pipe' });
+    this.child = spawn(program, args, { cwd: folder, stdio: 'pipe' });
     started.add(this.child);
     assert.ok(this.child.pid !== undefined, `${program} did not start`);
     this.pid = this.child.pid;
@@ -283,7 +284,10 @@ export class Running {
     this.#summary = fresh('summary.json');
     this.recording = fresh('recording');
     const outputs = [...(recorded ? ['-o', this.recording] : []), '--summary', this.#summary];
-    this.child = spawn(process.execPath, [main, command, ...outputs, ...options], { stdio: 'pipe' });
+    this.child = spawn(process.execPath, [main, command, ...outputs, ...options], {
+      cwd: folder,
+      stdio: 'pipe',
+    });
     started.add(this.child);
     this.child.stdout.on('data', (text: Buffer) => (this.stdout += text.toString()));
     this.child.stderr.on('data', (text: Buffer) => (this.stderr += text.toString()));

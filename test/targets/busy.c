@@ -7,7 +7,7 @@
 
 static const char *const count_names[] = {0};
 static volatile int stop;
-static atomic_int wrong;
+static atomic_int wrong, started;
 static atomic_long rounds;
 
 NOINLINE long fib(long n) { return n < 2 ? n : fib(n - 1) + fib(n - 2); }
@@ -17,6 +17,7 @@ NOINLINE long mix(long a, double b, const char *text) { return a + (long)(b * 2)
 static void *body(void *unused) {
   (void)count_names;
   (void)count_of;
+  started++;
   while (!stop) {
     if (fib(15) != 610 || mix(1, 2.5, "four") != 10) wrong++;
     rounds++;
@@ -28,6 +29,7 @@ int main(int argc, char **argv) {
   int threads = atoi(argv[1]);
   pthread_t handles[64];
   for (int i = 0; i < threads; i++) pthread_create(&handles[i], 0, body, 0);
+  while (started < threads);
   char line[64];
   puts("ready");
   fflush(stdout);
