@@ -22,8 +22,9 @@ export class OutputClosed extends Error {
  * nothing else does; notes, warnings, progress and errors go to stderr.
  */
 export class Terminal {
-  readonly colors: Colors = pc.createColors(process.stdout.isTTY && pc.isColorSupported);
-  readonly noteColors: Colors = pc.createColors(process.stderr.isTTY && pc.isColorSupported);
+  // In a pipe isTTY is undefined, which createColors would take for its default: colours, where CI is set.
+  readonly colors: Colors = pc.createColors(Boolean(process.stdout.isTTY) && pc.isColorSupported);
+  readonly noteColors: Colors = pc.createColors(Boolean(process.stderr.isTTY) && pc.isColorSupported);
   readonly isInteractive: boolean = process.stderr.isTTY;
   /** Columns of stdout; a pipe has no width, so its readers get lines of any length. */
   readonly columns: number = process.stdout.isTTY ? process.stdout.columns : Number.POSITIVE_INFINITY;
