@@ -9,6 +9,11 @@ const FULL_PIPE_WAIT_MS = 0.05;
 /** Colours for one stream: real on a terminal, identity functions in a pipe. */
 export type Colors = ReturnType<typeof pc.createColors>;
 
+/** In a pipe `isTTY` is not false but missing, whatever its type says. */
+function isTerminal(stream: { readonly isTTY?: boolean }): boolean {
+  return stream.isTTY === true;
+}
+
 /** Thrown by `Terminal.data` when the reader of stdout has gone (`| head`): the command ends its session and exits. */
 export class OutputClosed extends Error {
   constructor() {
@@ -22,9 +27,8 @@ export class OutputClosed extends Error {
  * nothing else does; notes, warnings, progress and errors go to stderr.
  */
 export class Terminal {
-  // In a pipe isTTY is undefined, which createColors would take for its default: colours, where CI is set.
-  readonly colors: Colors = pc.createColors(Boolean(process.stdout.isTTY) && pc.isColorSupported);
-  readonly noteColors: Colors = pc.createColors(Boolean(process.stderr.isTTY) && pc.isColorSupported);
+  readonly colors: Colors = pc.createColors(isTerminal(process.stdout) && pc.isColorSupported);
+  readonly noteColors: Colors = pc.createColors(isTerminal(process.stderr) && pc.isColorSupported);
   readonly isInteractive: boolean = process.stderr.isTTY;
   /** Columns of stdout; a pipe has no width, so its readers get lines of any length. */
   readonly columns: number = process.stdout.isTTY ? process.stdout.columns : Number.POSITIVE_INFINITY;
