@@ -1,6 +1,7 @@
 import { UsageError, listFunctions } from '../../index.js';
 import { parsePid } from './attach.js';
 import type { RegisterCommand } from './index.js';
+import { collect } from './trace-options.js';
 
 interface FunctionsOptions {
   readonly pid?: string;
@@ -12,10 +13,6 @@ interface FunctionsOptions {
 const ADDRESS_DIGITS = 16;
 const SIZE_COLUMNS = 8;
 const KIND_COLUMNS = 16;
-
-function collect(value: string, before: string[] | undefined): string[] {
-  return [...(before ?? []), value];
-}
 
 export const registerFunctions: RegisterCommand = (program, terminal) => {
   program

@@ -38,7 +38,8 @@ const NS_PER_MS = 1e6;
 /** Lines that wait for others are shown after this long all the same. */
 const FLUSH_MS = 50;
 
-function collect(value: string, before: string[] | undefined): string[] {
+/** Gathers the values of an option that may be given several times. */
+export function collect(value: string, before: string[] | undefined): string[] {
   return [...(before ?? []), value];
 }
 
