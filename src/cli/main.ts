@@ -29,9 +29,11 @@ async function main(): Promise<number> {
       writeErr: (text) => {
         terminal.note(text.trimEnd());
       },
+      outputError: (text, write) => {
+        write(`${text.trimEnd().replaceAll('\n', ' ')} (safepoke COMMAND --help lists the options)`);
+      },
     })
     .version(packageVersion())
-    .showHelpAfterError('(safepoke COMMAND --help lists the options)')
     .enablePositionalOptions()
     .exitOverride();
   let status = 0;

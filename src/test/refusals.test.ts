@@ -39,7 +39,7 @@ test('what cannot be traced is refused with exit status 1', async () => {
     (pid) => /^\d+$/.test(pid) && statusField(Number(pid), 'Kthread') === '1',
   );
   if (kernelThread !== undefined) refuses(1, /kernel thread/, 'attach', '-p', kernelThread);
-  const zombies = spawn('bash', ['-c', 'true & echo $!; exec sleep 60'], {
+  const zombies = spawn('bash', ['-c', 'sleep 0.5 & echo $!; exec sleep 60'], {
     stdio: ['ignore', 'pipe', 'ignore'],
   });
   const zombie = await new Promise<string>((resolve) => {
