@@ -19,6 +19,7 @@ export {
   Registers,
   ptrace,
   ptraceSignalMask,
+  readExtendedState,
   readSeccompFilter,
   waitForThread,
   type RegisterName,
@@ -38,3 +39,6 @@ export {
   type Mapping,
 } from './proc.js';
 export { PidFile } from './pid-file.js';
+export { faultPoint } from './fault-point.js';
+export { FUTEX_OWNER_DIED, OWNER_ENTRY_BYTES, OwnerWord } from './owner-word.js';
+export { filePages } from './page-map.js';

@@ -34,9 +34,12 @@ const mmapFunction = libc.func(
 /** System call numbers, arch/x86/entry/syscalls/syscall_64.tbl. */
 export const SYS = {
   mmap: 9,
+  mprotect: 10,
   munmap: 11,
   ioctl: 16,
+  mremap: 25,
   madvise: 28,
+  nanosleep: 35,
   getpid: 39,
   exit: 60,
   wait4: 61,
@@ -46,9 +49,11 @@ export const SYS = {
   rt_sigaction: 13,
   rt_sigprocmask: 14,
   execve: 59,
+  clone: 56,
   fork: 57,
   close: 3,
   gettid: 186,
+  futex: 202,
   tgkill: 234,
   process_vm_readv: 310,
   fallocate: 285,
@@ -163,8 +168,7 @@ const ownCodePrototype = koffi.proto(
 export function placeOwnCode(code: Uint8Array): OwnCode {
   const mapping = mapOwn(code.length, PROT.read | PROT.write, MAP.private | MAP.anonymous, -1);
   new Uint8Array(mapping.bytes).set(code);
-  const SYS_MPROTECT = 10;
-  const result = systemCall(SYS_MPROTECT, mapping.address, code.length, PROT.read | PROT.exec);
+  const result = systemCall(SYS.mprotect, mapping.address, code.length, PROT.read | PROT.exec);
   if (result < 0) throw new Error(`mprotect of our own code: ${errnoName(-result)}`);
   return {
     address: mapping.address,

@@ -4,16 +4,15 @@
 import { CannotError } from '../errors/index.js';
 import {
   ERRNO,
-  PTRACE_EVENT_STOP,
   Registers,
   errnoName,
+  faultPoint,
   ptrace,
   readStatus,
   readThreads,
   waitForThread,
 } from '../linux/index.js';
 
-const SIGTRAP = 5;
 /**
  * How long a thread may take to stop while the others are held already. One that waits for a vfork child, or for a device, does
  * not stop before that is over; the others must not wait for it, so all are let go and held again a little later.
@@ -170,13 +169,14 @@ export class Hold {
   }
 
   /**
-   * Holds every thread of the process, those included that others create meanwhile.
+   * Holds every thread of the process, those included that others create meanwhile, but for `except`: the agent's, which has work
+   * to do then.
    *
    * @throws CannotError NOT_PERMITTED, ALREADY_TRACED, WILL_NOT_STOP
    */
-  static all(pid: number, times: HoldTimes): Hold {
+  static all(pid: number, times: HoldTimes, except = 0): Hold {
     return Hold.#patiently(pid, times, (hold) => {
-      const known = new Set<number>();
+      const known = new Set([except]);
       for (;;) {
         const fresh = (readThreads(pid) ?? []).filter((tid) => !known.has(tid));
         if (fresh.length === 0) return undefined;
@@ -230,6 +230,7 @@ export class Hold {
 
   /** Writes changed registers into their thread. */
   writeRegisters(thread: HeldThread): void {
+    faultPoint();
     ptrace.setRegisters(thread.tid, thread.registers);
   }
 
@@ -260,34 +261,10 @@ export class Hold {
     });
   }
 
-  /**
-   * Steps a thread, one instruction at a time, until `until` is true of its instruction pointer. False: it got a signal or
-   * took more than `maxSteps` and is wherever it is now.
-   */
-  stepUntil(thread: HeldThread, until: (rip: bigint) => boolean, maxSteps: number): boolean {
-    if (thread.pendingSignal !== 0) return false;
-    for (let step = 0; step < maxSteps; step++) {
-      if (until(thread.registers.get('rip'))) return true;
-      if (ptrace.singleStep(thread.tid) < 0) return false;
-      const result = waitForThread(thread.tid, true);
-      if (result.kind !== 'stopped') {
-        this.#threads.delete(thread.tid);
-        return true;
-      }
-      ptrace.getRegisters(thread.tid, thread.registers);
-      if (result.event === PTRACE_EVENT_STOP) continue;
-      if (result.signal !== SIGTRAP || result.event !== 0) {
-        if (result.event === 0) this.#threads.set(thread.tid, { ...thread, pendingSignal: result.signal });
-        return false;
-      }
-    }
-    return false;
-  }
-
   /** Lets all threads go on, each with the signal that it was about to get. */
   release(): void {
     for (const thread of this.#threads.values()) {
-      this.#undoFalseEintr(thread);
+      faultPoint();
       ptrace.detach(thread.tid, thread.pendingSignal);
       this.#times.note(thread.since);
     }
@@ -320,6 +297,7 @@ export class Hold {
           stragglers.add(tid);
           late = tid;
         } else {
+          this.#undoFalseEintr(stop);
           this.#threads.set(tid, stop);
         }
       }
@@ -327,6 +305,7 @@ export class Hold {
     return late;
   }
 
+  /** At once, not on release: should we be killed, the thread goes on with what it has now. */
   #undoFalseEintr(thread: HeldThread): void {
     const { registers, tid } = thread;
     if (BigInt.asIntN(64, registers.get('rax')) !== EINTR_RESULT) return;

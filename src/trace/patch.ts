@@ -11,7 +11,8 @@ export interface SiteChange {
 }
 
 /** Sites further apart than this are written separately: copying bytes that stay costs less than a system call. */
-const MAX_GAP = 4096;
+const PAGE = 4096;
+const MAX_GAP = PAGE;
 const MAX_SPAN = 4 << 20;
 
 /**
@@ -23,7 +24,8 @@ const MAX_SPAN = 4 << 20;
 export function applyChanges(memory: TargetMemory, changes: readonly SiteChange[]): SiteChange[] {
   const foreign: SiteChange[] = [];
   for (const { from, to } of spans(changes)) {
-    const start = changes[from].address;
+    // From the start of a page: the kernel writes page by page, and should we be killed in between, no site may be half changed.
+    const start = changes[from].address - (changes[from].address % PAGE);
     const span = memory.read(start, changes[to].address + SITE_LENGTH - start);
     let changed = 0;
     for (let i = from; i <= to; i++) {

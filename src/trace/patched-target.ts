@@ -1,25 +1,24 @@
 // A target with its sites changed: the part of a session that touches the process.
 import { AGENT_CALLS, Agent, HEAD_SIZE, type AgentOptions, type Cluster } from '../agent/index.js';
-import { CannotError } from '../errors/index.js';
-import { readMaps, readStartTime, readStatus, readThreads, type Mapping } from '../linux/index.js';
+import { CannotError, isSafepokeError } from '../errors/index.js';
+import { readMaps, readStatus, readThreads, type Mapping } from '../linux/index.js';
 import {
   Hold,
   RemoteCalls,
   TargetMemory,
   checkSeccomp,
-  findSyscallInstruction,
+  borrowCode,
   type HeldThread,
   type HoldTimes,
 } from '../target/index.js';
 import { applyChanges, areApplied, jumpTo, type SiteChange } from './patch.js';
 import type { PlannedSite, RefusedFunction } from './site-plan.js';
+import { isOnlyOurs, planTextRuns, type TextRuns } from './text-runs.js';
 import { findSavedInstructionPointers, findTidOffset, knownThreads } from './thread-facts.js';
 import type { Module } from '../target/index.js';
 
 /** Clusters of modules are kept small enough that every stub reaches every site. */
 const MAX_CLUSTER = 1 << 30;
-/** A recorder with its slow paths is a few hundred instructions; relocated code is a few more. */
-export const MAX_STEPS_OUT = 20_000;
 
 /** What to put into a target. */
 export interface PatchRequest {
@@ -27,7 +26,7 @@ export interface PatchRequest {
   readonly modules: readonly Module[];
   /** Functions to trace, then hooks; the index of a function in records is its position after `arrange`. */
   readonly sites: readonly PlannedSite[];
-  readonly agent: Omit<AgentOptions, 'tidOffset'>;
+  readonly agent: Omit<AgentOptions, 'tidOffset' | 'withThread'>;
   readonly memory: TargetMemory;
   readonly times: HoldTimes;
   /** Its seccomp filters must be asked before it makes system calls for us. */
@@ -68,6 +67,7 @@ export class PatchedTarget {
   readonly #memory: TargetMemory;
   readonly #times: HoldTimes;
   readonly #changes: readonly SiteChange[];
+  readonly #text: TextRuns;
   /** No thread is in our code, and none will return into it. */
   #isUnused = false;
   #isRemoved = false;
@@ -79,7 +79,9 @@ export class PatchedTarget {
     lanes: ReadonlyMap<number, number>,
     refused: readonly RefusedFunction[],
     changes: readonly SiteChange[],
+    text: TextRuns,
   ) {
+    this.#text = text;
     this.#pid = request.pid;
     this.#memory = request.memory;
     this.#times = request.times;
@@ -110,14 +112,17 @@ export class PatchedTarget {
       first += members.length;
       return cluster;
     });
+    const withThread = !(readStatus(pid)?.get('State') ?? '').startsWith('T');
     const map = (hold: Hold): Agent => {
       const tidOffset = findTidOffset(pid, hold.threads, memory, request.modules);
-      return Agent.map(pid, hold, memory, clusters, { ...request.agent, tidOffset });
+      return Agent.map(pid, hold, memory, clusters, { ...request.agent, tidOffset, withThread });
     };
     if (adopted !== undefined) {
       const agent = map(adopted);
       agent.emit(clusters, 1);
-      return install(request, adopted, agent, clusters, sites, prepare(agent, sites), readMaps(pid) ?? []);
+      const prepared = prepare(agent, sites);
+      const text = prepareText(pid, agent, memory, prepared.changes);
+      return install(request, adopted, agent, clusters, sites, prepared, text, readMaps(pid) ?? []);
     }
     const one = Hold.one(pid, anyThread(pid), times);
     let agent: Agent;
@@ -128,22 +133,23 @@ export class PatchedTarget {
       one.release();
     }
     const removeFrom = (hold: Hold): void => {
-      agent.remove(new RemoteCalls(hold.callableThread(), memory, findSyscallInstruction(pid, memory)));
+      agent.remove(new RemoteCalls(pid, hold.callableThread(), memory, borrowCode(pid, memory)));
     };
     try {
       agent.emit(clusters, (readThreads(pid) ?? []).length);
     } catch (error) {
-      const again = Hold.one(pid, anyThread(pid), times);
+      const again = Hold.one(pid, anyThread(pid, agent.thread?.tid), times);
       removeFrom(again);
       again.release();
       throw error;
     }
     const prepared = prepare(agent, sites);
+    const text = prepareText(pid, agent, memory, prepared.changes);
     // A mapping that is made between this and the hold is missed: its thread's stack is not known at once, no more.
     const maps = readMaps(pid) ?? [];
-    const all = Hold.all(pid, times);
+    const all = Hold.all(pid, times, agent.thread?.tid);
     try {
-      return install(request, all, agent, clusters, sites, prepared, maps);
+      return install(request, all, agent, clusters, sites, prepared, text, maps);
     } catch (error) {
       removeFrom(all);
       throw error;
@@ -160,30 +166,42 @@ export class PatchedTarget {
     lanes: ReadonlyMap<number, number>,
     refused: readonly RefusedFunction[],
     changes: readonly SiteChange[],
+    text: TextRuns,
   ): PatchedTarget {
-    return new PatchedTarget(request, sites, agent, lanes, refused, changes);
+    return new PatchedTarget(request, sites, agent, lanes, refused, changes, text);
   }
 
   /**
-   * Turns every site back and puts swapped return addresses back, all threads held. Our code stays mapped until
-   * `tryRemove`.
+   * Turns every site back: where the text pages are the file's, by taking our copies of them away, with no thread held;
+   * elsewhere by writing, with all threads held. Our code stays mapped until `tryRemove`.
    */
   restore(): DetachResult {
-    const back = this.#changes.map(({ address, expected, wanted }) => ({
-      address,
-      expected: wanted,
-      wanted: expected,
-    }));
-    const hold = Hold.all(this.#pid, this.#times);
-    let foreign: SiteChange[];
-    try {
-      this.agent.enable(false);
-      foreign = applyChanges(this.#memory, back);
-      this.#leaveCode(hold);
-    } finally {
-      hold.release();
+    this.agent.enable(false);
+    const back = reversed(this.#changes);
+    this.#takeTextAway();
+    let foreign: SiteChange[] = [];
+    if (!areApplied(this.#memory, back)) {
+      const hold = Hold.all(this.#pid, this.#times, this.agent.thread?.tid);
+      try {
+        const undone = back.filter((change) => !areApplied(this.#memory, [change]));
+        foreign = applyChanges(this.#memory, undone);
+      } finally {
+        hold.release();
+      }
     }
     return { restored: areApplied(this.#memory, back), foreign: foreign.length };
+  }
+
+  #takeTextAway(): void {
+    const { agent } = this;
+    if (agent.thread === undefined || this.#text.runs.length === 0) return;
+    agent.writeTextRuns(this.#text.runs.filter((run) => isOnlyOurs(this.#memory, run)));
+    try {
+      agent.thread.restoreText();
+    } catch (error) {
+      // It stands still, perhaps with all the others; then they are held and the sites are written.
+      if (!isSafepokeError(error) || error.code !== 'AGENT_LOST') throw error;
+    }
   }
 
   /** True once the agent's memory is gone from the target. */
@@ -199,11 +217,12 @@ export class PatchedTarget {
     if (this.#isRemoved) return true;
     if (!this.#isUnused && !this.#tryLeaveCode()) return false;
     // Nobody can get into our code any more. One thread unmaps it, quickly, as there is little left to free.
+    if (!this.agent.dismissThread()) return false;
     this.agent.releaseShared();
-    const syscallInstruction = findSyscallInstruction(this.#pid, this.#memory);
-    const one = Hold.one(this.#pid, anyThread(this.#pid), this.#times);
+    const borrowed = borrowCode(this.#pid, this.#memory);
+    const one = Hold.one(this.#pid, anyThread(this.#pid, this.agent.thread?.tid), this.#times);
     try {
-      this.agent.remove(new RemoteCalls(one.callableThread(), this.#memory, syscallInstruction));
+      this.agent.remove(new RemoteCalls(this.#pid, one.callableThread(), this.#memory, borrowed));
     } finally {
       one.release();
     }
@@ -212,7 +231,7 @@ export class PatchedTarget {
   }
 
   #tryLeaveCode(): boolean {
-    const hold = Hold.all(this.#pid, this.#times);
+    const hold = Hold.all(this.#pid, this.#times, this.agent.thread?.tid);
     try {
       this.#leaveCode(hold);
     } finally {
@@ -221,26 +240,58 @@ export class PatchedTarget {
     return this.#isUnused;
   }
 
-  /** Gets the held threads out of our code, as far as that is possible, and sees whether any way back into it is left. */
+  /**
+   * Sees whether a held thread is in our code, or a signal handler will return into it. If not, no way into it is left but
+   * swapped return addresses, and these are put back. None is moved out: with the sites restored, each leaves by itself.
+   */
   #leaveCode(hold: Hold): void {
-    for (const thread of hold.threads) {
-      hold.stepUntil(thread, (rip) => !this.agent.ownsCode(rip), MAX_STEPS_OUT);
-    }
+    const isOurs = (rip: bigint): boolean => this.agent.ownsCode(rip);
+    if (anyoneInside(this.#pid, hold, this.#memory, isOurs)) return;
     this.agent.restoreReturnAddresses();
-    const maps = readMaps(this.#pid) ?? [];
-    const isInside = (thread: HeldThread): boolean =>
-      this.agent.ownsCode(thread.registers.get('rip')) ||
-      findSavedInstructionPointers(thread, maps, this.#memory).some(({ rip }) =>
-        this.agent.ownsCode(BigInt(rip)),
-      );
-    this.#isUnused = !hold.threads.some(isInside);
+    this.#isUnused = true;
   }
 }
 
+/** True if a held thread executes code of ours, or will return into it from a signal handler. */
+export function anyoneInside(
+  pid: number,
+  hold: Hold,
+  memory: TargetMemory,
+  isOurs: (rip: bigint) => boolean,
+): boolean {
+  const maps = readMaps(pid) ?? [];
+  return hold.threads.some(
+    (thread) =>
+      isOurs(thread.registers.get('rip')) ||
+      findSavedInstructionPointers(thread, maps, memory).some(({ rip }) => isOurs(BigInt(rip))),
+  );
+}
+
+/** The way back. */
+function reversed(changes: readonly SiteChange[]): SiteChange[] {
+  return changes.map(({ address, expected, wanted }) => ({ address, expected: wanted, wanted: expected }));
+}
+
+/** Finds the runs of text that can be taken away, and tells the agent's thread, before anything is changed. */
+function prepareText(
+  pid: number,
+  agent: Agent,
+  memory: TargetMemory,
+  changes: readonly SiteChange[],
+): TextRuns {
+  if (agent.thread === undefined) return { runs: [], others: changes };
+  const text = planTextRuns(pid, memory, changes);
+  agent.writeTextRuns(text.runs);
+  // Nothing has been changed, so that this changes nothing either: it tells whether the kernel does it at all.
+  if (agent.thread.restoreText() === 0) return text;
+  agent.writeTextRuns([]);
+  return { runs: [], others: changes };
+}
+
 /** The leader, or another thread if the leader has ended before the rest. */
-function anyThread(pid: number): number {
+function anyThread(pid: number, except = 0): number {
   const isAlive = !/^[ZX]/.test(readStatus(pid)?.get('State') ?? 'X');
-  return isAlive ? pid : ((readThreads(pid) ?? []).find((tid) => tid !== pid) ?? pid);
+  return isAlive ? pid : ((readThreads(pid) ?? []).find((tid) => tid !== pid && tid !== except) ?? pid);
 }
 
 /** What need not be computed while threads are held. */
@@ -271,6 +322,7 @@ function install(
   clusters: readonly Cluster[],
   sites: readonly PlannedSite[],
   prepared: Prepared,
+  text: TextRuns,
   maps: readonly Mapping[],
 ): PatchedTarget {
   const { pid, memory } = request;
@@ -302,10 +354,7 @@ function install(
   const changes = impossible.size === 0 ? all : all.filter((_, i) => !impossible.has(sites[i]));
   const hooksFailed = sites.some((site) => site.kind === 'hook' && impossible.has(site));
   if (hooksFailed) throw busyUnwinder(pid);
-  agent.writeJournal(
-    changes.map(({ address, expected }) => ({ address, original: expected })),
-    readStartTime(process.pid) ?? 0n,
-  );
+  agent.writeJournal(changes.map(({ address, expected }) => ({ address, original: expected })));
   agent.enable(true);
   const foreign = new Set(applyChanges(memory, changes));
   const refused: RefusedFunction[] = [];
@@ -324,6 +373,7 @@ function install(
     lanes,
     refused,
     changes.filter((change) => !foreign.has(change)),
+    text,
   );
 }
 
