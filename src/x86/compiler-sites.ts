@@ -1,4 +1,4 @@
-import { Mnemonic } from 'iced-x86';
+import { Mnemonic } from './iced.js';
 import type { ElfFile } from '../elf/index.js';
 import { describeDisplaced, endbrLength, isNop } from './displaced.js';
 import { branchTarget, Flow, flowOf, forEachInstruction, int32At } from './instruction-flow.js';

@@ -1,4 +1,4 @@
-import { Code, OpKind, Register, type Decoder, type Instruction } from 'iced-x86';
+import { Code, OpKind, Register, type Decoder, type Instruction } from './iced.js';
 import { branchTarget, Flow, flowOf, forEachInstruction, isPrefix } from './instruction-flow.js';
 import { SITE_LENGTH, type DisplacedInstruction, type RefusalReason } from './sites.js';
 

@@ -1,4 +1,4 @@
-import { Code, Decoder, DecoderOptions, FlowControl, Instruction } from 'iced-x86';
+import { Code, Decoder, DecoderOptions, FlowControl, Instruction } from './iced.js';
 
 /** What the instruction behind another one needs: how each code of the decoder directs the flow. */
 export const Flow = {

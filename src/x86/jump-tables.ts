@@ -1,4 +1,4 @@
-import { Instruction, Mnemonic, OpKind, Register, RegisterExt } from 'iced-x86';
+import { Instruction, Mnemonic, OpKind, Register, RegisterExt } from './iced.js';
 import type { ElfFile } from '../elf/index.js';
 import { Flow, flowOf, forEachInstruction, int32At, leaTarget } from './instruction-flow.js';
 
