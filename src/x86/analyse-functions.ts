@@ -40,8 +40,9 @@ function analyse<F extends FunctionRange>(
   const examined = asked.map((range) => examine(elf, map, compilerSites, range));
   const candidates: SiteCandidate<F>[] = [];
   const refusals: Refusal<F>[] = [];
-  for (const [index, range] of asked.entries()) {
-    const verdict = judge(map, range, examined[index]);
+  for (let index = 0; index < asked.length; index++) {
+    const range = asked[index];
+    const verdict = judge(elf, map, range, examined[index]);
     if (typeof verdict === 'string') refusals.push({ function: range, reason: verdict });
     else candidates.push(verdict);
   }
@@ -50,7 +51,9 @@ function analyse<F extends FunctionRange>(
 
 /** A site that still has to be compared with where code jumps to. */
 interface PossibleSite {
-  readonly bytes: Uint8Array;
+  /** Of the function, in the file. */
+  readonly start: number;
+  /** Of the site, in the function. */
   readonly offset: number;
   readonly length: number;
   readonly displaced: readonly DisplacedInstruction[];
@@ -68,32 +71,34 @@ function examine(
   if (range.kind === 'ifunc') return 'ifunc-resolver';
   const byName = refusalByName(range.names);
   if (byName !== undefined) return byName;
-  if (!elf.isExecutable(range.address, Math.max(range.size, 1))) return 'not-code';
-  const bytes = elf.bytesAt(range.address, range.size);
-  if (bytes === undefined) return 'not-code';
+  const { addressNumber, size } = range;
+  const { bytes } = elf;
+  const start = elf.codeOffset(addressNumber, Math.max(size, 1));
+  if (start < 0) return 'not-code';
 
-  const prepared = compilerSites.find(range, bytes);
+  const prepared = compilerSites.find(range, start);
   if (prepared !== undefined) {
     const { offset, length, displaced } = prepared;
-    return { bytes, offset, length, displaced, prepared, swept: undefined };
+    return { start, offset, length, displaced, prepared, swept: undefined };
   }
-  const offset = endbrLength(bytes, 0);
-  const displaced = describeDisplaced(bytes, offset, range.addressNumber);
+  const offset = endbrLength(bytes, start);
+  const displaced = describeDisplaced(bytes, start + offset, addressNumber - start, start + size);
   if (typeof displaced === 'string') return displaced;
-  const swept = map.sweep(range);
+  const swept = map.sweep(range, addressNumber + offset);
   if (!swept.decodable) return 'not-relocatable';
   if (!swept.tablesFound) return 'jump-table';
   const last = displaced[displaced.length - 1];
-  return { bytes, offset, length: last.offset + last.length, displaced, prepared, swept };
+  return { start, offset, length: last.offset + last.length, displaced, prepared, swept };
 }
 
 function judge<F extends FunctionRange>(
+  elf: ElfFile,
   map: CodeMap,
   range: F,
   site: PossibleSite | RefusalReason,
 ): SiteCandidate<F> | RefusalReason {
   if (typeof site === 'string') return site;
-  const { bytes, offset, length, displaced, prepared, swept } = site;
+  const { start, offset, length, displaced, prepared, swept } = site;
   const address = range.addressNumber + offset;
   if (map.functionStartsWithin(address + 1, address + length)) return 'overlaps';
   if (swept !== undefined && map.leadsInto(address + 1, address + length)) return 'branched-into';
@@ -102,9 +107,9 @@ function judge<F extends FunctionRange>(
     kind: prepared?.kind ?? 'relocated',
     address: BigInt(address),
     displacedLength: length,
-    original: bytes.slice(offset, offset + length),
+    original: elf.bytes.slice(start + offset, start + offset + length),
     displaced,
-    reentered: swept !== undefined && (swept.jumpsTo(address) || swept.jumpsTo(range.addressNumber)),
+    reentered: swept?.reentered ?? false,
     profilerCall: prepared?.profilerCall,
   };
 }
