@@ -29,11 +29,11 @@ import {
   journalBytes,
   shadowPlaces,
   type Journal,
-  type JournalSite,
   type ShadowPlaces,
 } from './journal.js';
 import { readShadowEntries, restoreReturnAddresses, shadowBase } from './shadow-stacks.js';
-import { emitRecorder, emitRegion, regionBytes, type CodeRegion, type StubSite } from './stubs.js';
+import { THREAD_POINTER_BY_REGISTER } from './recorder.js';
+import { emitRegion, regionBytes, type CodeRegion, type StubSite } from './stubs.js';
 
 const PAGE = 4096;
 /** Reach of a rel32 branch, with room for the region and the module's own extent. */
@@ -261,18 +261,18 @@ export class Agent {
         { control: BigInt(this.control), data: BigInt(this.data) },
         this.geometry,
       );
-      this.#memory.write(place.address, region.bytes);
+      // What lies behind, a bound too generous, is never executed.
+      this.#memory.write(place.address, region.bytes.subarray(0, region.used));
       this.regions.push(region);
     });
   }
 
   /** Makes recorders do without the word at the thread pointer: some thread has none. Before any site is changed. */
-  distrustThreadPointers(clusters: readonly Cluster[]): void {
-    const places = { control: BigInt(this.control), data: BigInt(this.data) };
-    this.regions.forEach(({ address }, i) => {
-      const { bytes } = emitRecorder(address, clusters[i].firstIndex, places, this.geometry, 'register');
-      this.#memory.write(Number(address), bytes);
-    });
+  distrustThreadPointers(): void {
+    for (const { address, threadPointerReads } of this.regions) {
+      for (const offset of threadPointerReads)
+        this.#memory.write(Number(address) + offset, THREAD_POINTER_BY_REGISTER);
+    }
   }
 
   /** Offset of a thread's id from its thread pointer; 0: not known. */
@@ -382,19 +382,21 @@ export class Agent {
     return restoreReturnAddresses(this.#memory, this.#places);
   }
 
-  /** Writes down what is about to be changed, for a session to come should this one be killed. Before any site is changed. */
-  writeJournal(sites: readonly JournalSite[], tracerStart: bigint): void {
+  /**
+   * Writes down what is about to be changed, for a session to come should this one be killed: ascending addresses, and the five
+   * bytes of each. Before any site is changed; which of them will be changed need not be known yet.
+   */
+  writeJournal(addresses: Float64Array, originals: Uint8Array, tracerStart: bigint): void {
     const code = new Set(this.#codePlaces.map(({ address }) => address));
-    const journal: Journal = {
+    const journal: Omit<Journal, 'sites'> = {
       ...this.#places,
       tracerPid: process.pid,
       tracerStart,
       control: this.control,
       ranges: this.#mapped.map(({ address, length }) => ({ address, length, isCode: code.has(address) })),
-      sites,
     };
     const address = this.data + this.geometry.dataBytes;
-    this.#memory.write(address, encodeJournal(journal));
+    this.#memory.write(address, encodeJournal(journal, addresses, originals));
     new BigUint64Array(this.headers.bytes)[HEADER.journal / 8] = BigInt(address);
   }
 

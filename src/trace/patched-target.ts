@@ -11,10 +11,11 @@ import {
   type HeldThread,
   type HoldTimes,
 } from '../target/index.js';
-import { applyChanges, areApplied, jumpTo, type SiteChange } from './patch.js';
+import { SiteChanges, applyChanges, areApplied, putJump } from './patch.js';
 import type { PlannedSite, RefusedFunction } from './site-plan.js';
 import { findSavedInstructionPointers, findTidOffset, knownThreads } from './thread-facts.js';
 import type { Module } from '../target/index.js';
+import { SITE_LENGTH } from '../x86/index.js';
 
 /** Clusters of modules are kept small enough that every stub reaches every site. */
 const MAX_CLUSTER = 1 << 30;
@@ -67,7 +68,7 @@ export class PatchedTarget {
   readonly #pid: number;
   readonly #memory: TargetMemory;
   readonly #times: HoldTimes;
-  readonly #changes: readonly SiteChange[];
+  readonly #changes: SiteChanges;
   /** No thread is in our code, and none will return into it. */
   #isUnused = false;
   #isRemoved = false;
@@ -78,7 +79,7 @@ export class PatchedTarget {
     agent: Agent,
     lanes: ReadonlyMap<number, number>,
     refused: readonly RefusedFunction[],
-    changes: readonly SiteChange[],
+    changes: SiteChanges,
   ) {
     this.#pid = request.pid;
     this.#memory = request.memory;
@@ -117,7 +118,7 @@ export class PatchedTarget {
     if (adopted !== undefined) {
       const agent = map(adopted);
       agent.emit(clusters, 1);
-      return install(request, adopted, agent, clusters, sites, prepare(agent, sites), readMaps(pid) ?? []);
+      return install(request, adopted, agent, sites, prepare(agent, sites), readMaps(pid) ?? []);
     }
     const one = Hold.one(pid, anyThread(pid), times);
     let agent: Agent;
@@ -130,20 +131,23 @@ export class PatchedTarget {
     const removeFrom = (hold: Hold): void => {
       agent.remove(new RemoteCalls(hold.callableThread(), memory, findSyscallInstruction(pid, memory)));
     };
+    let prepared: Prepared;
+    let maps: readonly Mapping[];
+    let all: Hold;
     try {
       agent.emit(clusters, (readThreads(pid) ?? []).length);
+      prepared = prepare(agent, sites);
+      // A mapping that is made between this and the hold is missed: its thread's stack is not known at once, no more.
+      maps = readMaps(pid) ?? [];
+      all = Hold.all(pid, times);
     } catch (error) {
       const again = Hold.one(pid, anyThread(pid), times);
       removeFrom(again);
       again.release();
       throw error;
     }
-    const prepared = prepare(agent, sites);
-    // A mapping that is made between this and the hold is missed: its thread's stack is not known at once, no more.
-    const maps = readMaps(pid) ?? [];
-    const all = Hold.all(pid, times);
     try {
-      return install(request, all, agent, clusters, sites, prepared, maps);
+      return install(request, all, agent, sites, prepared, maps);
     } catch (error) {
       removeFrom(all);
       throw error;
@@ -159,7 +163,7 @@ export class PatchedTarget {
     agent: Agent,
     lanes: ReadonlyMap<number, number>,
     refused: readonly RefusedFunction[],
-    changes: readonly SiteChange[],
+    changes: SiteChanges,
   ): PatchedTarget {
     return new PatchedTarget(request, sites, agent, lanes, refused, changes);
   }
@@ -169,13 +173,9 @@ export class PatchedTarget {
    * `tryRemove`.
    */
   restore(): DetachResult {
-    const back = this.#changes.map(({ address, expected, wanted }) => ({
-      address,
-      expected: wanted,
-      wanted: expected,
-    }));
+    const back = this.#changes.reversed();
     const hold = Hold.all(this.#pid, this.#times);
-    let foreign: SiteChange[];
+    let foreign: ReadonlySet<number>;
     try {
       this.agent.enable(false);
       foreign = applyChanges(this.#memory, back);
@@ -183,7 +183,7 @@ export class PatchedTarget {
     } finally {
       hold.release();
     }
-    return { restored: areApplied(this.#memory, back), foreign: foreign.length };
+    return { restored: areApplied(this.#memory, back), foreign: foreign.size };
   }
 
   /** True once the agent's memory is gone from the target. */
@@ -247,19 +247,26 @@ function anyThread(pid: number): number {
 interface Prepared {
   readonly interior: Interior;
   /** For each site, in their order. */
-  readonly changes: readonly SiteChange[];
+  readonly changes: SiteChanges;
 }
 
+/** Nobody is held. Writes the journal: whatever happens from now on can be undone. */
 function prepare(agent: Agent, sites: readonly PlannedSite[]): Prepared {
-  const heads: number[] = [];
-  for (const region of agent.regions) {
-    region.bodies.forEach((_, i) => heads.push(Number(region.heads) + i * HEAD_SIZE));
+  const changes = new SiteChanges(
+    new Float64Array(sites.length),
+    new Uint8Array(sites.length * SITE_LENGTH),
+    new Uint8Array(sites.length * SITE_LENGTH),
+  );
+  let i = 0;
+  for (const { heads, bodies } of agent.regions) {
+    for (let inRegion = 0; inRegion < bodies.length; inRegion++, i++) {
+      const { address } = sites[i];
+      changes.addresses[i] = address;
+      sites[i].putOriginal(changes.expected, i * SITE_LENGTH);
+      putJump(changes.wanted, i * SITE_LENGTH, address, Number(heads) + inRegion * HEAD_SIZE);
+    }
   }
-  const changes = sites.map(({ address, original }, i) => ({
-    address,
-    expected: original,
-    wanted: jumpTo(address, heads[i]),
-  }));
+  agent.writeJournal(changes.addresses, changes.expected, readStartTime(process.pid) ?? 0n);
   return { interior: new Interior(sites), changes };
 }
 
@@ -268,13 +275,12 @@ function install(
   request: PatchRequest,
   hold: Hold,
   agent: Agent,
-  clusters: readonly Cluster[],
   sites: readonly PlannedSite[],
   prepared: Prepared,
   maps: readonly Mapping[],
 ): PatchedTarget {
   const { pid, memory } = request;
-  if (!hold.threads.every((thread) => pointsToItself(thread, memory))) agent.distrustThreadPointers(clusters);
+  if (!hold.threads.every((thread) => pointsToItself(thread, memory))) agent.distrustThreadPointers();
   const threads = knownThreads(pid, hold.threads, maps, agent.tidOffset, memory);
   const assigned = agent.assignLanes(threads.map((t) => t.known));
   const lanes = new Map(assigned.map((lane, i) => [lane, threads[i].tid]));
@@ -285,7 +291,7 @@ function install(
     const rip = Number(thread.registers.get('rip'));
     const site = interior.siteAround(rip);
     if (site !== undefined) {
-      const moved = movedInto(site, rip);
+      const moved = site.movedTo(rip);
       if (moved === undefined) {
         impossible.add(site);
       } else {
@@ -299,32 +305,24 @@ function install(
       if (inside !== undefined) impossible.add(inside);
     }
   }
-  const changes = impossible.size === 0 ? all : all.filter((_, i) => !impossible.has(sites[i]));
-  const hooksFailed = sites.some((site) => site.kind === 'hook' && impossible.has(site));
-  if (hooksFailed) throw busyUnwinder(pid);
-  agent.writeJournal(
-    changes.map(({ address, expected }) => ({ address, original: expected })),
-    readStartTime(process.pid) ?? 0n,
-  );
-  agent.enable(true);
-  const foreign = new Set(applyChanges(memory, changes));
+  if (sites.some((site) => site.kind === 'hook' && impossible.has(site))) throw busyUnwinder(pid);
   const refused: RefusedFunction[] = [];
-  sites.forEach((site) => {
-    if (impossible.has(site))
+  const refusedIndices = new Set<number>();
+  if (impossible.size > 0) {
+    sites.forEach((site, i) => {
+      if (!impossible.has(site)) return;
+      refusedIndices.add(i);
       refused.push({ function: site.function, module: site.module, reason: 'thread-inside' });
-  });
-  for (const change of foreign) {
-    const site = sites.find((s) => s.address === change.address);
+    });
+  }
+  const changes = all.without(refusedIndices);
+  agent.enable(true);
+  const foreign = applyChanges(memory, changes);
+  for (const index of foreign) {
+    const site = interior.siteAt(changes.addresses[index]);
     if (site !== undefined) refused.push({ function: site.function, module: site.module, reason: 'changed' });
   }
-  return PatchedTarget.of(
-    request,
-    sites,
-    agent,
-    lanes,
-    refused,
-    changes.filter((change) => !foreign.has(change)),
-  );
+  return PatchedTarget.of(request, sites, agent, lanes, refused, changes.without(foreign));
 }
 
 function busyUnwinder(pid: number): CannotError {
@@ -335,39 +333,38 @@ function busyUnwinder(pid: number): CannotError {
   });
 }
 
-/** Where the copy of the displaced instruction at `rip` is. */
-function movedInto(site: PlannedSite, rip: number): bigint | undefined {
-  const { placed } = site;
-  const boundary = placed?.code.boundaries.find((b) => b.originalOffset === rip - site.address);
-  return placed === undefined || boundary === undefined
-    ? undefined
-    : placed.address + BigInt(boundary.newOffset);
-}
-
 /** True if the word at the thread pointer is the thread pointer, as the ABI has it and the recorder's fast paths want it. */
 function pointsToItself(thread: HeldThread, memory: TargetMemory): boolean {
   const pointer = thread.registers.get('fs_base');
   return pointer !== 0n && memory.readWord(Number(pointer)) === pointer;
 }
 
-/** Finds sites by addresses within their displaced instructions, their first byte excepted: from there all is well. */
+/** Finds sites by addresses. */
 class Interior {
-  readonly #sites: readonly PlannedSite[];
+  /** `sites` ascend by address. */
+  constructor(private readonly sites: readonly PlannedSite[]) {}
 
-  constructor(sites: readonly PlannedSite[]) {
-    this.#sites = [...sites].sort((a, b) => a.address - b.address);
+  siteAt(address: number): PlannedSite | undefined {
+    const site = this.sites.at(this.#firstFrom(address));
+    return site?.address === address ? site : undefined;
   }
 
+  /** The site within whose displaced instructions an address lies, their first byte excepted: from there all is well. */
   siteAround(address: number): PlannedSite | undefined {
+    const index = this.#firstFrom(address);
+    if (index === 0) return undefined;
+    const site = this.sites[index - 1];
+    return address < site.address + site.displacedLength ? site : undefined;
+  }
+
+  #firstFrom(address: number): number {
     let low = 0;
-    let high = this.#sites.length;
+    let high = this.sites.length;
     while (low < high) {
       const middle = (low + high) >>> 1;
-      if (this.#sites[middle].address < address) low = middle + 1;
+      if (this.sites[middle].address < address) low = middle + 1;
       else high = middle;
     }
-    if (low === 0) return undefined;
-    const site = this.#sites[low - 1];
-    return address < site.address + site.displacedLength ? site : undefined;
+    return low;
   }
 }

@@ -10,7 +10,7 @@ import {
   type TargetMemory,
 } from '../target/index.js';
 import { SITE_LENGTH } from '../x86/index.js';
-import { applyChanges, jumpTarget } from './patch.js';
+import { SiteChanges, applyChanges, jumpTarget } from './patch.js';
 import { MAX_STEPS_OUT } from './patched-target.js';
 import { findSavedInstructionPointers } from './thread-facts.js';
 
@@ -88,5 +88,5 @@ function restoreSites(memory: TargetMemory, journal: Journal, isCode: (address: 
     if (target === undefined || !isCode(BigInt(target))) continue;
     changes.push({ address, expected: current, wanted: original });
   }
-  applyChanges(memory, changes);
+  applyChanges(memory, SiteChanges.of(changes));
 }

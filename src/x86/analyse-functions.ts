@@ -3,7 +3,15 @@ import { CodeMap, type SweptFunction } from './code-map.js';
 import { CompilerSites, type CompilerSite } from './compiler-sites.js';
 import { describeDisplaced, endbrLength } from './displaced.js';
 import { withSharedDecoders } from './instruction-flow.js';
-import type { DisplacedInstruction, FunctionRange, Refusal, RefusalReason, SiteCandidate } from './sites.js';
+import type {
+  DisplacedInstruction,
+  FunctionRange,
+  ProfilerCall,
+  Refusal,
+  RefusalReason,
+  SiteCandidate,
+  SiteKind,
+} from './sites.js';
 import { refusalByName } from './unsafe-names.js';
 
 /** The verdict on each function asked for, in the order asked: in exactly one of the two lists. */
@@ -56,7 +64,7 @@ interface PossibleSite {
   /** Of the site, in the function. */
   readonly offset: number;
   readonly length: number;
-  readonly displaced: readonly DisplacedInstruction[];
+  readonly count: number;
   readonly prepared: CompilerSite | undefined;
   readonly swept: SweptFunction | undefined;
 }
@@ -78,8 +86,8 @@ function examine(
 
   const prepared = compilerSites.find(range, start);
   if (prepared !== undefined) {
-    const { offset, length, displaced } = prepared;
-    return { start, offset, length, displaced, prepared, swept: undefined };
+    const { offset, length, count } = prepared;
+    return { start, offset, length, count, prepared, swept: undefined };
   }
   const offset = endbrLength(bytes, start);
   const displaced = describeDisplaced(bytes, start + offset, addressNumber - start, start + size);
@@ -88,7 +96,7 @@ function examine(
   if (!swept.decodable) return 'not-relocatable';
   if (!swept.tablesFound) return 'jump-table';
   const last = displaced[displaced.length - 1];
-  return { start, offset, length: last.offset + last.length, displaced, prepared, swept };
+  return { start, offset, length: last.offset + last.length, count: displaced.length, prepared, swept };
 }
 
 function judge<F extends FunctionRange>(
@@ -98,18 +106,52 @@ function judge<F extends FunctionRange>(
   site: PossibleSite | RefusalReason,
 ): SiteCandidate<F> | RefusalReason {
   if (typeof site === 'string') return site;
-  const { start, offset, length, displaced, prepared, swept } = site;
+  const { start, offset, length, count, prepared, swept } = site;
   const address = range.addressNumber + offset;
   if (map.functionStartsWithin(address + 1, address + length)) return 'overlaps';
   if (swept !== undefined && map.leadsInto(address + 1, address + length)) return 'branched-into';
-  return {
-    function: range,
-    kind: prepared?.kind ?? 'relocated',
-    address: BigInt(address),
-    displacedLength: length,
-    original: elf.bytes.slice(start + offset, start + offset + length),
-    displaced,
-    reentered: swept?.reentered ?? false,
-    profilerCall: prepared?.profilerCall,
-  };
+  const reentered = swept?.reentered ?? false;
+  return new Candidate(elf, range, start + offset, address, length, count, reentered, prepared);
+}
+
+/** Keeps little and finds the rest in the file when it is asked for: there may be 10^5 of them. */
+class Candidate<F extends FunctionRange> implements SiteCandidate<F> {
+  readonly function: F;
+
+  constructor(
+    private readonly elf: ElfFile,
+    range: F,
+    readonly originalAt: number,
+    readonly addressNumber: number,
+    readonly displacedLength: number,
+    readonly displacedCount: number,
+    readonly reentered: boolean,
+    private readonly prepared: CompilerSite | undefined,
+  ) {
+    this.function = range;
+  }
+
+  get kind(): SiteKind {
+    return this.prepared?.kind ?? 'relocated';
+  }
+
+  get address(): bigint {
+    return BigInt(this.addressNumber);
+  }
+
+  get original(): Uint8Array {
+    return this.elf.bytes.subarray(this.originalAt, this.originalAt + this.displacedLength);
+  }
+
+  get displaced(): readonly DisplacedInstruction[] {
+    if (this.prepared?.displaced !== undefined) return this.prepared.displaced;
+    const { elf, originalAt, addressNumber, displacedLength } = this;
+    const end = originalAt + displacedLength;
+    const displaced = describeDisplaced(elf.bytes, originalAt, addressNumber - originalAt, end);
+    return typeof displaced === 'string' ? [] : displaced;
+  }
+
+  get profilerCall(): ProfilerCall | undefined {
+    return this.prepared?.profilerCall;
+  }
 }

@@ -10,7 +10,10 @@ export interface CompilerSite {
   readonly kind: 'patchable' | 'fentry' | 'call-site';
   readonly offset: number;
   readonly length: number;
-  readonly displaced: readonly DisplacedInstruction[];
+  /** Number of instructions. */
+  readonly count: number;
+  /** Undefined: what stands there, nops. */
+  readonly displaced: readonly DisplacedInstruction[] | undefined;
   readonly profilerCall: ProfilerCall | undefined;
 }
 
@@ -78,6 +81,7 @@ export class CompilerSites {
           kind: 'call-site',
           offset: start + at,
           length,
+          count: 1,
           displaced: [
             {
               offset: 0,
@@ -169,7 +173,14 @@ function nopSite(
   const displaced = describeDisplaced(bytes, start + offset, base, start + range.size);
   if (typeof displaced === 'string' || displaced.some(({ form }) => form !== 'nop')) return undefined;
   const last = displaced[displaced.length - 1];
-  return { kind, offset, length: last.offset + last.length, displaced, profilerCall: undefined };
+  return {
+    kind,
+    offset,
+    length: last.offset + last.length,
+    count: displaced.length,
+    displaced: undefined,
+    profilerCall: undefined,
+  };
 }
 
 /**
