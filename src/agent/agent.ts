@@ -36,6 +36,7 @@ import { THREAD_POINTER_BY_REGISTER } from './recorder.js';
 import { emitRegion, regionBytes, type CodeRegion, type StubSite } from './stubs.js';
 
 const PAGE = 4096;
+const TWO_TO_32 = 2 ** 32;
 /** Reach of a rel32 branch, with room for the region and the module's own extent. */
 const REACH = 0x7fff_0000;
 /** Lowest address worth trying: below it mmap_min_addr and non-PIE executables lie. */
@@ -441,14 +442,16 @@ export class Agent {
     const { geometry } = this;
     const bytes = new Uint8Array(LANE.size);
     const view = new DataView(bytes.buffer);
-    const put = (offset: number, value: number | bigint): void => {
-      view.setBigUint64(offset, BigInt(value), true);
+    // Numbers, as there are a thousand lanes.
+    const put = (offset: number, value: number): void => {
+      view.setUint32(offset, value % TWO_TO_32, true);
+      view.setUint32(offset + 4, Math.floor(value / TWO_TO_32), true);
     };
     const base = this.#shadowBase(lane);
     // --depth N wants the outermost call and N levels below it.
     const depth = this.#options.maxDepth === undefined ? geometry.shadowEntries : this.#options.maxDepth + 1;
     const [first] = this.#options.trusted;
-    put(LANE.threadPointer, NO_THREAD_POINTER);
+    put(LANE.threadPointer, Number(NO_THREAD_POINTER));
     put(LANE.tidPointer, this.#laneAddress(lane) + LANE.tid);
     put(LANE.header, this.#shared + lane * HEADER.size);
     put(LANE.ring, this.#shared + geometry.rings + lane * geometry.ringBytes);

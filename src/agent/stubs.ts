@@ -5,7 +5,6 @@ import { assemble, type Assembly } from '../x86/index.js';
 import type { AgentGeometry } from './layout.js';
 import {
   HEAD_SIZE,
-  RECORDER_ENTRIES,
   THREAD_POINTER_LABEL,
   recorderListing,
   type RecorderEntry,
@@ -73,9 +72,13 @@ export function regionBytes(sites: readonly StubSite[]): number {
   return Math.ceil(bytes / PAGE) * PAGE;
 }
 
-function putBranch(view: DataView, at: number, opcode: number, target: number): void {
-  view.setUint8(at, opcode);
-  view.setInt32(at + 1, target - (at + BRANCH_LENGTH), true);
+function putBranch(bytes: Uint8Array, at: number, opcode: number, target: number): void {
+  const distance = target - (at + BRANCH_LENGTH);
+  bytes[at] = opcode;
+  bytes[at + 1] = distance & 0xff;
+  bytes[at + 2] = (distance >> 8) & 0xff;
+  bytes[at + 3] = (distance >> 16) & 0xff;
+  bytes[at + 4] = (distance >> 24) & 0xff;
 }
 
 /** The recorder of a region at `address`: the same length and labels whichever way it learns the thread pointer. */
@@ -110,10 +113,14 @@ export function emitRegion(
   const heads = address + BigInt(headsOffset);
   const recorder = emitRecorder(address, firstIndex, places, geometry, 'memory');
   const bytes = new Uint8Array(size).fill(INT3);
-  const view = new DataView(bytes.buffer);
   bytes.set(recorder.bytes);
   const at = (label: RecorderEntry): number => recorder.labels.get(label) ?? 0;
-  const entryAt = new Map(RECORDER_ENTRIES.map((label) => [label, at(label)]));
+  const entryAt = {
+    entry: at(ENTRY_OF.entry),
+    frame: at(ENTRY_OF.frame),
+    leaf: at(ENTRY_OF.leaf),
+    hook: at(ENTRY_OF.hook),
+  };
   const exitAt = at('exit');
   const bodies = new Float64Array(sites.length);
   const base = Number(address);
@@ -131,9 +138,9 @@ export function emitRegion(
     }
     bodies[i] = base + cursor;
     const head = headsOffset + i * HEAD_SIZE;
-    putBranch(view, head, CALL_REL32, entryAt.get(ENTRY_OF[site.head]) ?? 0);
-    putBranch(view, head + BRANCH_LENGTH, site.head === 'entry' ? CALL_REL32 : JMP_REL32, cursor);
-    putBranch(view, head + 2 * BRANCH_LENGTH, JMP_REL32, exitAt);
+    putBranch(bytes, head, CALL_REL32, entryAt[site.head]);
+    putBranch(bytes, head + BRANCH_LENGTH, site.head === 'entry' ? CALL_REL32 : JMP_REL32, cursor);
+    putBranch(bytes, head + 2 * BRANCH_LENGTH, JMP_REL32, exitAt);
     cursor += length;
   }
   const threadPointerReads = [...recorder.labels]

@@ -88,7 +88,7 @@ export interface ElfFile {
   isExecutable(address: bigint, length: number): boolean;
   /** Offset in `bytes` of the executable bytes at `address` if all `length` of them come from the file; else -1. For hot loops. */
   codeOffset(address: number, length: number): number;
-  /** False if the ASCII text stands nowhere in the file, so that no name in it contains it. Far faster than to look at all names. */
+  /** False if no symbol's name contains the ASCII text. Far faster than to look at all names. */
   mentions(text: string): boolean;
   /** Name of the symbol that the loader puts into the 8-byte slot at `address` (GOT, PLT); undefined if it does not. */
   importAt(address: bigint): string | undefined;

@@ -121,8 +121,8 @@ class ParsedElf implements ElfFile {
   }
 
   mentions(text: string): boolean {
-    const { buffer, byteOffset, byteLength } = this.bytes;
-    return Buffer.from(buffer, byteOffset, byteLength).includes(text, 0, 'latin1');
+    const isIn = (table: SymbolTable | undefined): boolean => table?.mentions(text) ?? false;
+    return isIn(this.#symbolTable('symtab', abi.SHT_SYMTAB)) || isIn(this.#dynamicSymbols);
   }
 
   importAt(address: bigint): string | undefined {

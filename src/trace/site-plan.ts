@@ -73,6 +73,8 @@ const RETURN_ADDRESS_READERS: ReadonlySet<string> = new Set([
   'dlvsym',
 ]);
 
+const HOOKED = [...UNWINDER_ENTRIES, ...RETURN_ADDRESS_READERS];
+
 /** V8's snapshot of compiled builtins, which is no C code: such symbols begin so. */
 const V8_BUILTINS = 'Builtins_';
 
@@ -133,7 +135,9 @@ export function trustedRanges(
   const ranges: { start: number; end: number }[] = [];
   for (const module of modules) {
     if (isGo(module)) continue;
-    const builtins = functions.of(module).filter((f) => f.name.startsWith(V8_BUILTINS));
+    const builtins = module.elf().mentions(V8_BUILTINS)
+      ? functions.of(module).filter((f) => f.name.startsWith(V8_BUILTINS))
+      : [];
     for (const { start, end } of module.text) {
       if (builtins.length === 0) {
         ranges.push({ start, end });
@@ -172,8 +176,11 @@ export function planSites(
       for (const f of selected) refuse(f, 'go-runtime');
       continue;
     }
-    const native = selected.filter((f) => !f.name.startsWith(V8_BUILTINS));
-    for (const f of selected) if (f.name.startsWith(V8_BUILTINS)) refuse(f, 'managed-code');
+    let native = selected;
+    if (module.elf().mentions(V8_BUILTINS)) {
+      native = selected.filter((f) => !f.name.startsWith(V8_BUILTINS));
+      for (const f of selected) if (f.name.startsWith(V8_BUILTINS)) refuse(f, 'managed-code');
+    }
     const analysis = analyseFunctions<FunctionSymbol>(module.elf(), native, all);
     for (const { function: f, reason } of analysis.refusals) refuse(f, reason);
     const live = liveText(module, analysis.candidates, memory);
@@ -199,11 +206,9 @@ export function planHooks(
   const sites: PlannedSite[] = [];
   const refused: RefusedFunction[] = [];
   for (const module of modules) {
-    if (isGo(module)) continue;
+    if (isGo(module) || !HOOKED.some((name) => module.elf().mentions(name))) continue;
     const all = functions.of(module);
-    const entries = all.filter((f) =>
-      f.names.some((name) => UNWINDER_ENTRIES.has(name) || RETURN_ADDRESS_READERS.has(name)),
-    );
+    const entries = all.filter((f) => f.names.some((name) => HOOKED.includes(name)));
     if (entries.length === 0) continue;
     // The analysis refuses unwinders by their names; here they are wanted, for what they are.
     const unnamed = entries.map((f) => ({

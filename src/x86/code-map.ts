@@ -44,7 +44,7 @@ export class CodeMap {
     this.#elf = elf;
     this.#functions = functions;
     this.#starts = Float64Array.from(functions, (range) => range.addressNumber);
-    this.#fragments = fragmentsByFunction(functions);
+    this.#fragments = elf.mentions('.cold') ? fragmentsByFunction(functions) : new Map();
     this.#targets = new AddressSet(elf);
     for (const pointer of elf.relocatedPointers) this.#targets.add(pointer);
   }
