@@ -1,5 +1,5 @@
 // Changing sites: whole spans at a time, each read, compared with what must be there, and written back in one go. Every
-// thread is held while this runs.
+// thread is held while changes are applied.
 import type { TargetMemory } from '../target/index.js';
 import { SITE_LENGTH } from '../x86/index.js';
 
@@ -62,34 +62,85 @@ export class SiteChanges {
 const MAX_GAP = 4096;
 const MAX_SPAN = 4 << 20;
 
+/** A run of sites that are near each other, with the bytes that stand there and those that are to. */
+interface Span {
+  readonly start: number;
+  readonly before: Uint8Array;
+  readonly after: Uint8Array;
+  /** Indices of the sites that had other bytes than expected. */
+  readonly foreign: readonly number[];
+}
+
 /**
- * Applies the changes and returns the indices of those that were left alone since other bytes than the expected ones stood
- * there.
- *
- * @throws CannotError MEMORY
+ * Changes made ready while nobody is held: every site has been looked at. While threads are held it is enough to see that not one
+ * byte of a span has changed since; where one has, its sites are looked at again.
  */
-export function applyChanges(memory: TargetMemory, changes: SiteChanges): Set<number> {
-  const { addresses, expected, wanted } = changes;
-  const foreign = new Set<number>();
-  for (let from = 0; from < changes.length;) {
-    const to = spanEnd(addresses, from);
-    const start = addresses[from];
-    const span = memory.read(start, addresses[to - 1] + SITE_LENGTH - start);
-    let changed = 0;
-    for (let i = from; i < to; i++) {
-      const at = addresses[i] - start;
-      const bytes = i * SITE_LENGTH;
-      if (!isSame(span, at, expected, bytes)) {
-        foreign.add(i);
-        continue;
-      }
-      for (let k = 0; k < SITE_LENGTH; k++) span[at + k] = wanted[bytes + k];
-      changed++;
+export class PreparedChanges {
+  readonly changes: SiteChanges;
+  readonly #memory: TargetMemory;
+  readonly #spans: readonly Span[];
+
+  /** @throws CannotError MEMORY */
+  constructor(memory: TargetMemory, changes: SiteChanges) {
+    this.#memory = memory;
+    this.changes = changes;
+    const spans: Span[] = [];
+    for (let from = 0; from < changes.length;) {
+      const to = spanEnd(changes.addresses, from);
+      spans.push(spanOf(changes, from, to, memory.read(...extent(changes, from, to))));
+      from = to;
     }
-    if (changed > 0) memory.write(start, span);
-    from = to;
+    this.#spans = spans;
   }
-  return foreign;
+
+  /**
+   * Applies the changes and returns the indices of those that were left alone since other bytes than the expected ones stood
+   * there.
+   *
+   * @throws CannotError MEMORY
+   */
+  apply(): Set<number> {
+    const { changes } = this;
+    const foreign = new Set<number>();
+    let from = 0;
+    for (const prepared of this.#spans) {
+      const to = spanEnd(changes.addresses, from);
+      const now = this.#memory.read(prepared.start, prepared.before.length);
+      const span = Buffer.compare(now, prepared.before) === 0 ? prepared : spanOf(changes, from, to, now);
+      for (const index of span.foreign) foreign.add(index);
+      if (span.foreign.length < to - from) this.#memory.write(span.start, span.after);
+      from = to;
+    }
+    return foreign;
+  }
+}
+
+/** Applies changes that are not prepared. @throws CannotError MEMORY */
+export function applyChanges(memory: TargetMemory, changes: SiteChanges): Set<number> {
+  return new PreparedChanges(memory, changes).apply();
+}
+
+/** Address and length of the span from one site up to before another. */
+function extent({ addresses }: SiteChanges, from: number, to: number): [number, number] {
+  return [addresses[from], addresses[to - 1] + SITE_LENGTH - addresses[from]];
+}
+
+/** Looks at each site of a span in which `before` stands. */
+function spanOf(changes: SiteChanges, from: number, to: number, before: Uint8Array): Span {
+  const { addresses, expected, wanted } = changes;
+  const start = addresses[from];
+  const after = before.slice();
+  const foreign: number[] = [];
+  for (let i = from; i < to; i++) {
+    const at = addresses[i] - start;
+    const bytes = i * SITE_LENGTH;
+    if (isSame(before, at, expected, bytes)) {
+      for (let k = 0; k < SITE_LENGTH; k++) after[at + k] = wanted[bytes + k];
+    } else {
+      foreign.push(i);
+    }
+  }
+  return { start, before, after, foreign };
 }
 
 /** True if each change's wanted bytes stand in memory. */

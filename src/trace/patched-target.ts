@@ -11,7 +11,7 @@ import {
   type HeldThread,
   type HoldTimes,
 } from '../target/index.js';
-import { SiteChanges, applyChanges, areApplied, putJump } from './patch.js';
+import { PreparedChanges, SiteChanges, applyChanges, areApplied, putJump } from './patch.js';
 import type { PlannedSite, RefusedFunction } from './site-plan.js';
 import { findSavedInstructionPointers, findTidOffset, knownThreads } from './thread-facts.js';
 import type { Module } from '../target/index.js';
@@ -118,7 +118,7 @@ export class PatchedTarget {
     if (adopted !== undefined) {
       const agent = map(adopted);
       agent.emit(clusters, 1);
-      return install(request, adopted, agent, sites, prepare(agent, sites), readMaps(pid) ?? []);
+      return install(request, adopted, agent, sites, prepare(agent, sites, memory), readMaps(pid) ?? []);
     }
     const one = Hold.one(pid, anyThread(pid), times);
     let agent: Agent;
@@ -136,7 +136,7 @@ export class PatchedTarget {
     let all: Hold;
     try {
       agent.emit(clusters, (readThreads(pid) ?? []).length);
-      prepared = prepare(agent, sites);
+      prepared = prepare(agent, sites, memory);
       // A mapping that is made between this and the hold is missed: its thread's stack is not known at once, no more.
       maps = readMaps(pid) ?? [];
       all = Hold.all(pid, times);
@@ -174,11 +174,12 @@ export class PatchedTarget {
    */
   restore(): DetachResult {
     const back = this.#changes.reversed();
+    const prepared = new PreparedChanges(this.#memory, back);
     const hold = Hold.all(this.#pid, this.#times);
     let foreign: ReadonlySet<number>;
     try {
       this.agent.enable(false);
-      foreign = applyChanges(this.#memory, back);
+      foreign = prepared.apply();
       this.#leaveCode(hold);
     } finally {
       hold.release();
@@ -247,11 +248,11 @@ function anyThread(pid: number): number {
 interface Prepared {
   readonly interior: Interior;
   /** For each site, in their order. */
-  readonly changes: SiteChanges;
+  readonly changes: PreparedChanges;
 }
 
 /** Nobody is held. Writes the journal: whatever happens from now on can be undone. */
-function prepare(agent: Agent, sites: readonly PlannedSite[]): Prepared {
+function prepare(agent: Agent, sites: readonly PlannedSite[], memory: TargetMemory): Prepared {
   const changes = new SiteChanges(
     new Float64Array(sites.length),
     new Uint8Array(sites.length * SITE_LENGTH),
@@ -267,7 +268,7 @@ function prepare(agent: Agent, sites: readonly PlannedSite[]): Prepared {
     }
   }
   agent.writeJournal(changes.addresses, changes.expected, readStartTime(process.pid) ?? 0n);
-  return { interior: new Interior(sites), changes };
+  return { interior: new Interior(sites), changes: new PreparedChanges(memory, changes) };
 }
 
 /** All threads are held: gives them lanes, moves them out of the sites, changes the sites. */
@@ -315,9 +316,9 @@ function install(
       refused.push({ function: site.function, module: site.module, reason: 'thread-inside' });
     });
   }
-  const changes = all.without(refusedIndices);
+  const changes = all.changes.without(refusedIndices);
   agent.enable(true);
-  const foreign = applyChanges(memory, changes);
+  const foreign = refusedIndices.size === 0 ? all.apply() : applyChanges(memory, changes);
   for (const index of foreign) {
     const site = interior.siteAt(changes.addresses[index]);
     if (site !== undefined) refused.push({ function: site.function, module: site.module, reason: 'changed' });
