@@ -43,7 +43,6 @@ import {
   journalBytes,
   shadowPlaces,
   type Journal,
-  type JournalSite,
   type ShadowPlaces,
 } from './journal.js';
 import {
@@ -54,9 +53,11 @@ import {
   emitAgentThread,
 } from './agent-thread.js';
 import { readShadowEntries, restoreReturnAddresses, shadowBase } from './shadow-stacks.js';
-import { emitRecorder, emitRegion, regionBytes, type CodeRegion, type StubSite } from './stubs.js';
+import { THREAD_POINTER_BY_REGISTER } from './recorder.js';
+import { emitRegion, regionBytes, type CodeRegion, type StubSite } from './stubs.js';
 
 const PAGE = 4096;
+const TWO_TO_32 = 2 ** 32;
 /** Reach of a rel32 branch, with room for the region and the module's own extent. */
 const REACH = 0x7fff_0000;
 /** Lowest address worth trying: below it mmap_min_addr and non-PIE executables lie. */
@@ -350,18 +351,18 @@ export class Agent {
         { control: BigInt(this.control), data: BigInt(this.data) },
         this.geometry,
       );
-      this.#memory.write(place.address, region.bytes);
+      // What lies behind, a bound too generous, is never executed.
+      this.#memory.write(place.address, region.bytes.subarray(0, region.used));
       this.regions.push(region);
     });
   }
 
   /** Makes recorders do without the word at the thread pointer: some thread has none. Before any site is changed. */
-  distrustThreadPointers(clusters: readonly Cluster[]): void {
-    const places = { control: BigInt(this.control), data: BigInt(this.data) };
-    this.regions.forEach(({ address }, i) => {
-      const { bytes } = emitRecorder(address, clusters[i].firstIndex, places, this.geometry, 'register');
-      this.#memory.write(Number(address), bytes);
-    });
+  distrustThreadPointers(): void {
+    for (const { address, threadPointerReads } of this.regions) {
+      for (const offset of threadPointerReads)
+        this.#memory.write(Number(address) + offset, THREAD_POINTER_BY_REGISTER);
+    }
   }
 
   /** Offset of a thread's id from its thread pointer; 0: not known. */
@@ -471,18 +472,20 @@ export class Agent {
     return restoreReturnAddresses(this.#memory, this.#places);
   }
 
-  /** Writes down what is about to be changed, for a session to come should this one be killed. Before any site is changed. */
-  writeJournal(sites: readonly JournalSite[]): void {
+  /**
+   * Writes down what is about to be changed, for a session to come should this one be killed: ascending addresses, and the five
+   * bytes of each. Before any site is changed; which of them will be changed need not be known yet.
+   */
+  writeJournal(addresses: Float64Array, originals: Uint8Array): void {
     // The agent's thread is done for when it is out of its code.
     const code = new Set([...this.#codePlaces.map(({ address }) => address), this.#threadCode]);
-    const journal: Journal = {
+    const journal: Omit<Journal, 'sites'> = {
       ...this.#places,
       control: this.control,
       ranges: this.#mapped.map(({ address, length }) => ({ address, length, isCode: code.has(address) })),
-      sites,
     };
     const address = this.data + this.geometry.dataBytes;
-    this.#memory.write(address, encodeJournal(journal));
+    this.#memory.write(address, encodeJournal(journal, addresses, originals));
     new BigUint64Array(this.#page.bytes)[AGENT.journal / 8] = BigInt(address);
   }
 
@@ -546,14 +549,16 @@ export class Agent {
     const { geometry } = this;
     const bytes = new Uint8Array(LANE.size);
     const view = new DataView(bytes.buffer);
-    const put = (offset: number, value: number | bigint): void => {
-      view.setBigUint64(offset, BigInt(value), true);
+    // Numbers, as there are a thousand lanes.
+    const put = (offset: number, value: number): void => {
+      view.setUint32(offset, value % TWO_TO_32, true);
+      view.setUint32(offset + 4, Math.floor(value / TWO_TO_32), true);
     };
     const base = this.#shadowBase(lane);
     // --depth N wants the outermost call and N levels below it.
     const depth = this.#options.maxDepth === undefined ? geometry.shadowEntries : this.#options.maxDepth + 1;
     const [first] = this.#options.trusted;
-    put(LANE.threadPointer, NO_THREAD_POINTER);
+    put(LANE.threadPointer, Number(NO_THREAD_POINTER));
     put(LANE.tidPointer, this.#laneAddress(lane) + LANE.tid);
     put(LANE.header, this.#shared + SHARED.headers + lane * HEADER.size);
     put(LANE.ring, this.#shared + geometry.rings + lane * geometry.ringBytes);

@@ -31,6 +31,7 @@ const RANGE_SIZE = 24;
 const SITE_SIZE = 16;
 const ORIGINAL_OFFSET = 8;
 const ORIGINAL_LENGTH = 5;
+const TWO_TO_32 = 2 ** 32;
 /** No honest journal has more: a damaged one must not make us allocate without bound. */
 const MAX_RANGES = 4096;
 const MAX_SITES = 1 << 24;
@@ -70,8 +71,13 @@ export function journalBytes(ranges: number, sites: number): number {
   return JOURNAL.size + ranges * RANGE_SIZE + sites * SITE_SIZE;
 }
 
-export function encodeJournal(journal: Journal): Uint8Array {
-  const bytes = new Uint8Array(journalBytes(journal.ranges.length, journal.sites.length));
+/** `addresses` ascend; `originals` has the five bytes of each, one site's behind the other's. */
+export function encodeJournal(
+  journal: Omit<Journal, 'sites'>,
+  addresses: Float64Array,
+  originals: Uint8Array,
+): Uint8Array {
+  const bytes = new Uint8Array(journalBytes(journal.ranges.length, addresses.length));
   const view = new DataView(bytes.buffer);
   const put = (offset: number, value: number | bigint): void => {
     view.setBigUint64(offset, BigInt(value), true);
@@ -84,7 +90,7 @@ export function encodeJournal(journal: Journal): Uint8Array {
   put(JOURNAL.shadowStacks, journal.shadowStacks);
   put(JOURNAL.shadowStride, journal.shadowStride);
   put(JOURNAL.rangeCount, journal.ranges.length);
-  put(JOURNAL.siteCount, journal.sites.length);
+  put(JOURNAL.siteCount, addresses.length);
   let at: number = JOURNAL.size;
   for (const { address, length, isCode } of journal.ranges) {
     put(at, address);
@@ -92,9 +98,11 @@ export function encodeJournal(journal: Journal): Uint8Array {
     put(at + 16, isCode ? 1 : 0);
     at += RANGE_SIZE;
   }
-  for (const { address, original } of journal.sites) {
-    put(at, address);
-    bytes.set(original, at + ORIGINAL_OFFSET);
+  for (let i = 0; i < addresses.length; i++) {
+    view.setUint32(at, addresses[i] % TWO_TO_32, true);
+    view.setUint32(at + 4, Math.floor(addresses[i] / TWO_TO_32), true);
+    for (let k = 0; k < ORIGINAL_LENGTH; k++)
+      bytes[at + ORIGINAL_OFFSET + k] = originals[i * ORIGINAL_LENGTH + k];
     at += SITE_SIZE;
   }
   return bytes;

@@ -129,10 +129,15 @@ export const MAP = {
   fixedNoReplace: 0x100000,
 } as const;
 
+/** Since Linux 5.14, include/uapi/asm-generic/mman-common.h */
+const MADV_POPULATE_WRITE = 23;
+
 /** A mapping in safepoke's own process; `bytes` looks straight at it, nothing is copied. */
 export interface OwnMapping {
   readonly address: bigint;
   readonly bytes: ArrayBuffer;
+  /** Has the kernel find memory for a part, page aligned, as if it were written to, which it is not. False: it could not, or is too old. */
+  populate(offset: number, length: number): boolean;
   /** The caller must not touch `bytes` afterwards: there is nothing behind it. */
   unmap(): void;
 }
@@ -147,6 +152,8 @@ export function mapOwn(length: number, prot: number, flags: number, fd: number, 
   return {
     address,
     bytes,
+    populate: (offset, length) =>
+      systemCall(SYS.madvise, address + BigInt(offset), length, MADV_POPULATE_WRITE) === 0,
     unmap: () => {
       systemCall(SYS.munmap, address, length);
     },

@@ -11,11 +11,12 @@ import {
   type HeldThread,
   type HoldTimes,
 } from '../target/index.js';
-import { applyChanges, areApplied, jumpTo, type SiteChange } from './patch.js';
+import { PreparedChanges, SiteChanges, appliedOnes, applyChanges, areApplied, putJump } from './patch.js';
 import type { PlannedSite, RefusedFunction } from './site-plan.js';
-import { isOnlyOurs, planTextRuns, type TextRuns } from './text-runs.js';
+import { NO_TEXT_RUNS, isOnlyOurs, planTextRuns, type TextRuns } from './text-runs.js';
 import { findSavedInstructionPointers, findTidOffset, knownThreads } from './thread-facts.js';
 import type { Module } from '../target/index.js';
+import { SITE_LENGTH } from '../x86/index.js';
 
 /** Clusters of modules are kept small enough that every stub reaches every site. */
 const MAX_CLUSTER = 1 << 30;
@@ -66,7 +67,7 @@ export class PatchedTarget {
   readonly #pid: number;
   readonly #memory: TargetMemory;
   readonly #times: HoldTimes;
-  readonly #changes: readonly SiteChange[];
+  readonly #changes: SiteChanges;
   readonly #text: TextRuns;
   /** No thread is in our code, and none will return into it. */
   #isUnused = false;
@@ -78,7 +79,7 @@ export class PatchedTarget {
     agent: Agent,
     lanes: ReadonlyMap<number, number>,
     refused: readonly RefusedFunction[],
-    changes: readonly SiteChange[],
+    changes: SiteChanges,
     text: TextRuns,
   ) {
     this.#text = text;
@@ -120,9 +121,9 @@ export class PatchedTarget {
     if (adopted !== undefined) {
       const agent = map(adopted);
       agent.emit(clusters, 1);
-      const prepared = prepare(agent, sites);
-      const text = prepareText(pid, agent, memory, prepared.changes);
-      return install(request, adopted, agent, clusters, sites, prepared, text, readMaps(pid) ?? []);
+      const prepared = prepare(agent, sites, memory);
+      const text = prepareText(pid, agent, memory, prepared.changes.changes);
+      return install(request, adopted, agent, sites, prepared, text, readMaps(pid) ?? []);
     }
     const one = Hold.one(pid, anyThread(pid), times);
     let agent: Agent;
@@ -135,21 +136,25 @@ export class PatchedTarget {
     const removeFrom = (hold: Hold): void => {
       agent.remove(new RemoteCalls(pid, hold.callableThread(), memory, borrowCode(pid, memory)));
     };
+    let prepared: Prepared;
+    let text: TextRuns;
+    let maps: readonly Mapping[];
+    let all: Hold;
     try {
       agent.emit(clusters, (readThreads(pid) ?? []).length);
+      prepared = prepare(agent, sites, memory);
+      text = prepareText(pid, agent, memory, prepared.changes.changes);
+      // A mapping that is made between this and the hold is missed: its thread's stack is not known at once, no more.
+      maps = readMaps(pid) ?? [];
+      all = Hold.all(pid, times, agent.thread?.tid);
     } catch (error) {
       const again = Hold.one(pid, anyThread(pid, agent.thread?.tid), times);
       removeFrom(again);
       again.release();
       throw error;
     }
-    const prepared = prepare(agent, sites);
-    const text = prepareText(pid, agent, memory, prepared.changes);
-    // A mapping that is made between this and the hold is missed: its thread's stack is not known at once, no more.
-    const maps = readMaps(pid) ?? [];
-    const all = Hold.all(pid, times, agent.thread?.tid);
     try {
-      return install(request, all, agent, clusters, sites, prepared, text, maps);
+      return install(request, all, agent, sites, prepared, text, maps);
     } catch (error) {
       removeFrom(all);
       throw error;
@@ -165,7 +170,7 @@ export class PatchedTarget {
     agent: Agent,
     lanes: ReadonlyMap<number, number>,
     refused: readonly RefusedFunction[],
-    changes: readonly SiteChange[],
+    changes: SiteChanges,
     text: TextRuns,
   ): PatchedTarget {
     return new PatchedTarget(request, sites, agent, lanes, refused, changes, text);
@@ -177,25 +182,26 @@ export class PatchedTarget {
    */
   restore(): DetachResult {
     this.agent.enable(false);
-    const back = reversed(this.#changes);
+    const back = this.#changes.reversed();
     this.#takeTextAway();
-    let foreign: SiteChange[] = [];
+    let foreign: ReadonlySet<number> = new Set();
     if (!areApplied(this.#memory, back)) {
+      const undone = back.without(appliedOnes(this.#memory, back));
+      const prepared = new PreparedChanges(this.#memory, undone);
       const hold = Hold.all(this.#pid, this.#times, this.agent.thread?.tid);
       try {
-        const undone = back.filter((change) => !areApplied(this.#memory, [change]));
-        foreign = applyChanges(this.#memory, undone);
+        foreign = prepared.apply();
       } finally {
         hold.release();
       }
     }
-    return { restored: areApplied(this.#memory, back), foreign: foreign.length };
+    return { restored: areApplied(this.#memory, back), foreign: foreign.size };
   }
 
   #takeTextAway(): void {
     const { agent } = this;
-    if (agent.thread === undefined || this.#text.runs.length === 0) return;
-    agent.writeTextRuns(this.#text.runs.filter((run) => isOnlyOurs(this.#memory, run)));
+    if (agent.thread === undefined || this.#text.length === 0) return;
+    agent.writeTextRuns(this.#text.filter((run) => isOnlyOurs(this.#memory, run)));
     try {
       agent.thread.restoreText();
     } catch (error) {
@@ -267,25 +273,15 @@ export function anyoneInside(
   );
 }
 
-/** The way back. */
-function reversed(changes: readonly SiteChange[]): SiteChange[] {
-  return changes.map(({ address, expected, wanted }) => ({ address, expected: wanted, wanted: expected }));
-}
-
 /** Finds the runs of text that can be taken away, and tells the agent's thread, before anything is changed. */
-function prepareText(
-  pid: number,
-  agent: Agent,
-  memory: TargetMemory,
-  changes: readonly SiteChange[],
-): TextRuns {
-  if (agent.thread === undefined) return { runs: [], others: changes };
+function prepareText(pid: number, agent: Agent, memory: TargetMemory, changes: SiteChanges): TextRuns {
+  if (agent.thread === undefined) return NO_TEXT_RUNS;
   const text = planTextRuns(pid, memory, changes);
-  agent.writeTextRuns(text.runs);
+  agent.writeTextRuns(text);
   // Nothing has been changed, so that this changes nothing either: it tells whether the kernel does it at all.
   if (agent.thread.restoreText() === 0) return text;
   agent.writeTextRuns([]);
-  return { runs: [], others: changes };
+  return NO_TEXT_RUNS;
 }
 
 /** The leader, or another thread if the leader has ended before the rest. */
@@ -298,20 +294,27 @@ function anyThread(pid: number, except = 0): number {
 interface Prepared {
   readonly interior: Interior;
   /** For each site, in their order. */
-  readonly changes: readonly SiteChange[];
+  readonly changes: PreparedChanges;
 }
 
-function prepare(agent: Agent, sites: readonly PlannedSite[]): Prepared {
-  const heads: number[] = [];
-  for (const region of agent.regions) {
-    region.bodies.forEach((_, i) => heads.push(Number(region.heads) + i * HEAD_SIZE));
+/** Nobody is held. Writes the journal: whatever happens from now on can be undone. */
+function prepare(agent: Agent, sites: readonly PlannedSite[], memory: TargetMemory): Prepared {
+  const changes = new SiteChanges(
+    new Float64Array(sites.length),
+    new Uint8Array(sites.length * SITE_LENGTH),
+    new Uint8Array(sites.length * SITE_LENGTH),
+  );
+  let i = 0;
+  for (const { heads, bodies } of agent.regions) {
+    for (let inRegion = 0; inRegion < bodies.length; inRegion++, i++) {
+      const { address } = sites[i];
+      changes.addresses[i] = address;
+      sites[i].putOriginal(changes.expected, i * SITE_LENGTH);
+      putJump(changes.wanted, i * SITE_LENGTH, address, Number(heads) + inRegion * HEAD_SIZE);
+    }
   }
-  const changes = sites.map(({ address, original }, i) => ({
-    address,
-    expected: original,
-    wanted: jumpTo(address, heads[i]),
-  }));
-  return { interior: new Interior(sites), changes };
+  agent.writeJournal(changes.addresses, changes.expected);
+  return { interior: new Interior(sites), changes: new PreparedChanges(memory, changes) };
 }
 
 /** All threads are held: gives them lanes, moves them out of the sites, changes the sites. */
@@ -319,14 +322,13 @@ function install(
   request: PatchRequest,
   hold: Hold,
   agent: Agent,
-  clusters: readonly Cluster[],
   sites: readonly PlannedSite[],
   prepared: Prepared,
   text: TextRuns,
   maps: readonly Mapping[],
 ): PatchedTarget {
   const { pid, memory } = request;
-  if (!hold.threads.every((thread) => pointsToItself(thread, memory))) agent.distrustThreadPointers(clusters);
+  if (!hold.threads.every((thread) => pointsToItself(thread, memory))) agent.distrustThreadPointers();
   const threads = knownThreads(pid, hold.threads, maps, agent.tidOffset, memory);
   const assigned = agent.assignLanes(threads.map((t) => t.known));
   const lanes = new Map(assigned.map((lane, i) => [lane, threads[i].tid]));
@@ -337,7 +339,7 @@ function install(
     const rip = Number(thread.registers.get('rip'));
     const site = interior.siteAround(rip);
     if (site !== undefined) {
-      const moved = movedInto(site, rip);
+      const moved = site.movedTo(rip);
       if (moved === undefined) {
         impossible.add(site);
       } else {
@@ -351,30 +353,24 @@ function install(
       if (inside !== undefined) impossible.add(inside);
     }
   }
-  const changes = impossible.size === 0 ? all : all.filter((_, i) => !impossible.has(sites[i]));
-  const hooksFailed = sites.some((site) => site.kind === 'hook' && impossible.has(site));
-  if (hooksFailed) throw busyUnwinder(pid);
-  agent.writeJournal(changes.map(({ address, expected }) => ({ address, original: expected })));
-  agent.enable(true);
-  const foreign = new Set(applyChanges(memory, changes));
+  if (sites.some((site) => site.kind === 'hook' && impossible.has(site))) throw busyUnwinder(pid);
   const refused: RefusedFunction[] = [];
-  sites.forEach((site) => {
-    if (impossible.has(site))
+  const refusedIndices = new Set<number>();
+  if (impossible.size > 0) {
+    sites.forEach((site, i) => {
+      if (!impossible.has(site)) return;
+      refusedIndices.add(i);
       refused.push({ function: site.function, module: site.module, reason: 'thread-inside' });
-  });
-  for (const change of foreign) {
-    const site = sites.find((s) => s.address === change.address);
+    });
+  }
+  const changes = all.changes.without(refusedIndices);
+  agent.enable(true);
+  const foreign = refusedIndices.size === 0 ? all.apply() : applyChanges(memory, changes);
+  for (const index of foreign) {
+    const site = interior.siteAt(changes.addresses[index]);
     if (site !== undefined) refused.push({ function: site.function, module: site.module, reason: 'changed' });
   }
-  return PatchedTarget.of(
-    request,
-    sites,
-    agent,
-    lanes,
-    refused,
-    changes.filter((change) => !foreign.has(change)),
-    text,
-  );
+  return PatchedTarget.of(request, sites, agent, lanes, refused, changes.without(foreign), text);
 }
 
 function busyUnwinder(pid: number): CannotError {
@@ -385,39 +381,38 @@ function busyUnwinder(pid: number): CannotError {
   });
 }
 
-/** Where the copy of the displaced instruction at `rip` is. */
-function movedInto(site: PlannedSite, rip: number): bigint | undefined {
-  const { placed } = site;
-  const boundary = placed?.code.boundaries.find((b) => b.originalOffset === rip - site.address);
-  return placed === undefined || boundary === undefined
-    ? undefined
-    : placed.address + BigInt(boundary.newOffset);
-}
-
 /** True if the word at the thread pointer is the thread pointer, as the ABI has it and the recorder's fast paths want it. */
 function pointsToItself(thread: HeldThread, memory: TargetMemory): boolean {
   const pointer = thread.registers.get('fs_base');
   return pointer !== 0n && memory.readWord(Number(pointer)) === pointer;
 }
 
-/** Finds sites by addresses within their displaced instructions, their first byte excepted: from there all is well. */
+/** Finds sites by addresses. */
 class Interior {
-  readonly #sites: readonly PlannedSite[];
+  /** `sites` ascend by address. */
+  constructor(private readonly sites: readonly PlannedSite[]) {}
 
-  constructor(sites: readonly PlannedSite[]) {
-    this.#sites = [...sites].sort((a, b) => a.address - b.address);
+  siteAt(address: number): PlannedSite | undefined {
+    const site = this.sites.at(this.#firstFrom(address));
+    return site?.address === address ? site : undefined;
   }
 
+  /** The site within whose displaced instructions an address lies, their first byte excepted: from there all is well. */
   siteAround(address: number): PlannedSite | undefined {
+    const index = this.#firstFrom(address);
+    if (index === 0) return undefined;
+    const site = this.sites[index - 1];
+    return address < site.address + site.displacedLength ? site : undefined;
+  }
+
+  #firstFrom(address: number): number {
     let low = 0;
-    let high = this.#sites.length;
+    let high = this.sites.length;
     while (low < high) {
       const middle = (low + high) >>> 1;
-      if (this.#sites[middle].address < address) low = middle + 1;
+      if (this.sites[middle].address < address) low = middle + 1;
       else high = middle;
     }
-    if (low === 0) return undefined;
-    const site = this.#sites[low - 1];
-    return address < site.address + site.displacedLength ? site : undefined;
+    return low;
   }
 }

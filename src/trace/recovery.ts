@@ -13,7 +13,7 @@ import { CannotError } from '../errors/index.js';
 import { SYS, readMaps, readStartTime } from '../linux/index.js';
 import { Hold, RemoteCalls, borrowCode, pause, type HoldTimes, type TargetMemory } from '../target/index.js';
 import { SITE_LENGTH } from '../x86/index.js';
-import { applyChanges, jumpTarget } from './patch.js';
+import { SiteChanges, applyChanges, jumpTarget } from './patch.js';
 import { anyoneInside } from './patched-target.js';
 
 /** How often to look whether all threads have left the code of the former session, and how long to wait in between. */
@@ -128,5 +128,5 @@ function restoreSites(
     if (target === undefined || !isCode(BigInt(target))) continue;
     changes.push({ address, expected: current, wanted: original });
   }
-  applyChanges(memory, changes);
+  applyChanges(memory, SiteChanges.of(changes));
 }

@@ -4,7 +4,7 @@
 import { filePages } from '../linux/index.js';
 import type { TargetMemory } from '../target/index.js';
 import { SITE_LENGTH } from '../x86/index.js';
-import type { SiteChange } from './patch.js';
+import type { SiteChanges } from './patch.js';
 
 const PAGE = 4096;
 /** Longer runs are cut: a run is read whole to look for changes that are not ours. */
@@ -14,54 +14,58 @@ const MAX_RUN = 4 << 20;
 export interface TextRun {
   readonly start: number;
   readonly length: number;
-  /** The file's bytes. */
+  /** The file's bytes, and those with all of our changes made. */
   readonly pristine: Uint8Array;
-  /** The changes that lie in it. */
-  readonly changes: readonly SiteChange[];
+  readonly changed: Uint8Array;
 }
 
-/** Runs that may be taken away, and the changes that lie elsewhere. */
-export interface TextRuns {
-  readonly runs: readonly TextRun[];
-  readonly others: readonly SiteChange[];
-}
+export type TextRuns = readonly TextRun[];
 
-/** Sorts changes, ascending in address and not yet made, into runs of pages that are the file's. */
-export function planTextRuns(pid: number, memory: TargetMemory, changes: readonly SiteChange[]): TextRuns {
+export const NO_TEXT_RUNS: TextRuns = [];
+
+/** Sorts changes that are not yet made into runs of pages that are the file's; those on other pages are in none. */
+export function planTextRuns(pid: number, memory: TargetMemory, changes: SiteChanges): TextRuns {
+  const { addresses, expected, wanted } = changes;
   const runs: TextRun[] = [];
-  const others: SiteChange[] = [];
   for (let from = 0; from < changes.length;) {
-    const start = pageOf(changes[from].address);
-    let end = pageOf(changes[from].address + SITE_LENGTH - 1) + PAGE;
+    const start = pageOf(addresses[from]);
+    let end = endOfPage(addresses[from]);
     let to = from + 1;
-    while (to < changes.length && pageOf(changes[to].address) <= end && end - start < MAX_RUN) {
-      end = pageOf(changes[to].address + SITE_LENGTH - 1) + PAGE;
+    while (to < changes.length && pageOf(addresses[to]) <= (end - start < MAX_RUN ? end : end - PAGE)) {
+      end = endOfPage(addresses[to]);
       to++;
     }
-    const own = changes.slice(from, to);
+    const length = end - start;
+    const pristine = memory.readSome(start, length);
+    if (pristine.length === length && filePages(pid, start, length).every(Boolean)) {
+      const changed = pristine.slice();
+      for (let i = from; i < to; i++) {
+        const at = addresses[i] - start;
+        const bytes = i * SITE_LENGTH;
+        for (let k = 0; k < SITE_LENGTH; k++) {
+          if (pristine[at + k] === expected[bytes + k]) changed[at + k] = wanted[bytes + k];
+        }
+      }
+      runs.push({ start, length, pristine, changed });
+    }
     from = to;
-    const pristine = memory.readSome(start, end - start);
-    const isFile = filePages(pid, start, end - start).every(Boolean);
-    if (isFile && pristine.length === end - start)
-      runs.push({ start, length: end - start, pristine, changes: own });
-    else others.push(...own);
   }
-  return { runs, others };
+  return runs;
 }
 
 function pageOf(address: number): number {
   return address - (address % PAGE);
 }
 
-/** True if nobody but us has changed the run: it has our changes, all or some of them, and else the file's bytes. */
-export function isOnlyOurs(memory: TargetMemory, run: TextRun): boolean {
-  const bytes = memory.readSome(run.start, run.length);
-  if (bytes.length !== run.length) return false;
-  for (const { address, expected, wanted } of run.changes) {
-    const at = address - run.start;
-    const site = Buffer.from(bytes.buffer, bytes.byteOffset + at, SITE_LENGTH);
-    if (!site.equals(wanted) && !site.equals(expected)) return false;
-    bytes.set(expected, at);
-  }
-  return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length).equals(run.pristine);
+/** End of the page that a site at `address` ends in. */
+function endOfPage(address: number): number {
+  return pageOf(address + SITE_LENGTH - 1) + PAGE;
+}
+
+/** True if nobody but us has changed the run: each byte is the file's or ours. */
+export function isOnlyOurs(memory: TargetMemory, { start, length, pristine, changed }: TextRun): boolean {
+  const bytes = memory.readSome(start, length);
+  if (bytes.length !== length) return false;
+  if (Buffer.compare(bytes, changed) === 0) return true;
+  return bytes.every((byte, i) => byte === changed[i] || byte === pristine[i]);
 }
