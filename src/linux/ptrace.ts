@@ -9,6 +9,7 @@ const REQUEST = {
   getRegs: 12,
   setRegs: 13,
   detach: 17,
+  syscall: 24,
   seize: 0x4206,
   interrupt: 0x4207,
   getSignalMask: 0x420a,
@@ -16,6 +17,9 @@ const REQUEST = {
   seccompGetFilter: 0x420c,
 } as const;
 
+/** Makes the stops of PTRACE_SYSCALL known by a signal number of their own: SIGTRAP with this bit. */
+export const PTRACE_O_TRACESYSGOOD = 0x1;
+export const SYSCALL_STOP_BIT = 0x80;
 export const PTRACE_O_TRACEEXEC = 0x10;
 export const PTRACE_O_EXITKILL = 0x100000;
 export const PTRACE_EVENT_EXEC = 4;
@@ -93,6 +97,8 @@ export const ptrace = {
   /** Detaches and delivers `signal` (0: none). */
   detach: (tid: number, signal: number): number => systemCall(SYS.ptrace, REQUEST.detach, tid, 0, signal),
   cont: (tid: number, signal: number): number => systemCall(SYS.ptrace, REQUEST.cont, tid, 0, signal),
+  /** Goes on until the thread enters or leaves a system call. */
+  toSystemCall: (tid: number): number => systemCall(SYS.ptrace, REQUEST.syscall, tid, 0, 0),
   singleStep: (tid: number): number => systemCall(SYS.ptrace, REQUEST.singleStep, tid, 0, 0),
   getRegisters: (tid: number, into: Registers): number =>
     systemCallBuffer4(SYS.ptrace, REQUEST.getRegs, tid, 0, into.bytes),
@@ -102,6 +108,7 @@ export const ptrace = {
 
 /** Bytes of a signal set: the kernel's sigset_t of 64 signals. */
 const SIGNAL_SET_SIZE = 8;
+const SIGTRAP_BIT = 1 << 4;
 
 /** Most instructions of a seccomp filter (BPF_MAXINSNS), and bytes of one (struct sock_filter). */
 const MAX_FILTER_INSTRUCTIONS = 4096;
@@ -118,24 +125,33 @@ export function readSeccompFilter(tid: number, index: number): Uint8Array | numb
   return count < 0 ? count : program.slice(0, count * FILTER_INSTRUCTION_SIZE);
 }
 
+function readSignalMask(tid: number): Uint8Array {
+  const mask = new Uint8Array(SIGNAL_SET_SIZE);
+  systemCallBuffer4(SYS.ptrace, REQUEST.getSignalMask, tid, SIGNAL_SET_SIZE, mask);
+  return mask;
+}
+
+function writeSignalMask(tid: number, mask: Uint8Array): void {
+  systemCallBuffer4(SYS.ptrace, REQUEST.setSignalMask, tid, SIGNAL_SET_SIZE, mask);
+}
+
 /** The mask of blocked signals of a stopped thread. */
 export const ptraceSignalMask = {
   /** Blocks every signal; returns the former mask. */
   block: (tid: number): Uint8Array => {
-    const mask = new Uint8Array(SIGNAL_SET_SIZE);
-    systemCallBuffer4(SYS.ptrace, REQUEST.getSignalMask, tid, SIGNAL_SET_SIZE, mask);
-    systemCallBuffer4(
-      SYS.ptrace,
-      REQUEST.setSignalMask,
-      tid,
-      SIGNAL_SET_SIZE,
-      new Uint8Array(SIGNAL_SET_SIZE).fill(0xff),
-    );
+    const mask = readSignalMask(tid);
+    writeSignalMask(tid, new Uint8Array(SIGNAL_SET_SIZE).fill(0xff));
     return mask;
   },
-  restore: (tid: number, mask: Uint8Array): void => {
-    systemCallBuffer4(SYS.ptrace, REQUEST.setSignalMask, tid, SIGNAL_SET_SIZE, mask);
+  /** Lets SIGTRAP through; returns the former mask. */
+  unblockTrap: (tid: number): Uint8Array => {
+    const mask = readSignalMask(tid);
+    const open = mask.slice();
+    open[0] &= ~SIGTRAP_BIT;
+    writeSignalMask(tid, open);
+    return mask;
   },
+  restore: writeSignalMask,
 };
 
 /** What wait4 said of a thread. */

@@ -5,9 +5,11 @@ import { CannotError } from '../errors/index.js';
 import {
   ERRNO,
   PTRACE_EVENT_STOP,
+  PTRACE_O_TRACESYSGOOD,
   Registers,
   errnoName,
   ptrace,
+  ptraceSignalMask,
   readStatus,
   readThreads,
   waitForThread,
@@ -104,6 +106,22 @@ function seize(pid: number, tid: number, options: number): SeizeResult {
     why: `the kernel refused ptrace (${errnoName(-result)})`,
     next: 'run safepoke as the same user as the process, as root, or with CAP_SYS_PTRACE, and see /proc/sys/kernel/yama/ptrace_scope; `safepoke doctor` tells more',
   });
+}
+
+/** A set of signals as /proc/PID/status shows it. */
+function signalSet(status: ReadonlyMap<string, string>, name: string): bigint {
+  return BigInt(`0x${status.get(name) ?? '0'}`);
+}
+
+/**
+ * The kernel tells of a step by a SIGTRAP that it forces through: were it ignored, the program's choice would be lost; were one
+ * waiting, it could not be told from ours. A thread that only blocks it may be stepped with the block lifted.
+ */
+function mayBeStepped(pid: number, tid: number): boolean {
+  const status = readStatus(pid, tid);
+  if (status === undefined) return false;
+  const risks = signalSet(status, 'SigIgn') | signalSet(status, 'SigPnd') | signalSet(status, 'ShdPnd');
+  return (risks & (1n << BigInt(SIGTRAP - 1))) === 0n;
 }
 
 /** What became of a thread that was asked to stop. */
@@ -261,13 +279,22 @@ export class Hold {
   }
 
   /**
-   * Steps a thread, one instruction at a time, until `until` is true of its instruction pointer. False: it got a signal or
-   * took more than `maxSteps` and is wherever it is now.
+   * Steps a thread, one instruction at a time, until `until` is true of its instruction pointer. False: it cannot be stepped
+   * now, got a signal, or took more than `maxSteps`, and is wherever it is.
    */
   stepUntil(thread: HeldThread, until: (rip: bigint) => boolean, maxSteps: number): boolean {
-    if (thread.pendingSignal !== 0) return false;
+    if (until(thread.registers.get('rip'))) return true;
+    if (thread.pendingSignal !== 0 || !mayBeStepped(this.#pid, thread.tid)) return false;
+    const mask = ptraceSignalMask.unblockTrap(thread.tid);
+    try {
+      return this.#step(thread, until, maxSteps);
+    } finally {
+      ptraceSignalMask.restore(thread.tid, mask);
+    }
+  }
+
+  #step(thread: HeldThread, until: (rip: bigint) => boolean, maxSteps: number): boolean {
     for (let step = 0; step < maxSteps; step++) {
-      if (until(thread.registers.get('rip'))) return true;
       if (ptrace.singleStep(thread.tid) < 0) return false;
       const result = waitForThread(thread.tid, true);
       if (result.kind !== 'stopped') {
@@ -275,11 +302,11 @@ export class Hold {
         return true;
       }
       ptrace.getRegisters(thread.tid, thread.registers);
-      if (result.event === PTRACE_EVENT_STOP) continue;
-      if (result.signal !== SIGTRAP || result.event !== 0) {
+      if (result.event !== PTRACE_EVENT_STOP && (result.signal !== SIGTRAP || result.event !== 0)) {
         if (result.event === 0) this.#threads.set(thread.tid, { ...thread, pendingSignal: result.signal });
         return false;
       }
+      if (until(thread.registers.get('rip'))) return true;
     }
     return false;
   }
@@ -307,7 +334,7 @@ export class Hold {
           asked.push({ tid, since: performance.now() });
           continue;
         }
-        if (seize(this.#pid, tid, 0) === 'gone') continue;
+        if (seize(this.#pid, tid, PTRACE_O_TRACESYSGOOD) === 'gone') continue;
         asked.push({ tid, since: performance.now() });
         ptrace.interrupt(tid);
       }
@@ -335,8 +362,8 @@ export class Hold {
     // Where a real signal waits, EINTR is the truth.
     const status = readStatus(this.#pid, tid);
     if (status === undefined) return;
-    const mask = (name: string): bigint => BigInt(`0x${status.get(name) ?? '0'}`);
-    if (((mask('SigPnd') | mask('ShdPnd')) & ~mask('SigBlk')) !== 0n) return;
+    const pending = signalSet(status, 'SigPnd') | signalSet(status, 'ShdPnd');
+    if ((pending & ~signalSet(status, 'SigBlk')) !== 0n) return;
     registers.set('rax', ERESTARTNOHAND_RESULT);
     ptrace.setRegisters(tid, registers);
   }

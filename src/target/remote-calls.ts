@@ -1,13 +1,16 @@
 // System calls made by a thread of the target for us. The thread is pointed at a `syscall` instruction that is already in
-// the process (the vdso has one), stepped over it, and put back exactly as it was. All its signals are blocked meanwhile.
+// the process (the vdso has one), let into the call and out of it, and put back exactly as it was. All its signals are blocked
+// meanwhile. It is not single-stepped: the kernel tells of a step by a SIGTRAP that cannot be blocked, and a thread that has
+// SIGTRAP blocked or ignored would lose that, and the process its handler.
 import { CannotError } from '../errors/index.js';
 import {
+  PTRACE_EVENT_STOP,
+  SYSCALL_STOP_BIT,
   errnoName,
   ptrace,
   ptraceSignalMask,
   readMaps,
   waitForThread,
-  PTRACE_EVENT_STOP,
   type WaitResult,
   type Registers,
 } from '../linux/index.js';
@@ -88,22 +91,27 @@ export class RemoteCalls {
     args.forEach((value, i) => registers.set(argumentRegisters[i], BigInt(value)));
     registers.set('rax', BigInt(n)).set('orig_rax', NO_SYSTEM_CALL).set('rip', this.#syscall);
     ptrace.setRegisters(tid, registers);
+    this.#toSystemCall(n);
+    this.#toSystemCall(n);
+    ptrace.getRegisters(tid, registers);
+    return Number(BigInt.asIntN(64, registers.get('rax')));
+  }
+  /** Lets the thread go on until it enters a system call, or, if it is in one, leaves it. */
+  #toSystemCall(n: number): void {
+    const { tid } = this.#thread;
     let result: WaitResult;
     let tries = 0;
     do {
-      ptrace.singleStep(tid);
+      ptrace.toSystemCall(tid);
       result = waitForThread(tid, true);
-      // A process that job control has stopped (SIGSTOP) may tell so once more before it takes the step.
+      // A process that job control has stopped (SIGSTOP) may tell so once more before it goes on.
     } while (result.kind === 'stopped' && result.event === PTRACE_EVENT_STOP && ++tries < MAX_STOP_REPORTS);
-    if (result.kind !== 'stopped' || result.signal !== SIGTRAP) {
-      throw new CannotError('REMOTE_CALL', {
-        tried: `make thread ${tid} run system call ${n}`,
-        why: result.kind === 'stopped' ? `signal ${result.signal} came instead` : 'the thread ended',
-        next: 'see whether the process still runs, and attach again if it does',
-      });
-    }
-    ptrace.getRegisters(tid, registers);
-    return Number(BigInt.asIntN(64, registers.get('rax')));
+    if (result.kind === 'stopped' && result.signal === (SIGTRAP | SYSCALL_STOP_BIT)) return;
+    throw new CannotError('REMOTE_CALL', {
+      tried: `make thread ${tid} run system call ${n}`,
+      why: result.kind === 'stopped' ? `signal ${result.signal} came instead` : 'the thread ended',
+      next: 'see whether the process still runs, and attach again if it does',
+    });
   }
 }
 
