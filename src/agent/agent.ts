@@ -24,7 +24,9 @@ import {
   type AgentGeometry,
 } from './layout.js';
 import {
+  NO_TRACER,
   SHARED_NAME,
+  TRACER_OFFSET,
   encodeJournal,
   journalBytes,
   shadowPlaces,
@@ -396,6 +398,11 @@ export class Agent {
     const address = this.data + this.geometry.dataBytes;
     this.#memory.write(address, encodeJournal(journal));
     new BigUint64Array(this.headers.bytes)[HEADER.journal / 8] = BigInt(address);
+  }
+
+  /** Says that the session is over though the agent stays: a session to come may take it away. */
+  abandon(): void {
+    this.#memory.writeWord(this.data + this.geometry.dataBytes + TRACER_OFFSET, NO_TRACER);
   }
 
   /** Frees all memory behind the rings. No recorder is at work, and none will be. */

@@ -29,6 +29,10 @@ const JOURNAL = {
   size: 88,
 } as const;
 
+/** Where the tracer's process id stands, and what stands there when it has left on purpose. */
+export const TRACER_OFFSET = JOURNAL.tracerPid;
+export const NO_TRACER = 0n;
+
 const RANGE_SIZE = 24;
 const SITE_SIZE = 16;
 const ORIGINAL_OFFSET = 8;

@@ -106,7 +106,9 @@ export function attachTo(pid: number, options: TraceOptions & Recorded = {}): Se
     const recovery = recover(pid, memory, times);
     if (recovery !== undefined) {
       options.onNote?.(
-        `an earlier safepoke, process ${recovery.tracerPid}, was killed while it traced this process: ${recovery.sites} functions have their code back`,
+        recovery.tracerPid === 0
+          ? 'an earlier safepoke had to leave its code behind: it is gone now'
+          : `an earlier safepoke, process ${recovery.tracerPid}, was killed while it traced this process: ${recovery.sites} functions have their code back`,
       );
     }
     return start({ pid, options, memory, times, adopted: undefined, isChild: false, before, since });

@@ -16,20 +16,20 @@ const MAX_SPAN = 4 << 20;
 
 /**
  * Applies the changes, which are in ascending order of address, and returns those that were left alone since other bytes
- * than the expected ones stood there.
+ * than the expected ones stood there. A change whose memory is no more (its library was unloaded) needs nothing, and so does
+ * one that is made already (the library was loaded again).
  *
  * @throws CannotError MEMORY
  */
 export function applyChanges(memory: TargetMemory, changes: readonly SiteChange[]): SiteChange[] {
   const foreign: SiteChange[] = [];
-  for (const { from, to } of spans(changes)) {
+  for (const { from, to, bytes: span } of spans(memory, changes)) {
     const start = changes[from].address;
-    const span = memory.read(start, changes[to].address + SITE_LENGTH - start);
     let changed = 0;
     for (let i = from; i <= to; i++) {
       const { address, expected, wanted } = changes[i];
       if (!equalAt(span, address - start, expected)) {
-        foreign.push(changes[i]);
+        if (!equalAt(span, address - start, wanted)) foreign.push(changes[i]);
         continue;
       }
       span.set(wanted, address - start);
@@ -40,11 +40,10 @@ export function applyChanges(memory: TargetMemory, changes: readonly SiteChange[
   return foreign;
 }
 
-/** True if each change's wanted bytes stand in memory. */
+/** True if each change's wanted bytes stand in memory, as far as there is memory. */
 export function areApplied(memory: TargetMemory, changes: readonly SiteChange[]): boolean {
-  for (const { from, to } of spans(changes)) {
+  for (const { from, to, bytes } of spans(memory, changes)) {
     const start = changes[from].address;
-    const bytes = memory.readSome(start, changes[to].address + SITE_LENGTH - start);
     for (let i = from; i <= to; i++) {
       if (!equalAt(bytes, changes[i].address - start, changes[i].wanted)) return false;
     }
@@ -52,8 +51,35 @@ export function areApplied(memory: TargetMemory, changes: readonly SiteChange[])
   return true;
 }
 
+/** Changes from index `from` to `to`, which are near each other, and what stands in memory from the first to the last. */
+interface Span {
+  readonly from: number;
+  readonly to: number;
+  readonly bytes: Uint8Array;
+}
+
+/** The changes in spans, those left out whose memory is not there. */
+function* spans(memory: TargetMemory, changes: readonly SiteChange[]): Generator<Span> {
+  const read = (from: number, to: number): Span | undefined => {
+    const length = changes[to].address + SITE_LENGTH - changes[from].address;
+    const bytes = memory.readSome(changes[from].address, length);
+    return bytes.length === length ? { from, to, bytes } : undefined;
+  };
+  for (const { from, to } of runs(changes)) {
+    const span = read(from, to);
+    if (span !== undefined) {
+      yield span;
+      continue;
+    }
+    for (let i = from; i <= to; i++) {
+      const single = read(i, i);
+      if (single !== undefined) yield single;
+    }
+  }
+}
+
 /** Runs of changes that are near each other: indices of their first and last. */
-function* spans(changes: readonly SiteChange[]): Generator<{ from: number; to: number }> {
+function* runs(changes: readonly SiteChange[]): Generator<{ from: number; to: number }> {
   let from = 0;
   while (from < changes.length) {
     let to = from;
@@ -88,4 +114,11 @@ export function jumpTo(address: number, target: number): Uint8Array {
   bytes[0] = JMP_REL32;
   new DataView(bytes.buffer).setInt32(1, target - (address + SITE_LENGTH), true);
   return bytes;
+}
+
+/** Where a jump of ours leads whose first byte a debugger has covered with its breakpoint; undefined if that is not so. */
+export function coveredJumpTarget(address: number, bytes: Uint8Array): number | undefined {
+  const INT3 = 0xcc;
+  if (bytes.length < SITE_LENGTH || bytes[0] !== INT3) return undefined;
+  return jumpTarget(address, Uint8Array.of(JMP_REL32, ...bytes.subarray(1)));
 }

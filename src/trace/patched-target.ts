@@ -11,10 +11,11 @@ import {
   type HeldThread,
   type HoldTimes,
 } from '../target/index.js';
-import { applyChanges, areApplied, jumpTo, type SiteChange } from './patch.js';
+import { applyChanges, areApplied, coveredJumpTarget, jumpTo, type SiteChange } from './patch.js';
 import type { PlannedSite, RefusedFunction } from './site-plan.js';
 import { findSavedInstructionPointers, findTidOffset, knownThreads } from './thread-facts.js';
 import type { Module } from '../target/index.js';
+import { SITE_LENGTH } from '../x86/index.js';
 
 /** Clusters of modules are kept small enough that every stub reaches every site. */
 const MAX_CLUSTER = 1 << 30;
@@ -54,6 +55,8 @@ export interface DetachResult {
   readonly restored: boolean;
   /** Sites in which somebody else's bytes stood, which were left alone. */
   readonly foreign: number;
+  /** Those of them in which a debugger's breakpoint stands on our jump. */
+  readonly breakpoints: number;
 }
 
 export class PatchedTarget {
@@ -71,6 +74,8 @@ export class PatchedTarget {
   /** No thread is in our code, and none will return into it. */
   #isUnused = false;
   #isRemoved = false;
+  /** A debugger will put the jump into our code back when it takes its breakpoint away. */
+  #isStillWanted = false;
 
   private constructor(
     request: PatchRequest,
@@ -130,18 +135,20 @@ export class PatchedTarget {
     const removeFrom = (hold: Hold): void => {
       agent.remove(new RemoteCalls(hold.callableThread(), memory, findSyscallInstruction(pid, memory)));
     };
+    let prepared: Prepared;
+    let maps: readonly Mapping[];
+    let all: Hold;
     try {
+      agent.writeJournal([], readStartTime(process.pid) ?? 0n);
       agent.emit(clusters, (readThreads(pid) ?? []).length);
+      prepared = prepare(agent, sites);
+      // A mapping that is made between this and the hold is missed: its thread's stack is not known at once, no more.
+      maps = readMaps(pid) ?? [];
+      all = Hold.all(pid, times);
     } catch (error) {
-      const again = Hold.one(pid, anyThread(pid), times);
-      removeFrom(again);
-      again.release();
+      withdraw(pid, agent, times, removeFrom);
       throw error;
     }
-    const prepared = prepare(agent, sites);
-    // A mapping that is made between this and the hold is missed: its thread's stack is not known at once, no more.
-    const maps = readMaps(pid) ?? [];
-    const all = Hold.all(pid, times);
     try {
       return install(request, all, agent, clusters, sites, prepared, maps);
     } catch (error) {
@@ -183,7 +190,16 @@ export class PatchedTarget {
     } finally {
       hold.release();
     }
-    return { restored: areApplied(this.#memory, back), foreign: foreign.length };
+    const covered = foreign.filter(({ address }) => {
+      const target = coveredJumpTarget(address, this.#memory.readSome(address, SITE_LENGTH));
+      return target !== undefined && this.agent.ownsCode(BigInt(target));
+    });
+    this.#isStillWanted = covered.length > 0;
+    return {
+      restored: areApplied(this.#memory, back),
+      foreign: foreign.length,
+      breakpoints: covered.length,
+    };
   }
 
   /** True once the agent's memory is gone from the target. */
@@ -193,10 +209,11 @@ export class PatchedTarget {
 
   /**
    * Unmaps the agent, unless a thread is in our code or will return into it: call again later then. The sites have been
-   * restored and the rings have been emptied.
+   * restored and the rings have been emptied. Where a breakpoint stands on a jump into our code it stays for good.
    */
   tryRemove(): boolean {
     if (this.#isRemoved) return true;
+    if (this.#isStillWanted) return false;
     if (!this.#isUnused && !this.#tryLeaveCode()) return false;
     // Nobody can get into our code any more. One thread unmaps it, quickly, as there is little left to free.
     this.agent.releaseShared();
@@ -234,6 +251,24 @@ export class PatchedTarget {
         this.agent.ownsCode(BigInt(rip)),
       );
     this.#isUnused = !hold.threads.some(isInside);
+  }
+}
+
+/** Takes an agent away of which nothing is in use; where no thread can be held now, a session to come will. */
+function withdraw(pid: number, agent: Agent, times: HoldTimes, removeFrom: (hold: Hold) => void): void {
+  try {
+    const one = Hold.one(pid, anyThread(pid), times);
+    try {
+      removeFrom(one);
+    } finally {
+      one.release();
+    }
+  } catch {
+    try {
+      agent.abandon();
+    } catch {
+      // The process has ended, or executes another program: nothing is left of the agent.
+    }
   }
 }
 
@@ -307,7 +342,7 @@ function install(
     readStartTime(process.pid) ?? 0n,
   );
   agent.enable(true);
-  const foreign = new Set(applyChanges(memory, changes));
+  const foreign = new Set(change(memory, changes));
   const refused: RefusedFunction[] = [];
   sites.forEach((site) => {
     if (impossible.has(site))
@@ -325,6 +360,19 @@ function install(
     refused,
     changes.filter((change) => !foreign.has(change)),
   );
+}
+
+/** Makes all changes but those where other bytes stand, which are returned; or, where one cannot be made, none. */
+function change(memory: TargetMemory, changes: readonly SiteChange[]): SiteChange[] {
+  try {
+    return applyChanges(memory, changes);
+  } catch (error) {
+    applyChanges(
+      memory,
+      changes.map(({ address, expected, wanted }) => ({ address, expected: wanted, wanted: expected })),
+    );
+    throw error;
+  }
 }
 
 function busyUnwinder(pid: number): CannotError {

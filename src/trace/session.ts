@@ -38,6 +38,9 @@ const WRITE_BACKLOG = 256 << 20;
 const ORDER_SLACK_MS = 10;
 /** Each takes some seconds: a quarter of an hour, and the target is watched meanwhile by nobody else. */
 const RESTORE_TRIES = 150;
+/** How long a debugger that came during the session is waited for at its end. */
+const OTHER_TRACER_MS = 5000;
+const OTHER_TRACER_PAUSE_MS = 100;
 const REMOVE_TRIES = 40;
 const REMOVE_PAUSE_MS = 25;
 const BYTES_PER_WORD = 4;
@@ -267,30 +270,60 @@ export class Session implements AsyncIterable<Call> {
     if (this.#detached) return true;
     this.#detached = true;
     const { target, onNote } = this.#parts;
-    const { restored, foreign } = await this.#restorePatiently();
+    const result = await this.#restorePatiently();
+    if (result === undefined) {
+      target.agent.enable(false);
+      this.#drain.finish();
+      onNote(
+        'that tracer does not let go: safepoke’s code stays in the process, and records nothing; attach once more when the tracer is gone, and all is put back',
+      );
+      target.agent.abandon();
+      return false;
+    }
+    const { restored, foreign, breakpoints } = result;
     if (foreign > 0) {
       onNote(`${foreign} sites were changed by somebody else meanwhile and were left as they are`);
     }
     this.#drain.finish();
+    if (breakpoints > 0) {
+      onNote(
+        `a debugger’s breakpoint stands on ${breakpoints} of them: safepoke’s code stays mapped, unused, as it will be jumped to when the breakpoint goes; attach once more then, and all is put back`,
+      );
+      target.agent.abandon();
+      return restored;
+    }
     target.tryRemove();
     for (let tries = 0; !target.isRemoved && tries < REMOVE_TRIES; tries++) {
       await new Promise((resolve) => setTimeout(resolve, REMOVE_PAUSE_MS));
       target.tryRemove();
     }
-    if (!target.isRemoved)
+    if (!target.isRemoved) {
       onNote('a signal handler will return into safepoke’s code: it stays mapped, unused');
+      target.agent.abandon();
+    }
     return restored;
   }
 
-  /** A thread that cannot be stopped now, waiting for a vfork child perhaps, must not make us leave the sites as they are. */
-  async #restorePatiently(): Promise<DetachResult> {
+  /**
+   * A thread that cannot be stopped now, waiting for a vfork child perhaps, must not make us leave the sites as they are.
+   * Undefined: a debugger has come meanwhile and does not let us hold its threads.
+   */
+  async #restorePatiently(): Promise<DetachResult | undefined> {
+    let otherSince: number | undefined;
     for (let tries = 1; ; tries++) {
       try {
         return this.#parts.target.restore();
       } catch (error) {
-        const isLate = isSafepokeError(error) && error.code === 'WILL_NOT_STOP';
-        if (!isLate || tries === RESTORE_TRIES) throw error;
-        if (tries === 1) this.#parts.onNote(`${error.message}; trying on`);
+        const code = isSafepokeError(error) ? error.code : undefined;
+        if (code === 'ALREADY_TRACED') {
+          if (otherSince === undefined) this.#parts.onNote(`${asError(error).message}; waiting for that`);
+          otherSince ??= performance.now();
+          if (performance.now() - otherSince > OTHER_TRACER_MS) return undefined;
+          await new Promise((resolve) => setTimeout(resolve, OTHER_TRACER_PAUSE_MS));
+          continue;
+        }
+        if (code !== 'WILL_NOT_STOP' || tries >= RESTORE_TRIES) throw error;
+        if (tries === 1) this.#parts.onNote(`${asError(error).message}; trying on`);
         await nextTurn();
       }
     }
