@@ -1,7 +1,7 @@
 // The agent in a target: maps its regions, fills them in, takes them away again. Deciding what to trace is not its business.
 import { closeSync, ftruncateSync, openSync } from 'node:fs';
 import { CannotError } from '../errors/index.js';
-import { MAP, PROT, SYS, mapOwn, readMaps, systemCall, type OwnMapping } from '../linux/index.js';
+import { MAP, PROT, SYS, mapOwn, readMaps, readMaxMapCount, readStatus, systemCall, type OwnMapping } from '../linux/index.js';
 import {
   RemoteCalls,
   expectSuccess,
@@ -75,6 +75,9 @@ export const AGENT_CALLS: readonly PlannedCall[] = [
   { name: 'close', number: SYS.close, arguments: [3] },
   { name: 'munmap', number: SYS.munmap, arguments: [PAGE, PAGE] },
 ];
+
+/** Mappings that the agent adds to a process, in which it splits none. */
+const MAPPINGS_WANTED = 8;
 
 /** Lanes made ready beyond the number of threads seen: more may have come when all are held. */
 const SPARE_LANES = 16;
@@ -175,9 +178,17 @@ export class Agent {
     const ownBytes = (geometry: AgentGeometry): number =>
       PAGE + geometry.dataBytes + journalBytes(clusters.length + 2, siteCount);
     return calls.run((call, string) => {
+      // After mlockall(MCL_FUTURE) all that is mapped is filled at once: our empty rings would take all memory there is.
+      const isLocked = !/^0 kB$/.test(readStatus(pid)?.get('VmLck') ?? '0 kB');
       const map = (length: number, prot: number, flags: number, hint = 0, fd = -1): number => {
-        const result = call(SYS.mmap, hint, length, prot, flags, fd, 0);
-        if (result > 0) mapped.push({ address: result, length });
+        const result = call(SYS.mmap, hint, length, isLocked ? PROT.none : prot, flags, fd, 0);
+        if (result <= 0) return result;
+        mapped.push({ address: result, length });
+        if (isLocked) {
+          const next = 'see whether a filter forbids munlock and mprotect to it';
+          expectSuccess(call(SYS.munlock, result, length), `unlock memory in process ${pid}`, next);
+          expectSuccess(call(SYS.mprotect, result, length, prot), `map memory into process ${pid}`, next);
+        }
         return result;
       };
       try {
@@ -226,11 +237,7 @@ export class Agent {
           call(SYS.close, fd);
         }
         if (places === undefined || geometry === undefined) {
-          throw new CannotError('NO_MEMORY', {
-            tried: `map memory into process ${pid}`,
-            why: 'its limit on address space (RLIMIT_AS) or the system leaves too little',
-            next: 'give a smaller --buffer, or raise the limit with prlimit',
-          });
+          throw noMemory(pid);
         }
         // A dump of the target's memory is not to go through all of the empty rings; where it may not be said, it does.
         call(SYS.madvise, places.shared, geometry.sharedBytes, MADV_DONTDUMP);
@@ -512,6 +519,24 @@ function sizeShared(pid: number, file: number, bytes: number): void {
   }
 }
 
+function noMemory(pid: number): CannotError {
+  const tried = `map memory into process ${pid}`;
+  const most = readMaxMapCount();
+  const maps = (readMaps(pid) ?? []).length;
+  if (most !== undefined && maps + MAPPINGS_WANTED > most) {
+    return new CannotError('NO_MEMORY', {
+      tried,
+      why: `it has ${maps} mappings, and vm.max_map_count allows ${most}`,
+      next: `raise that: sysctl vm.max_map_count=${most * 2}`,
+    });
+  }
+  return new CannotError('NO_MEMORY', {
+    tried,
+    why: 'its limit on address space (RLIMIT_AS) or the system leaves too little',
+    next: 'give a smaller --buffer, or raise the limit with prlimit',
+  });
+}
+
 /** Maps room for a region from which all of the cluster's sites can be reached, nearest gaps first. */
 function mapNear(
   pid: number,
@@ -543,8 +568,9 @@ function mapNear(
     const result = map(length, PROT.read | PROT.exec, flags, place);
     if (result === place) return { address: place, length };
     if (result > 0 || result === EEXIST) continue;
-    if (result !== ENOMEM)
-      expectSuccess(result, `map code into process ${pid}`, 'see whether a filter forbids mmap to it');
+    // A limit of the whole process: no other place would be better.
+    if (result === ENOMEM) throw noMemory(pid);
+    expectSuccess(result, `map code into process ${pid}`, 'see whether a filter forbids mmap to it');
   }
   throw new CannotError('NO_MEMORY_NEAR', {
     tried: `map ${length} bytes of code into process ${pid}`,

@@ -33,6 +33,7 @@ export {
   readExecutableHead,
   readExecutablePath,
   readMaps,
+  readMaxMapCount,
   readStartTime,
   readStatus,
   readThreadName,

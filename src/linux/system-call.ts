@@ -34,9 +34,11 @@ const mmapFunction = libc.func(
 /** System call numbers, arch/x86/entry/syscalls/syscall_64.tbl. */
 export const SYS = {
   mmap: 9,
+  mprotect: 10,
   munmap: 11,
   ioctl: 16,
   madvise: 28,
+  munlock: 150,
   getpid: 39,
   exit: 60,
   wait4: 61,
@@ -163,8 +165,7 @@ const ownCodePrototype = koffi.proto(
 export function placeOwnCode(code: Uint8Array): OwnCode {
   const mapping = mapOwn(code.length, PROT.read | PROT.write, MAP.private | MAP.anonymous, -1);
   new Uint8Array(mapping.bytes).set(code);
-  const SYS_MPROTECT = 10;
-  const result = systemCall(SYS_MPROTECT, mapping.address, code.length, PROT.read | PROT.exec);
+  const result = systemCall(SYS.mprotect, mapping.address, code.length, PROT.read | PROT.exec);
   if (result < 0) throw new Error(`mprotect of our own code: ${errnoName(-result)}`);
   return {
     address: mapping.address,

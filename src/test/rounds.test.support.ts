@@ -20,7 +20,7 @@ const WARM_UP = 1 / 3;
 /** Memory may move by this without being called a leak. */
 const TOLERANCE = 96 << 20;
 
-/** Goes round until the time is over, but at least a few times: time never decides whether a test passes. */
+/** Goes round until the time is over, but at least once: time never decides whether a test passes. */
 export class Rounds {
   done = 0;
   readonly #began = performance.now();
@@ -28,7 +28,7 @@ export class Rounds {
   readonly #least: number;
   readonly #uses = new Map<'target' | 'tracer', { early: number | undefined; late: number }>();
 
-  constructor(ms: number, least = 2) {
+  constructor(ms: number, least = 1) {
     this.#ms = ms;
     this.#least = least;
   }

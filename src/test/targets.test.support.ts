@@ -9,6 +9,7 @@ import {
   readFileSync,
   readSync,
   readdirSync,
+  readlinkSync,
   rmSync,
 } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -367,7 +368,11 @@ const ET_EXEC = 2;
 /** Bytes of the process's own executable's text that differ from the file's. */
 export function changedBytes(pid: number): number {
   const file = readFileSync(`/proc/${pid}/exe`);
-  const base = Number.parseInt(readFileSync(`/proc/${pid}/maps`, 'utf8').split('-')[0], 16);
+  const path = readlinkSync(`/proc/${pid}/exe`);
+  const first = readFileSync(`/proc/${pid}/maps`, 'utf8')
+    .split('\n')
+    .find((line) => line.endsWith(` ${path}`));
+  const base = Number.parseInt(first?.split('-')[0] ?? '', 16);
   const memory = openSync(`/proc/${pid}/mem`, 'r');
   let changed = 0;
   try {
