@@ -1,7 +1,17 @@
 // The agent in a target: maps its regions, fills them in, takes them away again. Deciding what to trace is not its business.
 import { closeSync, ftruncateSync, openSync } from 'node:fs';
 import { CannotError } from '../errors/index.js';
-import { MAP, PROT, SYS, mapOwn, readMaps, readMaxMapCount, readStatus, systemCall, type OwnMapping } from '../linux/index.js';
+import {
+  MAP,
+  PROT,
+  SYS,
+  mapOwn,
+  readMaps,
+  readMaxMapCount,
+  readStatus,
+  systemCall,
+  type OwnMapping,
+} from '../linux/index.js';
 import {
   RemoteCalls,
   expectSuccess,

@@ -15,7 +15,10 @@ async function spawning(rounds: Rounds): Promise<void> {
     const done = target.expect(/^done 0$/).then(() => (isDone = true));
     const over = (): boolean => isDone;
     while (!over()) {
-      const session = attach(target.pid, { bufferBytes: BUFFER, filters: ['work', 'step', 'deeper', 'shares'] });
+      const session = attach(target.pid, {
+        bufferBytes: BUFFER,
+        filters: ['work', 'step', 'deeper', 'shares'],
+      });
       await pause(rounds.done % 7);
       const { restored, removed } = await session.stop();
       assert.deepEqual({ restored, removed }, { restored: true, removed: true });
@@ -100,6 +103,7 @@ async function leaving(rounds: Rounds): Promise<void> {
     const traced = runTraced([], program, ...args);
     assert.equal(traced.status, 0, `${args.join(' ')} ${traced.stdout} ${traced.stderr}`);
     if (!args.includes('overflow')) assertCounted(traced);
+    await pause(0);
   }
 }
 

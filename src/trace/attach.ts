@@ -264,7 +264,7 @@ function start({ pid, options, memory, times, adopted, isChild, before, since }:
     filters: [...(options.filters ?? []), ...(options.notrace ?? []).map((text) => `not ${text}`)],
   };
   const watch = new ExitWatch(pid, isChild);
-  return new Session({
+  const parts = {
     pid,
     target,
     header,
@@ -281,5 +281,13 @@ function start({ pid, options, memory, times, adopted, isChild, before, since }:
       watch.close();
       memory.close();
     },
-  });
+  };
+  try {
+    return new Session(parts);
+  } catch (error) {
+    // Its recording cannot be written. The process is to have nothing of this.
+    target.restore();
+    target.tryRemove();
+    throw error;
+  }
 }

@@ -116,9 +116,23 @@ export function jumpTo(address: number, target: number): Uint8Array {
   return bytes;
 }
 
-/** Where a jump of ours leads whose first byte a debugger has covered with its breakpoint; undefined if that is not so. */
-export function coveredJumpTarget(address: number, bytes: Uint8Array): number | undefined {
-  const INT3 = 0xcc;
-  if (bytes.length < SITE_LENGTH || bytes[0] !== INT3) return undefined;
-  return jumpTarget(address, Uint8Array.of(JMP_REL32, ...bytes.subarray(1)));
+const INT3 = 0xcc;
+
+/**
+ * Takes a jump of ours away on whose first byte somebody's breakpoint stands: the other bytes become the original ones, the
+ * breakpoint stays. Nobody traces the process but we, so the breakpoint is the kernel's (a uprobe), which goes on with the
+ * instruction of the file, and puts the first byte of the file back when the probe goes. False: something else stands there.
+ */
+export function restoreUnderBreakpoint(
+  memory: TargetMemory,
+  address: number,
+  original: Uint8Array,
+  isOurs: (address: number) => boolean,
+): boolean {
+  const bytes = memory.readSome(address, SITE_LENGTH);
+  if (bytes.length < SITE_LENGTH || bytes[0] !== INT3) return false;
+  const target = jumpTarget(address, Uint8Array.of(JMP_REL32, ...bytes.subarray(1)));
+  if (target === undefined || !isOurs(target)) return false;
+  memory.write(address + 1, original.subarray(1));
+  return true;
 }

@@ -11,11 +11,10 @@ import {
   type HeldThread,
   type HoldTimes,
 } from '../target/index.js';
-import { applyChanges, areApplied, coveredJumpTarget, jumpTo, type SiteChange } from './patch.js';
+import { applyChanges, areApplied, jumpTo, restoreUnderBreakpoint, type SiteChange } from './patch.js';
 import type { PlannedSite, RefusedFunction } from './site-plan.js';
 import { findSavedInstructionPointers, findTidOffset, knownThreads } from './thread-facts.js';
 import type { Module } from '../target/index.js';
-import { SITE_LENGTH } from '../x86/index.js';
 
 /** Clusters of modules are kept small enough that every stub reaches every site. */
 const MAX_CLUSTER = 1 << 30;
@@ -55,7 +54,7 @@ export interface DetachResult {
   readonly restored: boolean;
   /** Sites in which somebody else's bytes stood, which were left alone. */
   readonly foreign: number;
-  /** Those of them in which a debugger's breakpoint stands on our jump. */
+  /** Those of them on which a breakpoint stands: they are themselves again when it goes. */
   readonly breakpoints: number;
 }
 
@@ -74,8 +73,6 @@ export class PatchedTarget {
   /** No thread is in our code, and none will return into it. */
   #isUnused = false;
   #isRemoved = false;
-  /** A debugger will put the jump into our code back when it takes its breakpoint away. */
-  #isStillWanted = false;
 
   private constructor(
     request: PatchRequest,
@@ -133,6 +130,8 @@ export class PatchedTarget {
       one.release();
     }
     const removeFrom = (hold: Hold): void => {
+      // It may have executed another program meanwhile, in which other things lie where the agent was.
+      if (!agent.isPresent()) return;
       agent.remove(new RemoteCalls(hold.callableThread(), memory, findSyscallInstruction(pid, memory)));
     };
     let prepared: Prepared;
@@ -182,23 +181,23 @@ export class PatchedTarget {
       wanted: expected,
     }));
     const hold = Hold.all(this.#pid, this.#times);
+    const isOurs = (address: number): boolean => this.agent.ownsCode(BigInt(address));
     let foreign: SiteChange[];
+    let breakpoints: number;
     try {
       this.agent.enable(false);
       foreign = applyChanges(this.#memory, back);
+      breakpoints = foreign.filter(({ address, wanted }) =>
+        restoreUnderBreakpoint(this.#memory, address, wanted, isOurs),
+      ).length;
       this.#leaveCode(hold);
     } finally {
       hold.release();
     }
-    const covered = foreign.filter(({ address }) => {
-      const target = coveredJumpTarget(address, this.#memory.readSome(address, SITE_LENGTH));
-      return target !== undefined && this.agent.ownsCode(BigInt(target));
-    });
-    this.#isStillWanted = covered.length > 0;
     return {
       restored: areApplied(this.#memory, back),
       foreign: foreign.length,
-      breakpoints: covered.length,
+      breakpoints,
     };
   }
 
@@ -209,18 +208,18 @@ export class PatchedTarget {
 
   /**
    * Unmaps the agent, unless a thread is in our code or will return into it: call again later then. The sites have been
-   * restored and the rings have been emptied. Where a breakpoint stands on a jump into our code it stays for good.
+   * restored and the rings have been emptied.
    */
   tryRemove(): boolean {
     if (this.#isRemoved) return true;
-    if (this.#isStillWanted) return false;
     if (!this.#isUnused && !this.#tryLeaveCode()) return false;
     // Nobody can get into our code any more. One thread unmaps it, quickly, as there is little left to free.
     this.agent.releaseShared();
     const syscallInstruction = findSyscallInstruction(this.#pid, this.#memory);
     const one = Hold.one(this.#pid, anyThread(this.#pid), this.#times);
     try {
-      this.agent.remove(new RemoteCalls(one.callableThread(), this.#memory, syscallInstruction));
+      if (this.agent.isPresent())
+        this.agent.remove(new RemoteCalls(one.callableThread(), this.#memory, syscallInstruction));
     } finally {
       one.release();
     }

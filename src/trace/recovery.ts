@@ -10,7 +10,7 @@ import {
   type TargetMemory,
 } from '../target/index.js';
 import { SITE_LENGTH } from '../x86/index.js';
-import { applyChanges, coveredJumpTarget, jumpTarget } from './patch.js';
+import { applyChanges, jumpTarget, restoreUnderBreakpoint } from './patch.js';
 import { MAX_STEPS_OUT } from './patched-target.js';
 import { findSavedInstructionPointers } from './thread-facts.js';
 
@@ -25,8 +25,7 @@ export interface Recovery {
  * Undoes what a session that is no more left in a process: sites, swapped return addresses, mappings. Undefined if there is
  * nothing of the kind.
  *
- * @throws CannotError ALREADY_TRACED if that session lives; FOREIGN_AGENT if it was of another version; BREAKPOINT if a debugger's
- *   breakpoint stands on a jump into its code; STILL_INSIDE if a signal
+ * @throws CannotError ALREADY_TRACED if that session lives; FOREIGN_AGENT if it was of another version; STILL_INSIDE if a signal
  *   handler will return into its code, so that it must stay a little longer
  */
 export function recover(pid: number, memory: TargetMemory, times: HoldTimes): Recovery | undefined {
@@ -52,20 +51,11 @@ export function recover(pid: number, memory: TargetMemory, times: HoldTimes): Re
     journal.ranges.some(
       (r) => r.isCode && address >= BigInt(r.address) && address < BigInt(r.address + r.length),
     );
-  const covered = journal.sites.filter(({ address }) => {
-    const target = coveredJumpTarget(address, memory.readSome(address, SITE_LENGTH));
-    return target !== undefined && isCode(BigInt(target));
-  });
-  if (covered.length > 0) {
-    throw new CannotError('BREAKPOINT', {
-      tried,
-      why: `a debugger's breakpoint stands on ${covered.length} functions that an earlier session had changed`,
-      next: 'remove the breakpoint, or end the debugger, first',
-    });
-  }
   const syscallInstruction = findSyscallInstruction(pid, memory);
   const hold = Hold.all(pid, times);
   try {
+    // It may have executed another program since the journal was read: nothing of it is left then.
+    if (readJournal(memory, shared.start) === undefined) return undefined;
     memory.writeWord(journal.control, 0n);
     restoreSites(memory, journal, isCode);
     for (const thread of hold.threads) hold.stepUntil(thread, (rip) => !isCode(rip), MAX_STEPS_OUT);
@@ -97,6 +87,7 @@ function restoreSites(memory: TargetMemory, journal: Journal, isCode: (address: 
   const changes = [];
   for (const { address, original } of [...journal.sites].sort((a, b) => a.address - b.address)) {
     const current = memory.readSome(address, SITE_LENGTH);
+    if (restoreUnderBreakpoint(memory, address, original, (at) => isCode(BigInt(at)))) continue;
     const target = jumpTarget(address, current);
     if (target === undefined || !isCode(BigInt(target))) continue;
     changes.push({ address, expected: current, wanted: original });

@@ -73,7 +73,9 @@ export class Session implements AsyncIterable<Call> {
   readonly done: Promise<SessionSummary>;
   readonly #parts: SessionParts;
   readonly #drain: RingDrain;
-  readonly #writer: RecordingWriter | undefined;
+  /** Undefined where nothing is recorded, and once writing has failed. */
+  #writer: RecordingWriter | undefined;
+  #writeFailure: Error | undefined;
   readonly #consumers: Consumer[] = [];
   readonly #writes: { lane: number; words: Uint32Array }[] = [];
   #writeBytes = 0;
@@ -113,6 +115,7 @@ export class Session implements AsyncIterable<Call> {
     );
     this.#message({ kind: 'functions', first: 0, items: parts.functions });
     this.#readClock();
+    if (this.#writeFailure !== undefined) throw this.#writeFailure;
     this.done = this.#run();
     // The caller may look at `done` late, or only at what an iteration throws.
     this.done.catch(() => undefined);
@@ -205,13 +208,13 @@ export class Session implements AsyncIterable<Call> {
       if (end.why === 'stopped') restored = await this.#detach();
       else this.#drain.finish();
     } catch (error) {
-      // The target may have ended under our hands; then there is nothing left to restore.
+      // The target may have ended, or become another program, under our hands: there is nothing left to restore then.
       const targetEnd = this.#parts.watch.check();
-      if (targetEnd === undefined) {
+      if (targetEnd === undefined && this.#parts.target.agent.isPresent()) {
         this.#parts.close();
         throw failure ?? asError(error);
       }
-      end = { why: endOf(targetEnd), target: targetEnd };
+      end = targetEnd === undefined ? this.#vanished() : { why: endOf(targetEnd), target: targetEnd };
       this.#drain.finish();
     }
     const summary = this.#makeSummary(end.why, end.target, restored);
@@ -224,6 +227,7 @@ export class Session implements AsyncIterable<Call> {
     } catch (error) {
       failure = asError(error);
     }
+    failure ??= this.#writeFailure;
     this.#parts.close();
     if (failure !== undefined) throw failure;
     return summary;
@@ -234,6 +238,7 @@ export class Session implements AsyncIterable<Call> {
     await nextTurn();
     let lastCheck = 0;
     while (!this.#stopWanted) {
+      if (this.#writeFailure !== undefined) throw this.#writeFailure;
       const before = this.#parts.timeStamp.now();
       const hasRoom = this.#backlog() < MAX_BACKLOG;
       const taken = hasRoom ? this.#drain.poll() : 0;
@@ -281,17 +286,13 @@ export class Session implements AsyncIterable<Call> {
       return false;
     }
     const { restored, foreign, breakpoints } = result;
-    if (foreign > 0) {
-      onNote(`${foreign} sites were changed by somebody else meanwhile and were left as they are`);
-    }
-    this.#drain.finish();
-    if (breakpoints > 0) {
+    if (foreign > breakpoints) {
       onNote(
-        `a debugger’s breakpoint stands on ${breakpoints} of them: safepoke’s code stays mapped, unused, as it will be jumped to when the breakpoint goes; attach once more then, and all is put back`,
+        `${foreign - breakpoints} sites were changed by somebody else meanwhile and were left as they are`,
       );
-      target.agent.abandon();
-      return restored;
     }
+    if (breakpoints > 0) onNote(`on ${breakpoints} sites a breakpoint of somebody else stands, and stays`);
+    this.#drain.finish();
     target.tryRemove();
     for (let tries = 0; !target.isRemoved && tries < REMOVE_TRIES; tries++) {
       await new Promise((resolve) => setTimeout(resolve, REMOVE_PAUSE_MS));
@@ -331,7 +332,20 @@ export class Session implements AsyncIterable<Call> {
 
   #message(message: RecordingMessage): void {
     this.info.accept(message);
-    this.#writer?.writeMessage(message);
+    this.#write((writer) => {
+      writer.writeMessage(message);
+    });
+  }
+
+  /** A recording that cannot be written on ends the session; it must not keep it from putting the target right. */
+  #write(write: (writer: RecordingWriter) => void): void {
+    if (this.#writer === undefined) return;
+    try {
+      write(this.#writer);
+    } catch (error) {
+      this.#writeFailure = asError(error);
+      this.#writer = undefined;
+    }
   }
 
   #readClock(): void {
@@ -362,7 +376,9 @@ export class Session implements AsyncIterable<Call> {
     const next = this.#writes.shift();
     if (next === undefined) return;
     const { words } = next;
-    this.#writer?.writeRecords(next.lane, [new Uint8Array(words.buffer, words.byteOffset, words.byteLength)]);
+    this.#write((writer) => {
+      writer.writeRecords(next.lane, [new Uint8Array(words.buffer, words.byteOffset, words.byteLength)]);
+    });
     this.#writeBytes -= words.byteLength;
   }
 
