@@ -93,8 +93,9 @@ function withRecording(options: SessionOptions, start: (sink: { sink?: FileSink 
   try {
     session = start({ sink });
   } catch (error) {
+    // What is no file (/dev/null, a pipe) was there before, and stays.
+    if (sink.isFile) rmSync(options.output, { force: true });
     sink.close();
-    rmSync(options.output, { force: true });
     throw error;
   }
   const close = (): void => {

@@ -249,6 +249,14 @@ export class AgentThread {
     this.forget();
   }
 
+  /** Lets it do what it does when we die. */
+  orphan(): void {
+    if (this.#isForgotten) return;
+    this.#words[AGENT.owner / 4] |= FUTEX_OWNER_DIED;
+    this.#owner.wake();
+    this.forget();
+  }
+
   /** The word is ours no more: the target has gone, or the thread has. */
   forget(): void {
     if (this.#isForgotten) return;

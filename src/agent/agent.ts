@@ -8,7 +8,9 @@ import {
   faultPoint,
   mapOwn,
   readMaps,
+  readMaxMapCount,
   readStartTime,
+  readStatus,
   systemCall,
   type OwnMapping,
 } from '../linux/index.js';
@@ -101,6 +103,12 @@ export const AGENT_CALLS: readonly PlannedCall[] = [
   { name: 'nanosleep', number: SYS.nanosleep, arguments: [PAGE, 0] },
   { name: 'exit', number: SYS.exit, arguments: [0] },
 ];
+
+/** Stands for the tracer's process id when it has left on purpose. */
+const NO_TRACER = 0n;
+
+/** Mappings that the agent adds to a process, in which it splits none. */
+const MAPPINGS_WANTED = 8;
 
 /** Lanes made ready beyond the number of threads seen: more may have come when all are held. */
 const SPARE_LANES = 16;
@@ -216,11 +224,18 @@ export class Agent {
       PAGE + geometry.dataBytes + journalRoom + siteCount * TEXT_RUN_SIZE;
     return calls.run((call, string) => {
       let sharedFile = -1;
+      // After mlockall(MCL_FUTURE) all that is mapped is filled at once: our empty rings would take all memory there is.
+      const isLocked = !/^0 kB$/.test(readStatus(pid)?.get('VmLck') ?? '0 kB');
       const map = (length: number, prot: number, flags: number, hint = 0, fd = -1): number => {
-        const result = call(SYS.mmap, hint, length, prot, flags, fd, 0);
+        const result = call(SYS.mmap, hint, length, isLocked ? PROT.none : prot, flags, fd, 0);
         if (result <= 0) return result;
         mapped.push({ address: result, length });
         if (sharedFile >= 0) writeMapped(sharedFile, mapped);
+        if (isLocked) {
+          const next = 'see whether a filter forbids munlock and mprotect to it';
+          expectSuccess(call(SYS.munlock, result, length), `unlock memory in process ${pid}`, next);
+          expectSuccess(call(SYS.mprotect, result, length, prot), `map memory into process ${pid}`, next);
+        }
         return result;
       };
       try {
@@ -264,11 +279,7 @@ export class Agent {
           call(SYS.close, fd);
         }
         if (places === undefined || geometry === undefined) {
-          throw new CannotError('NO_MEMORY', {
-            tried: `map memory into process ${pid}`,
-            why: 'its limit on address space (RLIMIT_AS) or the system leaves too little',
-            next: 'give a smaller --buffer, or raise the limit with prlimit',
-          });
+          throw noMemory(pid);
         }
         // A dump of the target's memory is not to go through all of the empty rings; where it may not be said, it does.
         call(SYS.madvise, places.shared, geometry.sharedBytes, MADV_DONTDUMP);
@@ -500,6 +511,12 @@ export class Agent {
     }
   }
 
+  /** Says that the session is over though the agent stays: its thread turns back what it can, and a session to come does the rest. */
+  abandon(): void {
+    new BigUint64Array(this.#page.bytes)[AGENT.tracerPid / 8] = NO_TRACER;
+    this.#thread?.orphan();
+  }
+
   /** Frees the memory of all rings. The thread has been dismissed. No recorder is at work, and none will be. */
   releaseShared(): void {
     ftruncateSync(this.#sharedFile, AGENT.size);
@@ -637,6 +654,24 @@ function sizeShared(pid: number, file: number, bytes: number): void {
   }
 }
 
+function noMemory(pid: number): CannotError {
+  const tried = `map memory into process ${pid}`;
+  const most = readMaxMapCount();
+  const maps = (readMaps(pid) ?? []).length;
+  if (most !== undefined && maps + MAPPINGS_WANTED > most) {
+    return new CannotError('NO_MEMORY', {
+      tried,
+      why: `it has ${maps} mappings, and vm.max_map_count allows ${most}`,
+      next: `raise that: sysctl vm.max_map_count=${most * 2}`,
+    });
+  }
+  return new CannotError('NO_MEMORY', {
+    tried,
+    why: 'its limit on address space (RLIMIT_AS) or the system leaves too little',
+    next: 'give a smaller --buffer, or raise the limit with prlimit',
+  });
+}
+
 /** Maps room for a region from which all of the cluster's sites can be reached, nearest gaps first. */
 function mapNear(
   pid: number,
@@ -668,8 +703,9 @@ function mapNear(
     const result = map(length, PROT.read | PROT.exec, flags, place);
     if (result === place) return { address: place, length };
     if (result > 0 || result === EEXIST) continue;
-    if (result !== ENOMEM)
-      expectSuccess(result, `map code into process ${pid}`, 'see whether a filter forbids mmap to it');
+    // A limit of the whole process: no other place would be better.
+    if (result === ENOMEM) throw noMemory(pid);
+    expectSuccess(result, `map code into process ${pid}`, 'see whether a filter forbids mmap to it');
   }
   throw new CannotError('NO_MEMORY_NEAR', {
     tried: `map ${length} bytes of code into process ${pid}`,

@@ -45,6 +45,12 @@ export function parseMaps(text: string): Mapping[] {
   return mappings;
 }
 
+/** Most mappings that the kernel lets a process have (vm.max_map_count). */
+export function readMaxMapCount(): number | undefined {
+  const text = readProc('/proc/sys/vm/max_map_count');
+  return text === undefined ? undefined : Number(text);
+}
+
 /** Thread identifiers of a process, in ascending order. */
 export function readThreads(pid: number): number[] | undefined {
   try {

@@ -17,6 +17,9 @@ const REQUEST = {
   seccompGetFilter: 0x420c,
 } as const;
 
+/** Makes the stops of PTRACE_SYSCALL known by a signal number of their own: SIGTRAP with this bit. */
+export const PTRACE_O_TRACESYSGOOD = 0x1;
+export const SYSCALL_STOP_BIT = 0x80;
 export const PTRACE_O_TRACEEXEC = 0x10;
 export const PTRACE_O_EXITKILL = 0x100000;
 export const PTRACE_EVENT_EXEC = 4;
@@ -139,16 +142,20 @@ export function readSeccompFilter(tid: number, index: number): Uint8Array | numb
   return count < 0 ? count : program.slice(0, count * FILTER_INSTRUCTION_SIZE);
 }
 
+function readSignalMask(tid: number): Uint8Array {
+  const mask = new Uint8Array(SIGNAL_SET_SIZE);
+  systemCallBuffer4(SYS.ptrace, REQUEST.getSignalMask, tid, SIGNAL_SET_SIZE, mask);
+  return mask;
+}
+
+function writeSignalMask(tid: number, mask: Uint8Array): void {
+  systemCallBuffer4(SYS.ptrace, REQUEST.setSignalMask, tid, SIGNAL_SET_SIZE, mask);
+}
+
 /** The mask of blocked signals of a stopped thread. */
 export const ptraceSignalMask = {
-  get: (tid: number): Uint8Array => {
-    const mask = new Uint8Array(SIGNAL_SET_SIZE);
-    systemCallBuffer4(SYS.ptrace, REQUEST.getSignalMask, tid, SIGNAL_SET_SIZE, mask);
-    return mask;
-  },
-  set: (tid: number, mask: Uint8Array): void => {
-    systemCallBuffer4(SYS.ptrace, REQUEST.setSignalMask, tid, SIGNAL_SET_SIZE, mask);
-  },
+  get: readSignalMask,
+  set: writeSignalMask,
   /** Every signal. */
   all: new Uint8Array(SIGNAL_SET_SIZE).fill(0xff),
 };

@@ -40,6 +40,7 @@ export const SYS = {
   mremap: 25,
   madvise: 28,
   nanosleep: 35,
+  munlock: 150,
   getpid: 39,
   exit: 60,
   wait4: 61,

@@ -1,4 +1,4 @@
-import { closeSync, openSync, writevSync } from 'node:fs';
+import { closeSync, fstatSync, openSync, writevSync } from 'node:fs';
 import { CannotError } from '../errors/index.js';
 import type { RecordingSink } from '../recording/index.js';
 import { describeFileError } from './file-error.js';
@@ -16,6 +16,11 @@ export class FileSink implements RecordingSink {
     } catch (error) {
       throw this.#unwritable(error);
     }
+  }
+
+  /** False for a device, a pipe, a socket. */
+  get isFile(): boolean {
+    return fstatSync(this.#fd).isFile();
   }
 
   close(): void {

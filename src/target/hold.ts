@@ -4,6 +4,7 @@
 import { CannotError } from '../errors/index.js';
 import {
   ERRNO,
+  PTRACE_O_TRACESYSGOOD,
   Registers,
   errnoName,
   faultPoint,
@@ -103,6 +104,11 @@ function seize(pid: number, tid: number, options: number): SeizeResult {
     why: `the kernel refused ptrace (${errnoName(-result)})`,
     next: 'run safepoke as the same user as the process, as root, or with CAP_SYS_PTRACE, and see /proc/sys/kernel/yama/ptrace_scope; `safepoke doctor` tells more',
   });
+}
+
+/** A set of signals as /proc/PID/status shows it. */
+function signalSet(status: ReadonlyMap<string, string>, name: string): bigint {
+  return BigInt(`0x${status.get(name) ?? '0'}`);
 }
 
 /** What became of a thread that was asked to stop. */
@@ -284,7 +290,7 @@ export class Hold {
           asked.push({ tid, since: performance.now() });
           continue;
         }
-        if (seize(this.#pid, tid, 0) === 'gone') continue;
+        if (seize(this.#pid, tid, PTRACE_O_TRACESYSGOOD) === 'gone') continue;
         asked.push({ tid, since: performance.now() });
         ptrace.interrupt(tid);
       }
@@ -314,8 +320,8 @@ export class Hold {
     // Where a real signal waits, EINTR is the truth.
     const status = readStatus(this.#pid, tid);
     if (status === undefined) return;
-    const mask = (name: string): bigint => BigInt(`0x${status.get(name) ?? '0'}`);
-    if (((mask('SigPnd') | mask('ShdPnd')) & ~mask('SigBlk')) !== 0n) return;
+    const pending = signalSet(status, 'SigPnd') | signalSet(status, 'ShdPnd');
+    if ((pending & ~signalSet(status, 'SigBlk')) !== 0n) return;
     registers.set('rax', ERESTARTNOHAND_RESULT);
     ptrace.setRegisters(tid, registers);
   }

@@ -1,15 +1,17 @@
 // System calls made by a thread of the target for us. The thread is pointed at a `syscall` instruction that is already in
-// the process, run to its end, and put back exactly as it was. All its signals are blocked meanwhile. Should we be killed in
-// the middle, it gets back by itself (return-frame.ts).
+// the process, let into the call and out of it, and put back exactly as it was. All its signals are blocked meanwhile. It is not
+// single-stepped: the kernel tells of a step by a SIGTRAP that cannot be blocked, and a thread that has SIGTRAP blocked or ignored
+// would lose that, and the process its handler. Should we be killed in the middle, it gets back by itself (return-frame.ts).
 import { CannotError } from '../errors/index.js';
 import {
+  PTRACE_EVENT_STOP,
+  SYSCALL_STOP_BIT,
   errnoName,
   faultPoint,
   ptrace,
   ptraceSignalMask,
   readMaps,
   waitForThread,
-  PTRACE_EVENT_STOP,
   type Registers,
 } from '../linux/index.js';
 import type { HeldThread } from './hold.js';
@@ -127,7 +129,7 @@ export class RemoteCalls {
     return registers.set('rax', BigInt(n)).set('orig_rax', NO_SYSTEM_CALL).set('rip', this.#borrowed.syscall);
   }
 
-  /** Runs the thread into the system call and to its end. */
+  /** Lets the thread into the system call and out of it. */
   #finishCall(n: number, registers: Registers): number {
     const { tid } = this.#thread;
     for (let stops = 0, reports = 0; stops < 2;) {
@@ -137,7 +139,7 @@ export class RemoteCalls {
       // A process that job control has stopped (SIGSTOP) may tell so once more before it goes on.
       const isReport = result.kind === 'stopped' && result.event === PTRACE_EVENT_STOP;
       if (isReport && ++reports < MAX_STOP_REPORTS) continue;
-      if (result.kind !== 'stopped' || result.signal !== SIGTRAP) {
+      if (result.kind !== 'stopped' || result.signal !== (SIGTRAP | SYSCALL_STOP_BIT)) {
         throw new CannotError('REMOTE_CALL', {
           tried: `make thread ${tid} run system call ${n}`,
           why: result.kind === 'stopped' ? `signal ${result.signal} came instead` : 'the thread ended',

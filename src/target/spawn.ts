@@ -9,6 +9,7 @@ import {
   ERRNO,
   PTRACE_EVENT_EXEC,
   PTRACE_O_TRACEEXEC,
+  PTRACE_O_TRACESYSGOOD,
   Registers,
   SYS,
   addressOf,
@@ -170,7 +171,7 @@ export function spawnStopped(
   if (pid < 0) throw startFailed(path, `fork failed (${errnoName(-pid)})`);
   const stopped = waitForThread(pid, true, true);
   if (stopped.kind !== 'stopped') throw startFailed(path, 'the new process ended at once');
-  const seized = ptrace.seize(pid, PTRACE_O_TRACEEXEC);
+  const seized = ptrace.seize(pid, PTRACE_O_TRACEEXEC | PTRACE_O_TRACESYSGOOD);
   if (seized < 0) {
     killStopped(pid);
     throw new CannotError('NOT_PERMITTED', {

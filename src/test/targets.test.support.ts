@@ -9,6 +9,7 @@ import {
   readFileSync,
   readSync,
   readdirSync,
+  readlinkSync,
   rmSync,
 } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -29,10 +30,15 @@ process.on('exit', () => {
 
 /** What a test started: a test that fails must not leave it running. */
 const started = new Set<ChildProcessWithoutNullStreams>();
-afterEach(() => {
+
+/** Ends whatever was started and still runs. */
+export function endAll(): void {
   for (const child of started) child.kill('SIGKILL');
   started.clear();
-});
+}
+
+// A hook makes node's test runner report on standard output, also where there are no tests (soak.ts).
+if (process.argv[1]?.endsWith('.test.js')) afterEach(endAll);
 
 let files = 0;
 
@@ -367,7 +373,11 @@ const ET_EXEC = 2;
 /** Bytes of the process's own executable's text that differ from the file's. */
 export function changedBytes(pid: number): number {
   const file = readFileSync(`/proc/${pid}/exe`);
-  const base = Number.parseInt(readFileSync(`/proc/${pid}/maps`, 'utf8').split('-')[0], 16);
+  const path = readlinkSync(`/proc/${pid}/exe`);
+  const first = readFileSync(`/proc/${pid}/maps`, 'utf8')
+    .split('\n')
+    .find((line) => line.endsWith(` ${path}`));
+  const base = Number.parseInt(first?.split('-')[0] ?? '', 16);
   const memory = openSync(`/proc/${pid}/mem`, 'r');
   let changed = 0;
   try {

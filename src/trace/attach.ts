@@ -106,7 +106,9 @@ export function attachTo(pid: number, options: TraceOptions & Recorded = {}): Se
     const recovery = recover(pid, memory, times);
     if (recovery !== undefined) {
       options.onNote?.(
-        `an earlier safepoke, process ${recovery.tracerPid}, was killed while it traced this process: ${recovery.sites} functions have their code back`,
+        recovery.tracerPid === 0
+          ? 'an earlier safepoke had to leave its code behind: it is gone now'
+          : `an earlier safepoke, process ${recovery.tracerPid}, was killed while it traced this process: ${recovery.sites} functions have their code back`,
       );
     }
     return start({ pid, options, memory, times, adopted: undefined, isChild: false, before, since });
@@ -264,7 +266,7 @@ function start({ pid, options, memory, times, adopted, isChild, before, since }:
     filters: [...(options.filters ?? []), ...(options.notrace ?? []).map((text) => `not ${text}`)],
   };
   const watch = new ExitWatch(pid, isChild);
-  return new Session({
+  const parts = {
     pid,
     target,
     header,
@@ -281,5 +283,13 @@ function start({ pid, options, memory, times, adopted, isChild, before, since }:
       watch.close();
       memory.close();
     },
-  });
+  };
+  try {
+    return new Session(parts);
+  } catch (error) {
+    // Its recording cannot be written. The process is to have nothing of this.
+    target.restore();
+    target.tryRemove();
+    throw error;
+  }
 }

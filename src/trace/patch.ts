@@ -37,6 +37,11 @@ export class SiteChanges {
     return this.addresses.length;
   }
 
+  /** The bytes that are to stand at site `i`. */
+  wantedOf(i: number): Uint8Array {
+    return this.wanted.subarray(i * SITE_LENGTH, (i + 1) * SITE_LENGTH);
+  }
+
   /** What undoes them. */
   reversed(): SiteChanges {
     return new SiteChanges(this.addresses, this.wanted, this.expected);
@@ -65,6 +70,9 @@ const MAX_SPAN = 4 << 20;
 
 /** A run of sites that are near each other, with the bytes that stand there and those that are to. */
 interface Span {
+  /** Indices of its first site, and behind its last. */
+  readonly from: number;
+  readonly to: number;
   readonly start: number;
   readonly before: Uint8Array;
   readonly after: Uint8Array;
@@ -74,24 +82,20 @@ interface Span {
 
 /**
  * Changes made ready while nobody is held: every site has been looked at. While threads are held it is enough to see that not one
- * byte of a span has changed since; where one has, its sites are looked at again.
+ * byte of a span has changed since; where one has, its sites are looked at again. A change whose memory is no more (its library
+ * was unloaded) needs nothing, and so does one that is made already (the library was loaded again).
  */
 export class PreparedChanges {
   readonly changes: SiteChanges;
   readonly #memory: TargetMemory;
   readonly #spans: readonly Span[];
 
-  /** @throws CannotError MEMORY */
   constructor(memory: TargetMemory, changes: SiteChanges) {
     this.#memory = memory;
     this.changes = changes;
-    const spans: Span[] = [];
-    for (let from = 0; from < changes.length;) {
-      const to = spanEnd(changes.addresses, from);
-      spans.push(spanOf(changes, from, to, memory.read(...extent(changes, from, to))));
-      from = to;
-    }
-    this.#spans = spans;
+    this.#spans = [...spansOf(memory, changes)].map(({ from, to, bytes }) =>
+      spanOf(changes, from, to, bytes),
+    );
   }
 
   /**
@@ -103,14 +107,13 @@ export class PreparedChanges {
   apply(): Set<number> {
     const { changes } = this;
     const foreign = new Set<number>();
-    let from = 0;
     for (const prepared of this.#spans) {
-      const to = spanEnd(changes.addresses, from);
-      const now = this.#memory.read(prepared.start, prepared.before.length);
-      const span = Buffer.compare(now, prepared.before) === 0 ? prepared : spanOf(changes, from, to, now);
+      const { from, to, start, before } = prepared;
+      const now = this.#memory.readSome(start, before.length);
+      if (now.length < before.length) continue;
+      const span = Buffer.compare(now, before) === 0 ? prepared : spanOf(changes, from, to, now);
       for (const index of span.foreign) foreign.add(index);
-      if (span.foreign.length < to - from) this.#memory.write(span.start, span.after);
-      from = to;
+      if (Buffer.compare(span.before, span.after) !== 0) this.#memory.write(start, span.after);
     }
     return foreign;
   }
@@ -141,35 +144,53 @@ function spanOf(changes: SiteChanges, from: number, to: number, before: Uint8Arr
     const bytes = i * SITE_LENGTH;
     if (isSame(before, at, expected, bytes)) {
       for (let k = 0; k < SITE_LENGTH; k++) after[at + k] = wanted[bytes + k];
-    } else {
+    } else if (!isSame(before, at, wanted, bytes)) {
       foreign.push(i);
     }
   }
-  return { start, before, after, foreign };
+  return { from, to, start, before, after, foreign };
 }
 
-/** True if each change's wanted bytes stand in memory. */
+/** True if each change's wanted bytes stand in memory, as far as there is memory. */
 export function areApplied(memory: TargetMemory, changes: SiteChanges): boolean {
-  const { addresses, wanted } = changes;
-  for (let from = 0; from < changes.length;) {
-    const to = spanEnd(addresses, from);
-    const start = addresses[from];
-    const bytes = memory.readSome(start, addresses[to - 1] + SITE_LENGTH - start);
+  return appliedOnes(memory, changes).size === changes.length;
+}
+
+/** Indices of the changes whose wanted bytes stand in memory, or whose memory is no more. */
+export function appliedOnes(memory: TargetMemory, changes: SiteChanges): Set<number> {
+  const others = new Set(changes.addresses.keys());
+  for (const { from, to, bytes } of spansOf(memory, changes)) {
+    const [start] = extent(changes, from, to);
     for (let i = from; i < to; i++) {
-      if (!isSame(bytes, addresses[i] - start, wanted, i * SITE_LENGTH)) return false;
+      if (!isSame(bytes, changes.addresses[i] - start, changes.wanted, i * SITE_LENGTH)) others.delete(i);
+    }
+  }
+  return others;
+}
+
+/** The changes in spans, each with the bytes that stand there; those left out whose memory is not there. */
+function* spansOf(
+  memory: TargetMemory,
+  changes: SiteChanges,
+): Generator<{ from: number; to: number; bytes: Uint8Array }> {
+  const read = (from: number, to: number): Uint8Array | undefined => {
+    const [start, length] = extent(changes, from, to);
+    const bytes = memory.readSome(start, length);
+    return bytes.length === length ? bytes : undefined;
+  };
+  for (let from = 0; from < changes.length;) {
+    const to = spanEnd(changes.addresses, from);
+    const whole = read(from, to);
+    if (whole !== undefined) {
+      yield { from, to, bytes: whole };
+    } else {
+      for (let i = from; i < to; i++) {
+        const single = read(i, i + 1);
+        if (single !== undefined) yield { from: i, to: i + 1, bytes: single };
+      }
     }
     from = to;
   }
-  return true;
-}
-
-/** Indices of the changes whose wanted bytes stand in memory. */
-export function appliedOnes(memory: TargetMemory, changes: SiteChanges): Set<number> {
-  const applied = new Set<number>();
-  changes.addresses.forEach((address, i) => {
-    if (isSame(memory.readSome(address, SITE_LENGTH), 0, changes.wanted, i * SITE_LENGTH)) applied.add(i);
-  });
-  return applied;
 }
 
 /** Where the run of sites ends that are near each other and begin with `from`: the index behind its last. */
@@ -203,4 +224,25 @@ export function putJump(into: Uint8Array, at: number, address: number, target: n
   const distance = target - (address + SITE_LENGTH);
   into[at] = JMP_REL32;
   for (let i = 1; i < SITE_LENGTH; i++) into[at + i] = (distance >> (8 * (i - 1))) & 0xff;
+}
+
+const INT3 = 0xcc;
+
+/**
+ * Takes a jump of ours away on whose first byte somebody's breakpoint stands: the other bytes become the original ones, the
+ * breakpoint stays. Nobody traces the process but we, so the breakpoint is the kernel's (a uprobe), which goes on with the
+ * instruction of the file, and puts the first byte of the file back when the probe goes. False: something else stands there.
+ */
+export function restoreUnderBreakpoint(
+  memory: TargetMemory,
+  address: number,
+  original: Uint8Array,
+  isOurs: (address: number) => boolean,
+): boolean {
+  const bytes = memory.readSome(address, SITE_LENGTH);
+  if (bytes.length < SITE_LENGTH || bytes[0] !== INT3) return false;
+  const target = jumpTarget(address, Uint8Array.of(JMP_REL32, ...bytes.subarray(1)));
+  if (target === undefined || !isOurs(target)) return false;
+  memory.write(address + 1, original.subarray(1));
+  return true;
 }

@@ -11,7 +11,15 @@ import {
   type HeldThread,
   type HoldTimes,
 } from '../target/index.js';
-import { PreparedChanges, SiteChanges, appliedOnes, applyChanges, areApplied, putJump } from './patch.js';
+import {
+  PreparedChanges,
+  SiteChanges,
+  appliedOnes,
+  applyChanges,
+  areApplied,
+  putJump,
+  restoreUnderBreakpoint,
+} from './patch.js';
 import type { PlannedSite, RefusedFunction } from './site-plan.js';
 import { NO_TEXT_RUNS, isOnlyOurs, planTextRuns, type TextRuns } from './text-runs.js';
 import { findSavedInstructionPointers, findTidOffset, knownThreads } from './thread-facts.js';
@@ -54,6 +62,8 @@ export interface DetachResult {
   readonly restored: boolean;
   /** Sites in which somebody else's bytes stood, which were left alone. */
   readonly foreign: number;
+  /** Those of them on which a breakpoint stands: they are themselves again when it goes. */
+  readonly breakpoints: number;
 }
 
 export class PatchedTarget {
@@ -134,6 +144,8 @@ export class PatchedTarget {
       one.release();
     }
     const removeFrom = (hold: Hold): void => {
+      // It may have executed another program meanwhile, in which other things lie where the agent was.
+      if (!agent.isPresent()) return;
       agent.remove(new RemoteCalls(pid, hold.callableThread(), memory, borrowCode(pid, memory)));
     };
     let prepared: Prepared;
@@ -148,9 +160,7 @@ export class PatchedTarget {
       maps = readMaps(pid) ?? [];
       all = Hold.all(pid, times, agent.thread?.tid);
     } catch (error) {
-      const again = Hold.one(pid, anyThread(pid, agent.thread?.tid), times);
-      removeFrom(again);
-      again.release();
+      withdraw(pid, agent, times, removeFrom);
       throw error;
     }
     try {
@@ -184,18 +194,24 @@ export class PatchedTarget {
     this.agent.enable(false);
     const back = this.#changes.reversed();
     this.#takeTextAway();
-    let foreign: ReadonlySet<number> = new Set();
-    if (!areApplied(this.#memory, back)) {
-      const undone = back.without(appliedOnes(this.#memory, back));
-      const prepared = new PreparedChanges(this.#memory, undone);
-      const hold = Hold.all(this.#pid, this.#times, this.agent.thread?.tid);
-      try {
-        foreign = prepared.apply();
-      } finally {
-        hold.release();
-      }
+    const undone = back.without(appliedOnes(this.#memory, back));
+    if (undone.length === 0) return { restored: true, foreign: 0, breakpoints: 0 };
+    const prepared = new PreparedChanges(this.#memory, undone);
+    const isOurs = (address: number): boolean => this.agent.ownsCode(BigInt(address));
+    const hold = Hold.all(this.#pid, this.#times, this.agent.thread?.tid);
+    try {
+      const foreign = [...prepared.apply()];
+      const breakpoints = foreign.filter((i) =>
+        restoreUnderBreakpoint(this.#memory, undone.addresses[i], undone.wantedOf(i), isOurs),
+      );
+      return {
+        restored: areApplied(this.#memory, back),
+        foreign: foreign.length,
+        breakpoints: breakpoints.length,
+      };
+    } finally {
+      hold.release();
     }
-    return { restored: areApplied(this.#memory, back), foreign: foreign.size };
   }
 
   #takeTextAway(): void {
@@ -228,7 +244,8 @@ export class PatchedTarget {
     const borrowed = borrowCode(this.#pid, this.#memory);
     const one = Hold.one(this.#pid, anyThread(this.#pid, this.agent.thread?.tid), this.#times);
     try {
-      this.agent.remove(new RemoteCalls(this.#pid, one.callableThread(), this.#memory, borrowed));
+      if (this.agent.isPresent())
+        this.agent.remove(new RemoteCalls(this.#pid, one.callableThread(), this.#memory, borrowed));
     } finally {
       one.release();
     }
@@ -282,6 +299,20 @@ function prepareText(pid: number, agent: Agent, memory: TargetMemory, changes: S
   if (agent.thread.restoreText() === 0) return text;
   agent.writeTextRuns([]);
   return NO_TEXT_RUNS;
+}
+
+/** Takes an agent away of which nothing is in use; where no thread can be held now, a session to come will. */
+function withdraw(pid: number, agent: Agent, times: HoldTimes, removeFrom: (hold: Hold) => void): void {
+  try {
+    const one = Hold.one(pid, anyThread(pid, agent.thread?.tid), times);
+    try {
+      removeFrom(one);
+    } finally {
+      one.release();
+    }
+  } catch {
+    agent.abandon();
+  }
 }
 
 /** The leader, or another thread if the leader has ended before the rest. */
@@ -365,12 +396,25 @@ function install(
   }
   const changes = all.changes.without(refusedIndices);
   agent.enable(true);
-  const foreign = refusedIndices.size === 0 ? all.apply() : applyChanges(memory, changes);
+  const foreign = applyAllOrNone(
+    memory,
+    refusedIndices.size === 0 ? all : new PreparedChanges(memory, changes),
+  );
   for (const index of foreign) {
     const site = interior.siteAt(changes.addresses[index]);
     if (site !== undefined) refused.push({ function: site.function, module: site.module, reason: 'changed' });
   }
   return PatchedTarget.of(request, sites, agent, lanes, refused, changes.without(foreign), text);
+}
+
+/** Makes all changes but those where other bytes stand, which are returned; or, where one cannot be made, none. */
+function applyAllOrNone(memory: TargetMemory, prepared: PreparedChanges): Set<number> {
+  try {
+    return prepared.apply();
+  } catch (error) {
+    applyChanges(memory, prepared.changes.reversed());
+    throw error;
+  }
 }
 
 function busyUnwinder(pid: number): CannotError {

@@ -13,7 +13,7 @@ import { CannotError } from '../errors/index.js';
 import { SYS, readMaps, readStartTime } from '../linux/index.js';
 import { Hold, RemoteCalls, borrowCode, pause, type HoldTimes, type TargetMemory } from '../target/index.js';
 import { SITE_LENGTH } from '../x86/index.js';
-import { SiteChanges, applyChanges, jumpTarget } from './patch.js';
+import { SiteChanges, applyChanges, jumpTarget, restoreUnderBreakpoint } from './patch.js';
 import { anyoneInside } from './patched-target.js';
 
 /** How often to look whether all threads have left the code of the former session, and how long to wait in between. */
@@ -22,6 +22,7 @@ const LEAVE_PAUSE_MS = 10;
 
 /** What was found and undone. */
 export interface Recovery {
+  /** 0: a session that ended and had to leave its code behind. */
   readonly tracerPid: number;
   readonly sites: number;
 }
@@ -71,6 +72,9 @@ export function recover(pid: number, memory: TargetMemory, times: HoldTimes): Re
     if (tries > 0) pause(LEAVE_PAUSE_MS);
     const hold = Hold.all(pid, times);
     try {
+      // It may have executed another program since the journal was read: nothing of it is left then.
+      if (shared !== undefined && readAgentPage(memory, shared.start)?.tracerStart !== page.tracerStart)
+        return undefined;
       if (journal !== undefined) {
         memory.writeWord(journal.control, 0n);
         restoreSites(memory, journal.sites, isCode);
@@ -124,6 +128,7 @@ function restoreSites(
   const changes = [];
   for (const { address, original } of [...sites].sort((a, b) => a.address - b.address)) {
     const current = memory.readSome(address, SITE_LENGTH);
+    if (restoreUnderBreakpoint(memory, address, original, (at) => isCode(BigInt(at)))) continue;
     const target = jumpTarget(address, current);
     if (target === undefined || !isCode(BigInt(target))) continue;
     changes.push({ address, expected: current, wanted: original });

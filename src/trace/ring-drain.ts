@@ -86,6 +86,7 @@ export class RingDrain {
   #nextId = 0;
   #lastThreadCheck = 0;
   #threads = new Set<number>();
+  #isFinished = false;
 
   /** Records taken, LOST records not counted. */
   records = 0;
@@ -135,8 +136,10 @@ export class RingDrain {
     return taken;
   }
 
-  /** The session is over: ends every lane. */
+  /** The session is over: ends every lane. Again and again does no harm: the rings' memory may be gone then. */
   finish(): void {
+    if (this.#isFinished) return;
+    this.#isFinished = true;
     this.poll(true);
     for (const lane of [...this.#live.values()]) this.#end(lane, false);
     // Lane 0 belongs to nobody: its header counts what had no lane.

@@ -41,6 +41,9 @@ const WRITE_BACKLOG = 256 << 20;
 const ORDER_SLACK_MS = 10;
 /** Each takes some seconds: a quarter of an hour, and the target is watched meanwhile by nobody else. */
 const RESTORE_TRIES = 150;
+/** How long a debugger that came during the session is waited for at its end. */
+const OTHER_TRACER_MS = 5000;
+const OTHER_TRACER_PAUSE_MS = 100;
 const REMOVE_TRIES = 40;
 const REMOVE_PAUSE_MS = 25;
 const BYTES_PER_WORD = 4;
@@ -73,7 +76,9 @@ export class Session implements AsyncIterable<Call> {
   readonly done: Promise<SessionSummary>;
   readonly #parts: SessionParts;
   readonly #drain: RingDrain;
-  readonly #writer: RecordingWriter | undefined;
+  /** Undefined where nothing is recorded, and once writing has failed. */
+  #writer: RecordingWriter | undefined;
+  #writeFailure: Error | undefined;
   readonly #consumers: Consumer[] = [];
   readonly #writes: { lane: number; words: Uint32Array }[] = [];
   #writeBytes = 0;
@@ -113,6 +118,7 @@ export class Session implements AsyncIterable<Call> {
     );
     this.#message({ kind: 'functions', first: 0, items: parts.functions });
     this.#readClock();
+    if (this.#writeFailure !== undefined) throw this.#writeFailure;
     this.done = this.#run();
     // The caller may look at `done` late, or only at what an iteration throws.
     this.done.catch(() => undefined);
@@ -205,13 +211,13 @@ export class Session implements AsyncIterable<Call> {
       if (end.why === 'stopped') restored = await this.#detach();
       else this.#drain.finish();
     } catch (error) {
-      // The target may have ended under our hands; then there is nothing left to restore.
+      // The target may have ended, or become another program, under our hands: there is nothing left to restore then.
       const targetEnd = this.#parts.watch.check();
-      if (targetEnd === undefined) {
+      if (targetEnd === undefined && this.#parts.target.agent.isPresent()) {
         this.#parts.close();
         throw failure ?? asError(error);
       }
-      end = { why: endOf(targetEnd), target: targetEnd };
+      end = targetEnd === undefined ? this.#vanished() : { why: endOf(targetEnd), target: targetEnd };
       this.#drain.finish();
     }
     const summary = this.#makeSummary(end.why, end.target, restored);
@@ -224,6 +230,7 @@ export class Session implements AsyncIterable<Call> {
     } catch (error) {
       failure = asError(error);
     }
+    failure ??= this.#writeFailure;
     this.#parts.close();
     if (failure !== undefined) throw failure;
     return summary;
@@ -234,6 +241,7 @@ export class Session implements AsyncIterable<Call> {
     await nextTurn();
     let lastCheck = 0;
     while (!this.#stopWanted) {
+      if (this.#writeFailure !== undefined) throw this.#writeFailure;
       const before = this.#parts.timeStamp.now();
       const hasRoom = this.#backlog() < MAX_BACKLOG;
       const taken = hasRoom ? this.#drain.poll() : 0;
@@ -270,30 +278,56 @@ export class Session implements AsyncIterable<Call> {
     if (this.#detached) return true;
     this.#detached = true;
     const { target, onNote } = this.#parts;
-    const { restored, foreign } = await this.#restorePatiently();
-    if (foreign > 0) {
-      onNote(`${foreign} sites were changed by somebody else meanwhile and were left as they are`);
+    const result = await this.#restorePatiently();
+    if (result === undefined) {
+      target.agent.enable(false);
+      this.#drain.finish();
+      onNote(
+        'that tracer does not let go: safepoke’s code stays in the process, and records nothing; attach once more when the tracer is gone, and all is put back',
+      );
+      target.agent.abandon();
+      return false;
     }
+    const { restored, foreign, breakpoints } = result;
+    if (foreign > breakpoints) {
+      onNote(
+        `${foreign - breakpoints} sites were changed by somebody else meanwhile and were left as they are`,
+      );
+    }
+    if (breakpoints > 0) onNote(`on ${breakpoints} sites a breakpoint of somebody else stands, and stays`);
     this.#drain.finish();
     target.tryRemove();
     for (let tries = 0; !target.isRemoved && tries < REMOVE_TRIES; tries++) {
       await new Promise((resolve) => setTimeout(resolve, REMOVE_PAUSE_MS));
       target.tryRemove();
     }
-    if (!target.isRemoved)
+    if (!target.isRemoved) {
       onNote('a signal handler will return into safepoke’s code: it stays mapped, unused');
+      target.agent.abandon();
+    }
     return restored;
   }
 
-  /** A thread that cannot be stopped now, waiting for a vfork child perhaps, must not make us leave the sites as they are. */
-  async #restorePatiently(): Promise<DetachResult> {
+  /**
+   * A thread that cannot be stopped now, waiting for a vfork child perhaps, must not make us leave the sites as they are.
+   * Undefined: a debugger has come meanwhile and does not let us hold its threads.
+   */
+  async #restorePatiently(): Promise<DetachResult | undefined> {
+    let otherSince: number | undefined;
     for (let tries = 1; ; tries++) {
       try {
         return this.#parts.target.restore();
       } catch (error) {
-        const isLate = isSafepokeError(error) && error.code === 'WILL_NOT_STOP';
-        if (!isLate || tries === RESTORE_TRIES) throw error;
-        if (tries === 1) this.#parts.onNote(`${error.message}; trying on`);
+        const code = isSafepokeError(error) ? error.code : undefined;
+        if (code === 'ALREADY_TRACED') {
+          if (otherSince === undefined) this.#parts.onNote(`${asError(error).message}; waiting for that`);
+          otherSince ??= performance.now();
+          if (performance.now() - otherSince > OTHER_TRACER_MS) return undefined;
+          await new Promise((resolve) => setTimeout(resolve, OTHER_TRACER_PAUSE_MS));
+          continue;
+        }
+        if (code !== 'WILL_NOT_STOP' || tries >= RESTORE_TRIES) throw error;
+        if (tries === 1) this.#parts.onNote(`${asError(error).message}; trying on`);
         await nextTurn();
       }
     }
@@ -301,7 +335,20 @@ export class Session implements AsyncIterable<Call> {
 
   #message(message: RecordingMessage): void {
     this.info.accept(message);
-    this.#writer?.writeMessage(message);
+    this.#write((writer) => {
+      writer.writeMessage(message);
+    });
+  }
+
+  /** A recording that cannot be written on ends the session; it must not keep it from putting the target right. */
+  #write(write: (writer: RecordingWriter) => void): void {
+    if (this.#writer === undefined) return;
+    try {
+      write(this.#writer);
+    } catch (error) {
+      this.#writeFailure = asError(error);
+      this.#writer = undefined;
+    }
   }
 
   #readClock(): void {
@@ -320,7 +367,7 @@ export class Session implements AsyncIterable<Call> {
       } else {
         // What waits came before it.
         this.#flushWrites();
-        this.#write(lane, words);
+        this.#writeWords(lane, words);
       }
     }
     if (copy !== undefined) for (const consumer of this.#consumers) consumer.push(lane, copy);
@@ -340,12 +387,14 @@ export class Session implements AsyncIterable<Call> {
   #writeOne(): void {
     const next = this.#writes.shift();
     if (next === undefined) return;
-    this.#write(next.lane, next.words);
+    this.#writeWords(next.lane, next.words);
     this.#writeBytes -= next.words.byteLength;
   }
 
-  #write(lane: number, words: Uint32Array): void {
-    this.#writer?.writeRecords(lane, [new Uint8Array(words.buffer, words.byteOffset, words.byteLength)]);
+  #writeWords(lane: number, words: Uint32Array): void {
+    this.#write((writer) => {
+      writer.writeRecords(lane, [new Uint8Array(words.buffer, words.byteOffset, words.byteLength)]);
+    });
   }
 
   #backlog(): number {

@@ -1,0 +1,230 @@
+// Other tracers on the same process, and safepoke itself stopped, killed, with a full disk, without a reader.
+import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { closeSync, existsSync, openSync, readSync, rmSync, writeSync } from 'node:fs';
+import { CannotError, attach, listFunctions, openRecording, type RecordingFile } from '../index.js';
+import type { RecordingSink } from '../recording/index.js';
+import { attachTo } from '../trace/index.js';
+import type { Hazard, Rounds } from './rounds.test.support.js';
+import { Running, Target, build, changedBytes, fresh, pause, safepoke } from './targets.test.support.js';
+
+const BUFFER = 1 << 18;
+/** Calls of fib(n), itself included, for the n that is used here. */
+const FIB_20 = 21_891;
+const FIB_25 = 242_785;
+
+async function fib(target: Target, n: 20 | 25): Promise<void> {
+  target.say(String(n));
+  await target.expect(n === 20 ? /^fib\(20\)=6765$/ : /^fib\(25\)=75025$/);
+}
+
+/** A debugger that comes while the process is traced: its breakpoint works, and it is waited for at the end. */
+async function debugger_(rounds: Rounds): Promise<void> {
+  const target = await Target.ready(build('fib.c'), '-');
+  while (rounds.next(target.pid)) {
+    const session = attach(target.pid, { bufferBytes: BUFFER, filters: ['leaf', 'round_of'] });
+    const gdb = spawn('gdb', ['-q', '-nx', '-p', String(target.pid)], { stdio: ['pipe', 'pipe', 'ignore'] });
+    let said = '';
+    gdb.stdout.on('data', (text: Buffer) => (said += text.toString()));
+    const ended = new Promise((resolve) => gdb.once('exit', resolve));
+    gdb.stdin.write('break leaf\n');
+    while (!said.includes('Breakpoint 1 at')) await pause(5);
+    target.say('5');
+    gdb.stdin.write('continue\n');
+    while (!said.includes('Breakpoint 1, ')) await pause(5);
+    const isPatient = rounds.done % 2 === 0;
+    const stopped = isPatient ? undefined : session.stop();
+    await pause(50);
+    gdb.stdin.end('delete\ndetach\nquit\n');
+    await ended;
+    await target.expect(/^fib\(5\)=5$/);
+    const summary = await (stopped ?? session.stop());
+    assert.deepEqual([summary.restored, summary.removed], [true, true]);
+    assert.equal(changedBytes(target.pid), 0);
+    await fib(target, 20);
+  }
+  await target.finish();
+}
+
+/**
+ * A breakpoint of the kernel (a uprobe) that comes while a function is traced, and goes later: it is left alone, and the
+ * function is itself again when it has gone.
+ */
+async function kernelBreakpoint(rounds: Rounds): Promise<void> {
+  const target = await Target.ready(build('fib.c'), '-');
+  const file = `/proc/${target.pid}/mem`;
+  const INT3 = Buffer.of(0xcc);
+  while (rounds.next(target.pid)) {
+    const address = addressOf(target.pid, 'leaf');
+    const memory = openSync(file, 'r+');
+    const original = Buffer.alloc(1);
+    readSync(memory, original, 0, 1, address);
+    const session = attach(target.pid, { bufferBytes: BUFFER, filters: ['leaf', 'fib'] });
+    await fib(target, 20);
+    writeSync(memory, INT3, 0, 1, address);
+    const summary = await session.stop();
+    assert.deepEqual([summary.restored, summary.removed], [false, true]);
+    assert.equal(changedBytes(target.pid), 1);
+    const after = Buffer.alloc(1);
+    readSync(memory, after, 0, 1, address);
+    assert.deepEqual(after, INT3);
+    const next = attach(target.pid, { bufferBytes: BUFFER, filters: ['leaf', 'fib'] });
+    assert.deepEqual(
+      next.refused.map(({ reason }) => reason),
+      ['changed'],
+    );
+    await next.stop();
+    writeSync(memory, original, 0, 1, address);
+    closeSync(memory);
+    await fib(target, 20);
+  }
+  await target.finish();
+}
+
+function addressOf(pid: number, name: string): number {
+  const { functions } = listFunctions({ pid }, [name]);
+  return Number(functions[0].address);
+}
+
+/** All calls of a function in what a recording has, to wherever it was cut. */
+function callsIn(recording: RecordingFile, name: string): { calls: number; lost: number; anomalies: number } {
+  let calls = 0;
+  const { lost, anomalies } = recording.visit({
+    onEnter: (_lane, _depth, index) => {
+      if (recording.info.functionAt(index).name === name) calls++;
+      return 0;
+    },
+    onLeave: () => undefined,
+    onLeaf: () => 0,
+    onLost: () => undefined,
+  });
+  return { calls, lost, anomalies };
+}
+
+/** safepoke stands still while the target runs on; it may lose records, but counts them, and the target waits for nothing. */
+async function stoppedTracer(rounds: Rounds): Promise<void> {
+  const target = await Target.ready(build('fib.c'), '-');
+  while (rounds.next(target.pid)) {
+    const running = await Running.attach(target.pid, '-F', 'fib', '--buffer', '256K');
+    running.child.kill('SIGSTOP');
+    await fib(target, 25);
+    running.child.kill('SIGCONT');
+    await fib(target, 20);
+    const { summary, recording, stderr } = await running.stop();
+    assert.equal(summary.records + summary.dropped, 2 * (FIB_25 + FIB_20), stderr);
+    assert.ok(summary.dropped > 0);
+    const file = openRecording(recording);
+    const { calls, lost, anomalies } = callsIn(file, 'fib');
+    assert.deepEqual(
+      [file.fault, calls, lost, anomalies],
+      [undefined, summary.calls['fib'], summary.dropped, 0],
+    );
+    file.close();
+  }
+  await target.finish();
+}
+
+/** A file for which there is room up to a number of bytes, in the middle of a record. */
+function smallDisk(path: string, room: number): RecordingSink {
+  const file = openSync(path, 'w');
+  let left = room;
+  return {
+    write: (chunks) => {
+      for (const chunk of chunks) {
+        const taken = Math.min(left, chunk.length);
+        writeSync(file, chunk, 0, taken);
+        left -= taken;
+        if (taken === chunk.length) continue;
+        throw new CannotError('OUTPUT_UNWRITABLE', {
+          tried: `write ${path}`,
+          why: 'ENOSPC',
+          next: 'make room',
+        });
+      }
+    },
+  };
+}
+
+/** The disk is full: the target gets its code back, what was written can be read, and safepoke says what happened. */
+async function fullDisk(rounds: Rounds): Promise<void> {
+  const target = await Target.ready(build('fib.c'), '-');
+  while (rounds.next(target.pid)) {
+    const path = fresh('recording');
+    const room = (1 << 20) + 7 * rounds.done;
+    const session = attachTo(target.pid, { filters: ['fib'], sink: smallDisk(path, room) });
+    await fib(target, 25);
+    await assert.rejects(session.done, /cannot write .*: ENOSPC/);
+    assert.deepEqual([session.summary?.restored, session.summary?.removed], [true, true]);
+    assert.equal(changedBytes(target.pid), 0);
+    await fib(target, 20);
+    const file = openRecording(path);
+    assert.equal(file.fault?.code, 'RECORDING_TRUNCATED');
+    assert.match(file.fault.message, new RegExp(`byte ${room},`));
+    const { calls, anomalies } = callsIn(file, 'fib');
+    assert.ok(calls > 30_000 && calls <= FIB_25, String(calls));
+    assert.equal(anomalies, 0);
+    file.close();
+    rmSync(path);
+    // Not even the first bytes can be written.
+    const ran = safepoke('attach', '-p', String(target.pid), '-F', 'fib', '-o', '/dev/full');
+    assert.deepEqual([ran.status, changedBytes(target.pid)], [1, 0], ran.stderr);
+    assert.match(ran.stderr, /cannot write \/dev\/full: .*make room/);
+    assert.ok(existsSync('/dev/full'));
+    await fib(target, 20);
+  }
+  await target.finish();
+}
+
+/** Killed at any moment; the next session puts everything back, and the recording has all that was written. */
+async function killedTracer(rounds: Rounds): Promise<void> {
+  const target = await Target.ready(build('busy.c'), '3');
+  while (rounds.next(target.pid)) {
+    const running = await Running.attach(target.pid, '-F', 'fib', '-F', 'mix', '--buffer', '1M');
+    await pause(rounds.done % 50);
+    running.child.kill('SIGKILL');
+    await running.gone();
+    target.say('go on');
+    await target.expect(/^fine$/);
+    const file = openRecording(running.recording);
+    assert.match(file.fault?.message ?? '', /is cut off at byte/);
+    assert.equal(callsIn(file, 'fib').anomalies, 0);
+    file.close();
+    const session = attach(target.pid, { filters: ['mix'], bufferBytes: BUFFER });
+    const { restored, removed } = await session.stop();
+    assert.deepEqual([restored, removed, changedBytes(target.pid)], [true, true, 0]);
+    target.say('go on');
+    await target.expect(/^fine$/);
+  }
+  await target.finish();
+}
+
+/** Nobody reads any more. */
+async function closedPipe(rounds: Rounds): Promise<void> {
+  const target = await Target.ready(build('busy.c'), '2');
+  while (rounds.next(target.pid)) {
+    const running = await Running.attachPrinting(target.pid, '-F', 'mix', '--buffer', '1M');
+    while (running.stdout.length < 1000) await pause(2);
+    running.child.stdout.destroy();
+    const { status, summary } = await running.ended();
+    assert.deepEqual([status, summary.restored, summary.removed], [0, true, true]);
+    assert.equal(changedBytes(target.pid), 0);
+    target.say('go on');
+    await target.expect(/^fine$/);
+  }
+  await target.finish();
+}
+
+export const tracerHazards: readonly Hazard[] = [
+  { name: 'a debugger that comes during the trace, with a breakpoint on a traced function', run: debugger_ },
+  {
+    name: 'a breakpoint of the kernel on a traced function that stays when safepoke leaves',
+    run: kernelBreakpoint,
+  },
+  { name: 'safepoke stopped for a while: every record is kept or counted', run: stoppedTracer },
+  { name: 'a full disk: the target is as it was, and what was written can be read', run: fullDisk },
+  {
+    name: 'safepoke killed at any moment: the target lives, the next session puts it right',
+    run: killedTracer,
+  },
+  { name: 'nobody reads what is printed: the trace ends', run: closedPipe },
+];

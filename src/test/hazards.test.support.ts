@@ -1,0 +1,13 @@
+// All hazards: what `npm test` and `npm run soak` go through.
+import { limitHazards } from './hazards-limits.test.support.js';
+import { processHazards } from './hazards-processes.test.support.js';
+import { threadHazards } from './hazards-threads.test.support.js';
+import { tracerHazards } from './hazards-tracers.test.support.js';
+import type { Hazard } from './rounds.test.support.js';
+
+export const hazards: readonly Hazard[] = [
+  ...threadHazards,
+  ...processHazards,
+  ...limitHazards,
+  ...tracerHazards,
+];

@@ -1,0 +1,74 @@
+// A hazard is something that targets do and that must not break them. Each is a scenario that goes round and round: `npm test`
+// gives it a few seconds, `npm run soak` as long as it is told.
+import { readFileSync } from 'node:fs';
+
+/** One scenario. It fails by throwing. */
+export interface Hazard {
+  /** What the target does, and what holds all the same. */
+  readonly name: string;
+  readonly run: (rounds: Rounds) => Promise<void>;
+}
+
+/** Memory of a process over the rounds, in bytes. */
+export interface MemoryUse {
+  readonly early: number;
+  readonly late: number;
+}
+
+/** The rounds before this part of the time is over do not count for memory: caches fill, pages are touched first. */
+const WARM_UP = 1 / 3;
+/** Memory may move by this without being called a leak. */
+const TOLERANCE = 96 << 20;
+
+/** Goes round until the time is over, but at least once: time never decides whether a test passes. */
+export class Rounds {
+  done = 0;
+  readonly #began = performance.now();
+  readonly #ms: number;
+  readonly #least: number;
+  readonly #uses = new Map<'target' | 'tracer', { early: number | undefined; late: number }>();
+
+  constructor(ms: number, least = 1) {
+    this.#ms = ms;
+    this.#least = least;
+  }
+
+  /** True if there is to be another round. `target` is looked at for its memory. */
+  next(target?: number): boolean {
+    const part = (performance.now() - this.#began) / this.#ms;
+    this.#look('tracer', process.pid, part);
+    if (target !== undefined) this.#look('target', target, part);
+    if (part >= 1 && this.done >= this.#least) return false;
+    this.done++;
+    return true;
+  }
+
+  memory(of: 'target' | 'tracer'): MemoryUse | undefined {
+    const use = this.#uses.get(of);
+    return use === undefined ? undefined : { early: use.early ?? use.late, late: use.late };
+  }
+
+  /** What has grown and should not have. */
+  leaks(): string[] {
+    return (['target', 'tracer'] as const).filter((of) => {
+      const use = this.memory(of);
+      return use !== undefined && use.late > use.early * 1.5 + TOLERANCE;
+    });
+  }
+
+  #look(of: 'target' | 'tracer', pid: number, part: number): void {
+    const use = this.#uses.get(of) ?? { early: undefined, late: 0 };
+    use.late = residentBytes(pid);
+    if (part >= WARM_UP) use.early ??= use.late;
+    this.#uses.set(of, use);
+  }
+}
+
+function residentBytes(pid: number): number {
+  try {
+    const status = readFileSync(`/proc/${pid}/status`, 'utf8');
+    return Number(/^VmRSS:\s*(\d+) kB$/m.exec(status)?.[1] ?? 0) * 1024;
+  } catch {
+    return 0;
+  }
+}
