@@ -46,12 +46,12 @@ const PAGE = 4096;
 const LEAST_RELEASED_RING = 16 * PAGE;
 
 /**
- * Memory is reserved ahead of a thread for this many times what it wrote since the last look, and in pieces of so many bytes at
- * least: a thread that writes less than a page now and then gets none.
+ * Memory is looked for ahead of a thread: for this many times what waits in its ring, and for as much as it has ever written; at
+ * most what may be kept, and a piece at each look. A thread that has written less than the least gets none.
  */
 const AHEAD_FACTOR = 4;
 const MIN_AHEAD = 64 << 10;
-const MAX_AHEAD = 16 << 20;
+const MAX_AHEAD_AT_ONCE = 4 << 20;
 
 const WORDS64_PER_HEADER = HEADER.size / 8;
 
@@ -61,6 +61,8 @@ interface LiveLane {
   tid: number;
   readonly ring: OwnMapping;
   readonly words: Uint32Array<ArrayBuffer>;
+  /** Where it began, in bytes of all times. */
+  readonly start: number;
   /** Bytes consumed, of all times. */
   tail: number;
   /** Records that LOST records have told of. */
@@ -170,13 +172,15 @@ export class RingDrain {
       if (this.#headers32[at] === LANE_STATE.free || this.#live.has(index) || this.#retired.has(index))
         continue;
       const ring = this.#agent.mapRing(index);
+      const tail = Number(this.#headers[index * WORDS64_PER_HEADER + HEADER.tail / 8]);
       const lane: LiveLane = {
         index,
         id: this.#nextId++,
         tid: this.#tidOf(index),
         ring,
         words: new Uint32Array(ring.bytes),
-        tail: Number(this.#headers[index * WORDS64_PER_HEADER + HEADER.tail / 8]),
+        start: tail,
+        tail,
         lostTold: 0,
         kept: 0,
         reserved: 0,
@@ -313,20 +317,32 @@ export class RingDrain {
   }
 
   /**
-   * A busy thread finds memory where it will write next: looked for by us, and zeroed, it costs the thread a fraction. What it keeps
+   * A busy thread finds memory where it will write next: looked for by us, and zeroed, it costs the thread half. What it keeps
    * from an earlier round is there already.
    */
   #reserveAhead(lane: LiveLane, head: number): void {
     const { ringBytes } = this.#agent.geometry;
-    const ahead = Math.min((head - lane.tail) * AHEAD_FACTOR, MAX_AHEAD, ringBytes / 4);
-    if (ahead < MIN_AHEAD || (lane.kept === ringBytes && head > ringBytes)) return;
-    const until = Math.min(head + ahead, lane.tail - (lane.tail % PAGE) + ringBytes);
-    for (let at = Math.max(lane.reserved, head - (head % PAGE)); at + MIN_AHEAD <= until;) {
+    const ahead = Math.min(
+      Math.max((head - lane.tail) * AHEAD_FACTOR, head - lane.start),
+      KEPT_BYTES / this.#live.size,
+    );
+    if (ahead < MIN_AHEAD) return;
+    let at = Math.max(lane.reserved, head - (head % PAGE));
+    const until = Math.min(
+      head - (head % PAGE) + ahead - (ahead % PAGE),
+      at + MAX_AHEAD_AT_ONCE,
+      lane.tail - (lane.tail % PAGE) + ringBytes,
+    );
+    while (at < until) {
       const offset = at % ringBytes;
       const end = Math.min(until, at - offset + ringBytes);
-      if (!lane.ring.populate(offset, end - at)) return;
-      at = end;
-      lane.reserved = end;
+      if (offset < lane.kept) {
+        at += lane.kept - offset;
+      } else {
+        if (!lane.ring.populate(offset, end - at)) return;
+        at = end;
+      }
+      lane.reserved = at;
     }
   }
 
