@@ -21,13 +21,7 @@
 //   sync_core, sync_all, traced_lockdep_off, traced_handlers, traced_thread_work
 //   emulate       rdi code buffer; jumped to, with the trapped site in the slot `trapped_ip`
 //   retry         jumped to, the same
-import {
-  BREAKPOINT,
-  CLOCK_UNIT_TICKS,
-  SKIP,
-  describeOperation,
-  withoutSteps,
-} from '../protocol/index.js';
+import { BREAKPOINT, CLOCK_UNIT_TICKS, SKIP, describeOperation, withoutSteps } from '../protocol/index.js';
 import type { Operand, Operation, Protocol, Routine, Test } from '../protocol/index.js';
 
 /** What the breakpoint buffer and the skip buffer hold: int3, and nopl 0x0(%rax,%rax,1). */
@@ -348,4 +342,3 @@ function compares(test: Test): 'cmp' | 'test' {
 function alignUp(size: number, alignment: number): number {
   return Math.ceil(size / alignment) * alignment;
 }
-

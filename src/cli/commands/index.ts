@@ -8,6 +8,7 @@ import { registerExport } from './export.js';
 import { registerGraph } from './graph.js';
 import { registerReport } from './report.js';
 import { registerCheck } from './check.js';
+import { registerStress } from './stress.js';
 
 /** Called by a command to set the exit status with which safepoke ends. */
 export type SetStatus = (status: number) => void;
@@ -23,6 +24,7 @@ const commands: readonly RegisterCommand[] = [
   registerReport,
   registerExport,
   registerCheck,
+  registerStress,
   registerDoctor,
 ];
 
