@@ -20,8 +20,8 @@ export interface ChildSettings {
   readonly stormPeriodNs: number;
 }
 
-/** How a process under stress ended: of itself, by a signal, or killed as nothing moved any more. */
-export type ChildEnd = 'finished' | 'stuck' | NodeJS.Signals;
+/** How a process under stress ended: of itself, by a signal, by one that nobody knows, or killed as nothing moved any more. */
+export type ChildEnd = 'finished' | 'stuck' | 'vanished' | NodeJS.Signals;
 
 export interface ChildResult {
   readonly end: ChildEnd;
@@ -43,6 +43,8 @@ export interface ChildResult {
 /** A change that takes longer than this is not going to end. */
 const STUCK_MS = 3000;
 const WATCH_MS = 50;
+/** CLOCK_MONOTONIC does not come so far. */
+const NEVER_ENDS = { deadline: 2n ** 62n, modifications: Number.MAX_SAFE_INTEGER };
 /** A process without a clock reading did not live long enough for any: its times are not known. */
 const NO_CLOCK = 0;
 
@@ -143,11 +145,12 @@ export class SharedBlock {
   }
 }
 
-/** What acts on the process from outside; it ends when `isOver` is true. */
+/** What acts on the process from outside; it returns when `isOver` is true. */
 type Outside = (pid: number, shared: SharedBlock, isOver: () => boolean) => Promise<Partial<ChildResult>>;
 
 /**
- * Runs the executable once, until it ends: of itself, crashed, or stuck.
+ * Runs the executable once, until it ends: of itself, crashed, or stuck. With `outside` it does not end of itself, as nobody must
+ * end while he is held: it is killed when that is over.
  *
  * @throws CannotError STRESS_NOT_STARTED
  */
@@ -157,40 +160,68 @@ export async function runChild(
   settings: ChildSettings,
   outside?: Outside,
 ): Promise<ChildResult> {
-  const shared = new SharedBlock(executable, settings);
+  const { deadline, modifications } = settings;
+  const shared = new SharedBlock(
+    executable,
+    outside === undefined ? settings : { ...settings, ...NEVER_ENDS },
+  );
+  let stopWatching = (): void => undefined;
   try {
     const child = spawn(path, [], { stdio: ['ignore', 'ignore', 'ignore', shared.fd] });
-    let ended = false;
-    const ending = whenEnded(child, shared).finally(() => {
-      ended = true;
-    });
-    const acting: Promise<Partial<ChildResult>> =
-      outside === undefined || child.pid === undefined
-        ? Promise.resolve({})
-        : outside(child.pid, shared, () => ended || process.hrtime.bigint() > settings.deadline);
-    const [end, seen] = await Promise.all([ending, acting]);
-    return { ...shared.result(end), ...seen };
+    const watch = watchChild(child, shared);
+    stopWatching = watch.stop;
+    const { ending } = watch;
+    if (outside === undefined || child.pid === undefined) return shared.result(await ending);
+    const seenEnd = { ended: false };
+    const noteEnd = (): void => {
+      seenEnd.ended = true;
+    };
+    ending.then(noteEnd, noteEnd);
+    const isOver = (): boolean =>
+      seenEnd.ended || process.hrtime.bigint() > deadline || shared.modifications >= modifications;
+    const seen = await outside(child.pid, shared, isOver);
+    const killed = !seenEnd.ended && child.kill('SIGKILL');
+    const end = await Promise.race([ending, whenGone(child.pid)]);
+    return { ...shared.result(killed && end === 'SIGKILL' ? 'finished' : end), ...seen };
   } finally {
+    stopWatching();
     shared.close();
   }
 }
 
-function whenEnded(child: ChildProcess, shared: SharedBlock): Promise<ChildEnd> {
-  return new Promise<ChildEnd>((resolve, reject) => {
-    let pulse = shared.pulse;
-    let since = performance.now();
-    let stuck = false;
-    const watch = setInterval(() => {
-      if (shared.pulse !== pulse) {
-        pulse = shared.pulse;
-        since = performance.now();
-      } else if (performance.now() - since > STUCK_MS) {
-        stuck = true;
-        child.kill('SIGKILL');
-      }
-    }, WATCH_MS);
+/** Resolves when there is no such process any more, although Node has not been told: whoever held it has heard of its end. */
+async function whenGone(pid: number): Promise<ChildEnd> {
+  for (;;) {
+    await new Promise((resolve) => setTimeout(resolve, WATCH_MS));
+    try {
+      process.kill(pid, 0);
+    } catch {
+      // Node may be about to tell: that is the better news.
+      await new Promise((resolve) => setTimeout(resolve, WATCH_MS));
+      return 'vanished';
+    }
+  }
+}
+
+/** `ending` resolves when Node hears that the child has ended; until then it is killed if nothing moves for long. */
+function watchChild(
+  child: ChildProcess,
+  shared: SharedBlock,
+): { ending: Promise<ChildEnd>; stop: () => void } {
+  let pulse = shared.pulse;
+  let since = performance.now();
+  let stuck = false;
+  const watch = setInterval(() => {
+    if (shared.pulse !== pulse) {
+      pulse = shared.pulse;
+      since = performance.now();
+    } else if (performance.now() - since > STUCK_MS) {
+      stuck = true;
+      child.kill('SIGKILL');
+    }
+  }, WATCH_MS);
+  const ending = new Promise<ChildEnd>((resolve, reject) => {
     child.on('error', (error) => {
-      clearInterval(watch);
       reject(
         new CannotError('STRESS_NOT_STARTED', {
           tried: 'start the process that is put under stress',
@@ -201,8 +232,12 @@ function whenEnded(child: ChildProcess, shared: SharedBlock): Promise<ChildEnd> 
       );
     });
     child.on('exit', (_status, signal) => {
-      clearInterval(watch);
       resolve(stuck ? 'stuck' : (signal ?? 'finished'));
     });
   });
+  const stop = (): void => {
+    clearInterval(watch);
+    child.unref();
+  };
+  return { ending, stop };
 }

@@ -44,7 +44,7 @@ export const registerStress: RegisterCommand = (program, terminal, setStatus) =>
       const settings = settingsOf(stress, flags);
       const cases = casesOf(stress, flags);
       terminal.note(
-        `${settings.seconds} s each, ${settings.threads} threads on ${availableParallelism()} processors, ${cases.length} to go`,
+        `${settings.seconds} s each, ${settings.threads} ${settings.threads === 1 ? 'thread' : 'threads'} on ${availableParallelism()} processors, ${cases.length} to go`,
       );
       if (flags.json !== true) terminal.data(`${stress.tableHeading().join('\n')}\n`);
       const { red } = terminal.colors;
