@@ -84,7 +84,7 @@ export async function runCase(stressCase: StressCase, settings: StressSettings):
       });
       children.push(child);
       made += child.modifications;
-      futile = child.modifications === 0 ? futile + 1 : 0;
+      futile = child.calls === 0 ? futile + 1 : 0;
     }
   } finally {
     closeSync(fd);
