@@ -41,3 +41,4 @@ export {
   type Mapping,
 } from './proc.js';
 export { PidFile } from './pid-file.js';
+export { urgency } from './urgency.js';

@@ -38,6 +38,8 @@ export const SYS = {
   munmap: 11,
   ioctl: 16,
   madvise: 28,
+  sched_setscheduler: 144,
+  sched_getscheduler: 145,
   munlock: 150,
   getpid: 39,
   exit: 60,
@@ -105,7 +107,7 @@ export function systemCallBuffer2(
   return result === -1 ? -koffi.errno() : result;
 }
 
-/** A system call whose third argument points to `buffer` (ioctl). */
+/** A system call whose third argument points to `buffer` (ioctl, sched_setscheduler). */
 export function systemCallBuffer3(
   n: number,
   a: number | bigint,
