@@ -40,6 +40,8 @@ export const SYS = {
   mremap: 25,
   madvise: 28,
   nanosleep: 35,
+  sched_setscheduler: 144,
+  sched_getscheduler: 145,
   munlock: 150,
   getpid: 39,
   exit: 60,
@@ -109,7 +111,7 @@ export function systemCallBuffer2(
   return result === -1 ? -koffi.errno() : result;
 }
 
-/** A system call whose third argument points to `buffer` (ioctl). */
+/** A system call whose third argument points to `buffer` (ioctl, sched_setscheduler). */
 export function systemCallBuffer3(
   n: number,
   a: number | bigint,

@@ -32,6 +32,7 @@ export type {
   ThreadEndMessage,
   ThreadMessage,
 } from './file-layout.js';
+export { NewestWriter } from './newest-writer.js';
 export { RecordingWriter } from './recording-writer.js';
 export type { RecordingSink } from './recording-writer.js';
 export { RecordingReader } from './recording-reader.js';

@@ -11,6 +11,7 @@ import {
   ptrace,
   readStatus,
   readThreads,
+  urgency,
   waitForThread,
 } from '../linux/index.js';
 
@@ -22,9 +23,12 @@ const STOP_PATIENCE_MS = 50;
 const HOLD_TRIES = 60;
 const RETRY_PAUSE_MS = 50;
 const STRAGGLER_POLL_MS = 2;
-/** First polls are immediate; then the processor is left to the thread that is to stop. */
-const EAGER_POLLS = 50;
+/** First polls are immediate; then the processor is left to the thread that is to stop, and to the others. */
+const EAGER_POLLS = 4;
 const POLL_PAUSE_MS = 0.05;
+const MAX_POLL_PAUSE_MS = 3;
+/** What a thread takes to stop, once it has the processor. */
+const STOP_MS = 0.005;
 
 const pauseCell = new Int32Array(new SharedArrayBuffer(4));
 
@@ -114,17 +118,22 @@ function signalSet(status: ReadonlyMap<string, string>, name: string): bigint {
 /** What became of a thread that was asked to stop. */
 type Stop = HeldThread | 'gone' | 'late';
 
+/** Looks whether a thread that was asked to stop has done so. */
+function stopOf(tid: number, since: number): Stop {
+  const result = waitForThread(tid, false);
+  if (result.kind === 'none') return 'late';
+  if (result.kind !== 'stopped') return 'gone';
+  const registers = new Registers();
+  if (ptrace.getRegisters(tid, registers) < 0) return 'gone';
+  const pendingSignal = result.event === 0 ? result.signal : 0;
+  return { tid, pendingSignal, registers, since };
+}
+
 function awaitStop(tid: number, since: number, patienceMs: number): Stop {
+  const from = performance.now();
   for (let polls = 0; ; polls++) {
-    const result = waitForThread(tid, false);
-    if (result.kind === 'stopped') {
-      const registers = new Registers();
-      if (ptrace.getRegisters(tid, registers) < 0) return 'gone';
-      const pendingSignal = result.event === 0 ? result.signal : 0;
-      return { tid, pendingSignal, registers, since };
-    }
-    if (result.kind !== 'none') return 'gone';
-    if (performance.now() - since > patienceMs) return 'late';
+    const stop = stopOf(tid, since);
+    if (stop !== 'late' || performance.now() - from > patienceMs) return stop;
     if (polls > EAGER_POLLS) pause(POLL_PAUSE_MS);
   }
 }
@@ -141,7 +150,7 @@ function watchStragglers(): void {
   stragglerTimer = setTimeout(() => {
     stragglerTimer = undefined;
     for (const tid of stragglers) {
-      const stop = awaitStop(tid, performance.now(), 0);
+      const stop = stopOf(tid, performance.now());
       if (stop === 'late') continue;
       stragglers.delete(tid);
       if (stop !== 'gone') ptrace.detach(tid, stop.pendingSignal);
@@ -168,6 +177,7 @@ export class Hold {
   readonly #times: HoldTimes;
   readonly #threads = new Map<number, HeldThread>();
   readonly #since = performance.now();
+  #isUrgent = false;
 
   private constructor(pid: number, times: HoldTimes) {
     this.#pid = pid;
@@ -267,7 +277,7 @@ export class Hold {
     });
   }
 
-  /** Lets all threads go on, each with the signal that it was about to get. */
+  /** Lets all threads go on, those first that have stood still longest, each with the signal that it was about to get. */
   release(): void {
     for (const thread of this.#threads.values()) {
       faultPoint();
@@ -275,40 +285,72 @@ export class Hold {
       this.#times.note(thread.since);
     }
     this.#threads.clear();
+    this.#calmDown();
     watchStragglers();
     this.#times.totalUs += (performance.now() - this.#since) * 1000;
   }
 
+  #hurry(): void {
+    if (this.#isUrgent) return;
+    this.#isUrgent = true;
+    urgency.begin();
+  }
+
+  #calmDown(): void {
+    if (!this.#isUrgent) return;
+    this.#isUrgent = false;
+    urgency.end();
+  }
+
   /** Returns a thread that did not stop in time, if there is one; the others are held all the same. */
   #add(tids: readonly number[]): number | undefined {
-    const asked: { tid: number; since: number }[] = [];
+    this.#hurry();
+    const seized: number[] = [];
+    const since: number[] = [];
     let late: number | undefined;
     try {
       for (const tid of tids) {
-        // A straggler is ours since an earlier attempt.
-        if (stragglers.has(tid)) {
-          asked.push({ tid, since: performance.now() });
-          continue;
-        }
-        if (seize(this.#pid, tid, PTRACE_O_TRACESYSGOOD) === 'gone') continue;
-        asked.push({ tid, since: performance.now() });
-        ptrace.interrupt(tid);
+        // A straggler is ours since an earlier attempt, and was asked to stop then.
+        if (stragglers.has(tid) || seize(this.#pid, tid, PTRACE_O_TRACESYSGOOD) !== 'gone') seized.push(tid);
       }
     } finally {
-      for (const { tid, since } of asked) {
-        const stop = awaitStop(tid, since, STOP_PATIENCE_MS);
-        stragglers.delete(tid);
-        if (stop === 'gone') continue;
-        if (stop === 'late') {
-          stragglers.add(tid);
-          late = tid;
-        } else {
-          this.#undoFalseEintr(stop);
-          this.#threads.set(tid, stop);
-        }
+      // All are asked before the first is waited for: they stop side by side.
+      for (const tid of seized) {
+        since.push(performance.now());
+        if (!stragglers.has(tid)) ptrace.interrupt(tid);
       }
+      late = this.#gather(seized, since);
     }
     return late;
+  }
+
+  /**
+   * Waits until all have stopped, in whatever order they do. Between two looks the processor is theirs: a thread needs it to
+   * stop. Returns one that did not stop though for a while no other did either.
+   */
+  #gather(tids: readonly number[], since: readonly number[]): number | undefined {
+    const asked = new Map(tids.map((tid, i) => [tid, since[i]]));
+    let progress = performance.now();
+    for (let looks = 0; ; looks++) {
+      const before = asked.size;
+      for (const [tid, from] of asked) {
+        const stop = stopOf(tid, from);
+        if (stop === 'late') continue;
+        asked.delete(tid);
+        stragglers.delete(tid);
+        if (stop === 'gone') continue;
+        this.#undoFalseEintr(stop);
+        this.#threads.set(tid, stop);
+      }
+      const now = performance.now();
+      if (asked.size === 0) return undefined;
+      if (asked.size < before) progress = now;
+      if (now - progress > STOP_PATIENCE_MS) break;
+      if (looks > EAGER_POLLS)
+        pause(Math.max(POLL_PAUSE_MS, Math.min(MAX_POLL_PAUSE_MS, asked.size * STOP_MS)));
+    }
+    for (const tid of asked.keys()) stragglers.add(tid);
+    return [...asked.keys()][0];
   }
 
   /** At once, not on release: should we be killed, the thread goes on with what it has now. */

@@ -1,0 +1,35 @@
+// While it holds threads, safepoke must not wait for a processor behind those that it does not hold, or has let go already.
+import { SYS, systemCall, systemCallBuffer3 } from './system-call.js';
+
+/** include/uapi/linux/sched.h. The flag keeps children from inheriting the policy. */
+const SCHED_OTHER = 0;
+const SCHED_FIFO = 1;
+const SCHED_RESET_ON_FORK = 0x40000000;
+const LOWEST_REAL_TIME_PRIORITY = 1;
+
+const priority = new Uint8Array(4);
+
+function setPolicy(policy: number, value: number): number {
+  new DataView(priority.buffer).setInt32(0, value, true);
+  return systemCallBuffer3(SYS.sched_setscheduler, 0, policy, priority);
+}
+
+let depth = 0;
+let isRaised = false;
+
+/**
+ * Puts the calling thread before all ordinary ones, until `end` has been called as often. Where that is not permitted, or the
+ * thread has a policy of its own, nothing changes. It must be short: one processor does nothing else meanwhile.
+ */
+export const urgency = {
+  begin(): void {
+    if (depth++ > 0) return;
+    if (systemCall(SYS.sched_getscheduler, 0) !== SCHED_OTHER) return;
+    isRaised = setPolicy(SCHED_FIFO | SCHED_RESET_ON_FORK, LOWEST_REAL_TIME_PRIORITY) === 0;
+  },
+  end(): void {
+    if (--depth > 0 || !isRaised) return;
+    isRaised = false;
+    setPolicy(SCHED_OTHER, 0);
+  },
+};

@@ -1,0 +1,132 @@
+// A flight recorder: a recording of which only the newest records are kept, as many as fit. They are kept in memory and written
+// when the recording ends; what there was no room for is counted per lane.
+import type { RecordingMessage } from './file-layout.js';
+import {
+  KIND_ENTRY,
+  KIND_EXIT,
+  KIND_LOST,
+  KIND_MASK,
+  KIND_UNWOUND,
+  RECORD_WORDS,
+  SLOT_WORD,
+  WHAT_WORD,
+} from './record-layout.js';
+import type { RecordingWriter } from './recording-writer.js';
+
+/** Records that are kept, or a message that must stay behind them. */
+type Item =
+  | { readonly kind: 'records'; readonly lane: number; readonly words: Uint32Array<ArrayBuffer> }
+  | { readonly kind: 'message'; readonly message: RecordingMessage };
+
+/** Compaction of the queue waits until so many of its items are gone. */
+const MANY_ITEMS = 4096;
+
+/** Takes what a RecordingWriter takes. */
+export class NewestWriter {
+  readonly #writer: RecordingWriter;
+  readonly #room: number;
+  #items: Item[] = [];
+  /** Items before this one are gone. */
+  #first = 0;
+  #bytes = 0;
+  #notKept = 0;
+  /** By lane: records that the recording lacks, those among them that the ring had lost before. */
+  readonly #missing = new Map<number, number>();
+  readonly #ended: RecordingMessage[] = [];
+
+  /** Keeps at most `room` bytes of records, and at least the piece that was written last. */
+  constructor(writer: RecordingWriter, room: number) {
+    this.#writer = writer;
+    this.#room = room;
+  }
+
+  writeRecords(lane: number, chunks: readonly Uint8Array[]): void {
+    for (const chunk of chunks) {
+      const words = new Uint32Array(new Uint8Array(chunk).buffer);
+      this.#items.push({ kind: 'records', lane, words });
+      this.#bytes += words.byteLength;
+    }
+    while (this.#bytes > this.#room && this.#first < this.#items.length - 1) this.#giveUp();
+    if (this.#first < MANY_ITEMS || this.#first * 2 < this.#items.length) return;
+    this.#items = this.#items.slice(this.#first);
+    this.#first = 0;
+  }
+
+  /** Messages are all kept. Those that say what comes behind a lane's records wait with them. */
+  writeMessage(message: RecordingMessage): void {
+    if (message.kind === 'lost' || message.kind === 'thread-end')
+      this.#items.push({ kind: 'message', message });
+    else this.#writer.writeMessage(message);
+  }
+
+  /** Writes what is kept; only `clock` and `end` messages may follow. Returns how many records were not kept. */
+  release(): number {
+    const items = this.#items.slice(this.#first);
+    this.#items = [];
+    this.#first = 0;
+    this.#leaveOutOrphans(items);
+    for (const [lane, records] of this.#missing) this.#writer.writeMessage({ kind: 'lost', lane, records });
+    for (const message of this.#ended) this.#writer.writeMessage(message);
+    for (const item of items) {
+      if (item.kind === 'message') {
+        this.#writer.writeMessage(item.message);
+        continue;
+      }
+      const { buffer, byteOffset, byteLength } = item.words;
+      this.#writer.writeRecords(item.lane, [new Uint8Array(buffer, byteOffset, byteLength)]);
+    }
+    return this.#notKept;
+  }
+
+  #miss(lane: number, records: number): void {
+    this.#missing.set(lane, (this.#missing.get(lane) ?? 0) + records);
+  }
+
+  /** The oldest item goes. */
+  #giveUp(): void {
+    const item = this.#items[this.#first++];
+    if (item.kind === 'message') {
+      if (item.message.kind === 'lost') this.#miss(item.message.lane, item.message.records);
+      else this.#ended.push(item.message);
+      return;
+    }
+    const { words } = item;
+    this.#bytes -= words.byteLength;
+    for (let at = 0; at < words.length; at += RECORD_WORDS) {
+      const isLost = (words[at + WHAT_WORD] & KIND_MASK) === KIND_LOST;
+      this.#miss(item.lane, isLost ? words[at + SLOT_WORD] : 1);
+      if (!isLost) this.#notKept++;
+    }
+  }
+
+  /** Ends of calls whose beginning is not kept are not kept either: nobody could tell what they end. */
+  #leaveOutOrphans(items: Item[]): void {
+    /** How many calls of a lane are open in a slot: more than one in a chain of tail calls. */
+    const open = new Map<number, Map<number, number>>();
+    items.forEach((item, i) => {
+      if (item.kind !== 'records' || !this.#missing.has(item.lane)) return;
+      let slots = open.get(item.lane);
+      if (slots === undefined) open.set(item.lane, (slots = new Map<number, number>()));
+      const { words } = item;
+      let to = 0;
+      for (let at = 0; at < words.length; at += RECORD_WORDS) {
+        const kind = words[at + WHAT_WORD] & KIND_MASK;
+        const slot = words[at + SLOT_WORD];
+        const calls = slots.get(slot) ?? 0;
+        if (kind === KIND_ENTRY) slots.set(slot, calls + 1);
+        else if (kind === KIND_EXIT || kind === KIND_UNWOUND) {
+          if (calls === 0) {
+            this.#miss(item.lane, 1);
+            this.#notKept++;
+            continue;
+          }
+          if (calls === 1) slots.delete(slot);
+          else slots.set(slot, calls - 1);
+        }
+        if (to !== at) words.copyWithin(to, at, at + RECORD_WORDS);
+        to += RECORD_WORDS;
+      }
+      items[i] = { ...item, words: words.subarray(0, to) };
+    });
+  }
+}
