@@ -1,13 +1,15 @@
 // The agent in a target: maps its regions, fills them in, takes them away again. Deciding what to trace is not its business.
-import { closeSync, ftruncateSync, openSync } from 'node:fs';
-import { CannotError } from '../errors/index.js';
+import { closeSync, ftruncateSync, openSync, writeSync } from 'node:fs';
+import { CannotError, isSafepokeError } from '../errors/index.js';
 import {
   MAP,
   PROT,
   SYS,
+  faultPoint,
   mapOwn,
   readMaps,
   readMaxMapCount,
+  readStartTime,
   readStatus,
   systemCall,
   type OwnMapping,
@@ -15,39 +17,49 @@ import {
 import {
   RemoteCalls,
   expectSuccess,
-  findSyscallInstruction,
+  borrowCode,
   type Hold,
   type PlannedCall,
+  type RemoteCall,
   type TargetMemory,
 } from '../target/index.js';
 import {
+  AGENT,
   AGENT_MAGIC,
   CONTROL,
   DATA,
   HEADER,
   LANE,
   LANE_STATE,
+  MAPPED_MAX,
   NO_THREAD_POINTER,
   SHADOW,
+  SHARED,
   TRUSTED_MAX,
   planGeometry,
   type AgentGeometry,
 } from './layout.js';
 import {
-  NO_TRACER,
   SHARED_NAME,
-  TRACER_OFFSET,
   encodeJournal,
   journalBytes,
   shadowPlaces,
   type Journal,
-  type JournalSite,
   type ShadowPlaces,
 } from './journal.js';
+import {
+  AGENT_THREAD_FLAGS,
+  AgentThread,
+  MREMAP_AWAY,
+  TEXT_RUN_SIZE,
+  emitAgentThread,
+} from './agent-thread.js';
 import { readShadowEntries, restoreReturnAddresses, shadowBase } from './shadow-stacks.js';
-import { emitRecorder, emitRegion, regionBytes, type CodeRegion, type StubSite } from './stubs.js';
+import { THREAD_POINTER_BY_REGISTER } from './recorder.js';
+import { emitRegion, regionBytes, type CodeRegion, type StubSite } from './stubs.js';
 
 const PAGE = 4096;
+const TWO_TO_32 = 2 ** 32;
 /** Reach of a rel32 branch, with room for the region and the module's own extent. */
 const REACH = 0x7fff_0000;
 /** Lowest address worth trying: below it mmap_min_addr and non-PIE executables lie. */
@@ -84,13 +96,25 @@ export const AGENT_CALLS: readonly PlannedCall[] = [
   { name: 'madvise', number: SYS.madvise, arguments: [PAGE, PAGE, MADV_DONTDUMP] },
   { name: 'close', number: SYS.close, arguments: [3] },
   { name: 'munmap', number: SYS.munmap, arguments: [PAGE, PAGE] },
+  { name: 'clone', number: SYS.clone, arguments: [AGENT_THREAD_FLAGS, PAGE, 0, 0, PAGE] },
+  { name: 'gettid', number: SYS.gettid, arguments: [] },
+  { name: 'futex', number: SYS.futex, arguments: [PAGE, 0, 0, 0] },
+  { name: 'mremap', number: SYS.mremap, arguments: [PAGE, PAGE, PAGE, MREMAP_AWAY, 0] },
+  { name: 'nanosleep', number: SYS.nanosleep, arguments: [PAGE, 0] },
+  { name: 'exit', number: SYS.exit, arguments: [0] },
 ];
+
+/** Stands for the tracer's process id when it has left on purpose. */
+const NO_TRACER = 0n;
 
 /** Mappings that the agent adds to a process, in which it splits none. */
 const MAPPINGS_WANTED = 8;
 
 /** Lanes made ready beyond the number of threads seen: more may have come when all are held. */
 const SPARE_LANES = 16;
+
+/** Ranges besides those of the clusters: our own data, what is shared, the agent thread's code. */
+const OTHER_RANGES = 3;
 
 /** Code that wants stubs: sites whose addresses lie between `low` and `high`. */
 export interface Cluster {
@@ -112,6 +136,8 @@ export interface AgentOptions {
   readonly tidOffset: number;
   /** Code whose calls may have their return address swapped, the most frequent caller first. */
   readonly trusted: readonly { readonly start: number; readonly end: number }[];
+  /** The agent gets a thread of its own: not in a process that job control has stopped, where it could not run. */
+  readonly withThread: boolean;
   /** Numbers of lanes to try, most first: limits on address space may allow fewer. */
   readonly lanes: readonly number[];
 }
@@ -145,6 +171,10 @@ export class Agent {
   readonly #sharedFile: number;
   readonly #mapped: Mapped[];
   readonly #codePlaces: readonly Mapped[];
+  readonly #page: OwnMapping;
+  readonly #journalRoom: number;
+  #thread: AgentThread | undefined;
+  #threadCode = 0;
   #preparedLanes = 0;
 
   private constructor(
@@ -155,7 +185,9 @@ export class Agent {
     sharedFile: number,
     mapped: Mapped[],
     codePlaces: readonly Mapped[],
+    journalRoom: number,
   ) {
+    this.#journalRoom = journalRoom;
     this.#memory = memory;
     this.#options = options;
     this.geometry = geometry;
@@ -165,7 +197,9 @@ export class Agent {
     this.#sharedFile = sharedFile;
     this.#mapped = mapped;
     this.#codePlaces = codePlaces;
-    this.headers = mapOwn(geometry.rings, PROT.read | PROT.write, MAP.shared, sharedFile);
+    const both = PROT.read | PROT.write;
+    this.#page = mapOwn(AGENT.size, both, MAP.shared, sharedFile, SHARED.agent);
+    this.headers = mapOwn(geometry.rings - SHARED.headers, both, MAP.shared, sharedFile, SHARED.headers);
   }
 
   /**
@@ -180,20 +214,23 @@ export class Agent {
     clusters: readonly Cluster[],
     options: AgentOptions,
   ): Agent {
-    const calls = new RemoteCalls(hold.callableThread(), memory, findSyscallInstruction(pid, memory));
+    const calls = new RemoteCalls(pid, hold.callableThread(), memory, borrowCode(pid, memory));
     const mapped: Mapped[] = [];
     const codePlaces: Mapped[] = [];
     const siteCount = clusters.reduce((sum, cluster) => sum + cluster.sites.length, 0);
     // Control page, data, journal: mapped in one piece. The ranges are this, the rings, and one for each cluster.
+    const journalRoom = journalBytes(clusters.length + OTHER_RANGES, siteCount);
     const ownBytes = (geometry: AgentGeometry): number =>
-      PAGE + geometry.dataBytes + journalBytes(clusters.length + 2, siteCount);
+      PAGE + geometry.dataBytes + journalRoom + siteCount * TEXT_RUN_SIZE;
     return calls.run((call, string) => {
+      let sharedFile = -1;
       // After mlockall(MCL_FUTURE) all that is mapped is filled at once: our empty rings would take all memory there is.
       const isLocked = !/^0 kB$/.test(readStatus(pid)?.get('VmLck') ?? '0 kB');
       const map = (length: number, prot: number, flags: number, hint = 0, fd = -1): number => {
         const result = call(SYS.mmap, hint, length, isLocked ? PROT.none : prot, flags, fd, 0);
         if (result <= 0) return result;
         mapped.push({ address: result, length });
+        if (sharedFile >= 0) writeMapped(sharedFile, mapped);
         if (isLocked) {
           const next = 'see whether a filter forbids munlock and mprotect to it';
           expectSuccess(call(SYS.munlock, result, length), `unlock memory in process ${pid}`, next);
@@ -207,36 +244,31 @@ export class Agent {
           `make memory to share with process ${pid}`,
           'see whether a seccomp filter forbids memfd_create to it',
         );
-        let sharedFile: number;
         let geometry: AgentGeometry | undefined;
         let places: { control: number; data: number; shared: number } | undefined;
         try {
-          sharedFile = openSync(`/proc/${pid}/fd/${fd}`, 'r+');
+          const file = openSync(`/proc/${pid}/fd/${fd}`, 'r+');
+          sharedFile = file;
           for (const lanes of options.lanes) {
             geometry = planGeometry(lanes, options.ringBytes, options.maxShadowEntries);
-            const anonymous = MAP.private | MAP.anonymous | MAP.noReserve;
-            const own = map(ownBytes(geometry), PROT.read | PROT.write, anonymous);
-            if (own === ENOMEM) continue;
+            sizeShared(pid, file, geometry.sharedBytes);
+            const { sharedBytes } = geometry;
+            const shared = map(sharedBytes, PROT.read | PROT.write, MAP.shared | MAP.noReserve, 0, fd);
+            if (shared === ENOMEM) continue;
             expectSuccess(
-              own,
+              shared,
               `map memory into process ${pid}`,
               'see whether a limit or a filter forbids mmap to it',
             );
-            sizeShared(pid, sharedFile, geometry.sharedBytes);
-            const shared = map(
-              geometry.sharedBytes,
-              PROT.read | PROT.write,
-              MAP.shared | MAP.noReserve,
-              0,
-              fd,
-            );
-            if (shared === ENOMEM) {
-              call(SYS.munmap, own, ownBytes(geometry));
+            const anonymous = MAP.private | MAP.anonymous | MAP.noReserve;
+            const own = map(ownBytes(geometry), PROT.read | PROT.write, anonymous);
+            if (own === ENOMEM) {
+              call(SYS.munmap, shared, sharedBytes);
               mapped.pop();
               continue;
             }
             expectSuccess(
-              shared,
+              own,
               `map memory into process ${pid}`,
               'see whether a limit or a filter forbids mmap to it',
             );
@@ -257,12 +289,62 @@ export class Agent {
           'use Linux 4.14 or later',
         );
         for (const cluster of clusters) codePlaces.push(mapNear(pid, cluster, map));
-        return new Agent(memory, options, geometry, places, sharedFile, mapped, codePlaces);
+        const agent = new Agent(
+          memory,
+          options,
+          geometry,
+          places,
+          sharedFile,
+          mapped,
+          codePlaces,
+          journalRoom,
+        );
+        if (options.withThread) agent.#startThread(pid, call, map);
+        return agent;
       } catch (error) {
         for (const { address, length } of mapped) call(SYS.munmap, address, length);
+        if (sharedFile >= 0) closeSync(sharedFile);
         throw error;
       }
     });
+  }
+
+  /** Starts the agent's thread, if the process may have one more. */
+  #startThread(
+    pid: number,
+    call: RemoteCall,
+    map: (length: number, prot: number, flags: number) => number,
+  ): void {
+    const code = map(PAGE, PROT.read | PROT.exec, MAP.private | MAP.anonymous);
+    if (code < 0) return;
+    this.#threadCode = code;
+    const { rings, sharedBytes } = this.geometry;
+    const places = {
+      page: this.#shared + SHARED.agent,
+      code,
+      control: this.control,
+      rings: this.#shared + rings,
+      ringBytes: sharedBytes - rings,
+    };
+    this.#memory.write(code, emitAgentThread(places));
+    this.#thread = AgentThread.start(pid, call, this.#page, places);
+  }
+
+  /** The agent's own thread in the target; undefined where it may have none. */
+  get thread(): AgentThread | undefined {
+    return this.#thread;
+  }
+
+  /** Tells the agent's thread which runs of text hold sites, for it to turn back. */
+  writeTextRuns(runs: readonly { readonly start: number; readonly length: number }[]): void {
+    const table = new BigUint64Array(runs.length * 2);
+    runs.forEach(({ start, length }, i) => {
+      table[i * 2] = BigInt(start);
+      table[i * 2 + 1] = BigInt(length);
+    });
+    const address = this.data + this.geometry.dataBytes + this.#journalRoom;
+    this.#memory.write(address, new Uint8Array(table.buffer));
+    this.#thread?.setTextRuns(address, runs.length);
   }
 
   /** Writes lanes and code: everything but the sites, ready for so many threads. @throws CannotError where an instruction cannot be relocated */
@@ -280,18 +362,18 @@ export class Agent {
         { control: BigInt(this.control), data: BigInt(this.data) },
         this.geometry,
       );
-      this.#memory.write(place.address, region.bytes);
+      // What lies behind, a bound too generous, is never executed.
+      this.#memory.write(place.address, region.bytes.subarray(0, region.used));
       this.regions.push(region);
     });
   }
 
   /** Makes recorders do without the word at the thread pointer: some thread has none. Before any site is changed. */
-  distrustThreadPointers(clusters: readonly Cluster[]): void {
-    const places = { control: BigInt(this.control), data: BigInt(this.data) };
-    this.regions.forEach(({ address }, i) => {
-      const { bytes } = emitRecorder(address, clusters[i].firstIndex, places, this.geometry, 'register');
-      this.#memory.write(Number(address), bytes);
-    });
+  distrustThreadPointers(): void {
+    for (const { address, threadPointerReads } of this.regions) {
+      for (const offset of threadPointerReads)
+        this.#memory.write(Number(address) + offset, THREAD_POINTER_BY_REGISTER);
+    }
   }
 
   /** Offset of a thread's id from its thread pointer; 0: not known. */
@@ -401,42 +483,63 @@ export class Agent {
     return restoreReturnAddresses(this.#memory, this.#places);
   }
 
-  /** Writes down what is about to be changed, for a session to come should this one be killed. Before any site is changed. */
-  writeJournal(sites: readonly JournalSite[], tracerStart: bigint): void {
-    const code = new Set(this.#codePlaces.map(({ address }) => address));
-    const journal: Journal = {
+  /**
+   * Writes down what is about to be changed, for a session to come should this one be killed: ascending addresses, and the five
+   * bytes of each. Before any site is changed; which of them will be changed need not be known yet.
+   */
+  writeJournal(addresses: Float64Array, originals: Uint8Array): void {
+    // The agent's thread is done for when it is out of its code.
+    const code = new Set([...this.#codePlaces.map(({ address }) => address), this.#threadCode]);
+    const journal: Omit<Journal, 'sites'> = {
       ...this.#places,
-      tracerPid: process.pid,
-      tracerStart,
       control: this.control,
       ranges: this.#mapped.map(({ address, length }) => ({ address, length, isCode: code.has(address) })),
-      sites,
     };
     const address = this.data + this.geometry.dataBytes;
-    this.#memory.write(address, encodeJournal(journal));
-    new BigUint64Array(this.headers.bytes)[HEADER.journal / 8] = BigInt(address);
+    this.#memory.write(address, encodeJournal(journal, addresses, originals));
+    new BigUint64Array(this.#page.bytes)[AGENT.journal / 8] = BigInt(address);
   }
 
-  /** Says that the session is over though the agent stays: a session to come may take it away. */
+  /** Ends the agent's thread. False if it stands still, so that its code and its page must stay. */
+  dismissThread(): boolean {
+    try {
+      this.#thread?.leave();
+      return true;
+    } catch (error) {
+      if (isSafepokeError(error) && error.code === 'AGENT_LOST') return false;
+      throw error;
+    }
+  }
+
+  /** Says that the session is over though the agent stays: its thread turns back what it can, and a session to come does the rest. */
   abandon(): void {
-    this.#memory.writeWord(this.data + this.geometry.dataBytes + TRACER_OFFSET, NO_TRACER);
+    new BigUint64Array(this.#page.bytes)[AGENT.tracerPid / 8] = NO_TRACER;
+    this.#thread?.orphan();
   }
 
-  /** Frees all memory behind the rings. No recorder is at work, and none will be. */
+  /** Frees the memory of all rings. The thread has been dismissed. No recorder is at work, and none will be. */
   releaseShared(): void {
-    ftruncateSync(this.#sharedFile, 0);
+    ftruncateSync(this.#sharedFile, AGENT.size);
   }
 
   /** Unmaps everything of ours from the target. No thread may be in our code, nor have a way back into it. */
   remove(calls: RemoteCalls): void {
+    if (!this.dismissThread()) return;
+    // From here on there is nothing to put back, only mappings to take away; the one that lists them goes last.
+    faultPoint();
+    new BigUint64Array(this.#page.bytes)[AGENT.journal / 8] = 0n;
     calls.run((call) => {
-      for (const { address, length } of this.#mapped) call(SYS.munmap, address, length);
+      for (const { address, length } of sharedLast(this.#mapped, this.#shared)) {
+        call(SYS.munmap, address, length);
+      }
     });
     this.#mapped.length = 0;
   }
 
   /** Frees what safepoke itself holds. */
   close(): void {
+    this.#thread?.forget();
+    this.#page.unmap();
     this.headers.unmap();
     closeSync(this.#sharedFile);
   }
@@ -463,16 +566,18 @@ export class Agent {
     const { geometry } = this;
     const bytes = new Uint8Array(LANE.size);
     const view = new DataView(bytes.buffer);
-    const put = (offset: number, value: number | bigint): void => {
-      view.setBigUint64(offset, BigInt(value), true);
+    // Numbers, as there are a thousand lanes.
+    const put = (offset: number, value: number): void => {
+      view.setUint32(offset, value % TWO_TO_32, true);
+      view.setUint32(offset + 4, Math.floor(value / TWO_TO_32), true);
     };
     const base = this.#shadowBase(lane);
     // --depth N wants the outermost call and N levels below it.
     const depth = this.#options.maxDepth === undefined ? geometry.shadowEntries : this.#options.maxDepth + 1;
     const [first] = this.#options.trusted;
-    put(LANE.threadPointer, NO_THREAD_POINTER);
+    put(LANE.threadPointer, Number(NO_THREAD_POINTER));
     put(LANE.tidPointer, this.#laneAddress(lane) + LANE.tid);
-    put(LANE.header, this.#shared + lane * HEADER.size);
+    put(LANE.header, this.#shared + SHARED.headers + lane * HEADER.size);
     put(LANE.ring, this.#shared + geometry.rings + lane * geometry.ringBytes);
     put(LANE.ringMask, geometry.ringBytes - 1);
     put(LANE.ringLimit, geometry.ringLimit);
@@ -513,6 +618,26 @@ export class Agent {
     });
     this.#memory.write(this.data, header);
   }
+}
+
+/** The order in which to unmap: what lists the others is there to the end. */
+export function sharedLast<T extends { readonly address: number }>(
+  ranges: readonly T[],
+  shared: number,
+): T[] {
+  return [
+    ...ranges.filter(({ address }) => address !== shared),
+    ...ranges.filter(({ address }) => address === shared),
+  ];
+}
+
+/** Notes who we are, and the mappings made so far, in the agent's page. */
+function writeMapped(sharedFile: number, mapped: readonly Mapped[]): void {
+  const some = mapped.slice(0, MAPPED_MAX);
+  const words = [BigInt(process.pid), readStartTime(process.pid) ?? 0n, BigInt(some.length)];
+  for (const { address, length } of some) words.push(BigInt(address), BigInt(length));
+  faultPoint();
+  writeSync(sharedFile, BigUint64Array.from(words), 0, words.length * 8, AGENT.tracerPid);
 }
 
 /** Sizes the shared file from our side: the target may have a limit on the size of files (RLIMIT_FSIZE). */

@@ -1,6 +1,13 @@
-export { Agent, AGENT_CALLS, type AgentOptions, type Cluster, type KnownThread } from './agent.js';
-export { SHARED_PATH, readJournal, type Journal } from './journal.js';
+export {
+  Agent,
+  AGENT_CALLS,
+  sharedLast,
+  type AgentOptions,
+  type Cluster,
+  type KnownThread,
+} from './agent.js';
+export { SHARED_PATH, readAgentPage, readJournal, type Journal } from './journal.js';
 export { restoreReturnAddresses } from './shadow-stacks.js';
-export { HEADER, LANE_STATE } from './layout.js';
+export { AGENT, HEADER, LANE_STATE } from './layout.js';
 export { HEAD_SIZE, HEAD_TRAMPOLINE } from './recorder.js';
 export type { CodeRegion, HeadKind, StubSite } from './stubs.js';

@@ -1,42 +1,37 @@
 // The journal: what was changed in a target and how to undo it, kept in the target itself. It is complete before the first
 // site is changed, so that a later session can put everything back if this one is killed.
 //
-//   header   journal magic, the tracer, where the agent's regions are
+//   header   journal magic, where the agent's regions are
 //   ranges   {address, length, is code} of each mapping
 //   sites    {address, original bytes}
 //
-// It is found through the shared region, which /proc/PID/maps shows by name: lane 0's header holds its address.
+// It is found through the agent's page, at the start of the shared region, which /proc/PID/maps shows by name. That page also lists
+// the mappings, for a session that was killed before there was a journal.
 import type { TargetMemory } from '../target/index.js';
-import { HEADER, type AgentGeometry } from './layout.js';
+import { AGENT, MAPPED_MAX, type AgentGeometry } from './layout.js';
 
-/** "journal1" read as a little-endian number: changes with the layout. */
-const JOURNAL_MAGIC = 0x316c_616e_7275_6f6an;
+/** "journal2" read as a little-endian number: changes with the layout. */
+const JOURNAL_MAGIC = 0x326c_616e_7275_6f6an;
 
 /** Offsets in the header. All u64. */
 const JOURNAL = {
   magic: 0,
-  tracerPid: 8,
-  /** Start time of the tracer in clock ticks since boot, for process ids are used again. */
-  tracerStart: 16,
-  control: 24,
-  data: 32,
-  lanes: 40,
-  laneTable: 48,
-  shadowStacks: 56,
-  shadowStride: 64,
-  rangeCount: 72,
-  siteCount: 80,
-  size: 88,
+  control: 8,
+  data: 16,
+  lanes: 24,
+  laneTable: 32,
+  shadowStacks: 40,
+  shadowStride: 48,
+  rangeCount: 56,
+  siteCount: 64,
+  size: 72,
 } as const;
-
-/** Where the tracer's process id stands, and what stands there when it has left on purpose. */
-export const TRACER_OFFSET = JOURNAL.tracerPid;
-export const NO_TRACER = 0n;
 
 const RANGE_SIZE = 24;
 const SITE_SIZE = 16;
 const ORIGINAL_OFFSET = 8;
 const ORIGINAL_LENGTH = 5;
+const TWO_TO_32 = 2 ** 32;
 /** No honest journal has more: a damaged one must not make us allocate without bound. */
 const MAX_RANGES = 4096;
 const MAX_SITES = 1 << 24;
@@ -66,8 +61,6 @@ export interface ShadowPlaces {
 }
 
 export interface Journal extends ShadowPlaces {
-  readonly tracerPid: number;
-  readonly tracerStart: bigint;
   readonly control: number;
   readonly ranges: readonly JournalRange[];
   readonly sites: readonly JournalSite[];
@@ -78,15 +71,18 @@ export function journalBytes(ranges: number, sites: number): number {
   return JOURNAL.size + ranges * RANGE_SIZE + sites * SITE_SIZE;
 }
 
-export function encodeJournal(journal: Journal): Uint8Array {
-  const bytes = new Uint8Array(journalBytes(journal.ranges.length, journal.sites.length));
+/** `addresses` ascend; `originals` has the five bytes of each, one site's behind the other's. */
+export function encodeJournal(
+  journal: Omit<Journal, 'sites'>,
+  addresses: Float64Array,
+  originals: Uint8Array,
+): Uint8Array {
+  const bytes = new Uint8Array(journalBytes(journal.ranges.length, addresses.length));
   const view = new DataView(bytes.buffer);
   const put = (offset: number, value: number | bigint): void => {
     view.setBigUint64(offset, BigInt(value), true);
   };
   put(JOURNAL.magic, JOURNAL_MAGIC);
-  put(JOURNAL.tracerPid, journal.tracerPid);
-  put(JOURNAL.tracerStart, journal.tracerStart);
   put(JOURNAL.control, journal.control);
   put(JOURNAL.data, journal.data);
   put(JOURNAL.lanes, journal.lanes);
@@ -94,7 +90,7 @@ export function encodeJournal(journal: Journal): Uint8Array {
   put(JOURNAL.shadowStacks, journal.shadowStacks);
   put(JOURNAL.shadowStride, journal.shadowStride);
   put(JOURNAL.rangeCount, journal.ranges.length);
-  put(JOURNAL.siteCount, journal.sites.length);
+  put(JOURNAL.siteCount, addresses.length);
   let at: number = JOURNAL.size;
   for (const { address, length, isCode } of journal.ranges) {
     put(at, address);
@@ -102,9 +98,11 @@ export function encodeJournal(journal: Journal): Uint8Array {
     put(at + 16, isCode ? 1 : 0);
     at += RANGE_SIZE;
   }
-  for (const { address, original } of journal.sites) {
-    put(at, address);
-    bytes.set(original, at + ORIGINAL_OFFSET);
+  for (let i = 0; i < addresses.length; i++) {
+    view.setUint32(at, addresses[i] % TWO_TO_32, true);
+    view.setUint32(at + 4, Math.floor(addresses[i] / TWO_TO_32), true);
+    for (let k = 0; k < ORIGINAL_LENGTH; k++)
+      bytes[at + ORIGINAL_OFFSET + k] = originals[i * ORIGINAL_LENGTH + k];
     at += SITE_SIZE;
   }
   return bytes;
@@ -112,7 +110,7 @@ export function encodeJournal(journal: Journal): Uint8Array {
 
 /** Reads the journal of the agent whose shared region is mapped at `shared`; undefined if there is none that we understand. */
 export function readJournal(memory: TargetMemory, shared: number): Journal | undefined {
-  const address = Number(memory.readWord(shared + HEADER.journal) ?? 0n);
+  const address = Number(memory.readWord(shared + AGENT.journal) ?? 0n);
   const head = memory.readSome(address, JOURNAL.size);
   if (address === 0 || head.length < JOURNAL.size) return undefined;
   const view = new DataView(head.buffer, head.byteOffset);
@@ -137,8 +135,6 @@ export function readJournal(memory: TargetMemory, shared: number): Journal | und
     return { address: restGet(at), original };
   });
   return {
-    tracerPid: get(JOURNAL.tracerPid),
-    tracerStart: view.getBigUint64(JOURNAL.tracerStart, true),
     control: get(JOURNAL.control),
     data: get(JOURNAL.data),
     lanes: get(JOURNAL.lanes),
@@ -147,6 +143,34 @@ export function readJournal(memory: TargetMemory, shared: number): Journal | und
     shadowStride: get(JOURNAL.shadowStride),
     ranges,
     sites,
+  };
+}
+
+/** What an agent's page says of the session that made it. */
+export interface AgentPage {
+  readonly tracerPid: number;
+  readonly tracerStart: bigint;
+  /** Its mappings, as far as it got. */
+  readonly mapped: readonly { readonly address: number; readonly length: number }[];
+  /** It had come as far as writing a journal: sites may have been changed. */
+  readonly hasJournal: boolean;
+}
+
+/** Reads the agent's page at the start of the shared region; undefined if there is no sense in it. */
+export function readAgentPage(memory: TargetMemory, shared: number): AgentPage | undefined {
+  const page = memory.readSome(shared, AGENT.size);
+  if (page.length < AGENT.size) return undefined;
+  const words = new BigUint64Array(page.slice().buffer);
+  const count = Number(words[AGENT.mappedCount / 8]);
+  if (count > MAPPED_MAX) return undefined;
+  return {
+    tracerPid: Number(words[AGENT.tracerPid / 8]),
+    tracerStart: words[AGENT.tracerStart / 8],
+    mapped: Array.from({ length: count }, (_, i) => ({
+      address: Number(words[AGENT.mapped / 8 + i * 2]),
+      length: Number(words[AGENT.mapped / 8 + i * 2 + 1]),
+    })),
+    hasJournal: words[AGENT.journal / 8] !== 0n,
   };
 }
 

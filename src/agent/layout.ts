@@ -3,11 +3,13 @@
 //   control   one page, private, MADV_WIPEONFORK: a forked child reads zeros here and so never records
 //   data      private, copied by fork, because a child returns through the same swapped return addresses:
 //               header, trusted ranges, queue of free lanes, cache from thread to lane, lanes, shadow stacks
-//   shared    a memfd that the tracer maps as well: lane headers, then rings; it outlives the target
+//   shared    a memfd that the tracer maps as well: the agent's page, lane headers, then rings; it outlives the target
 //   code      per cluster of modules, within +-2 GiB of their text: recorder, heads, bodies (recorder.ts, stubs.ts)
 //
 // A *lane* belongs to one thread for as long as that thread lives. Lane 0 belongs to nobody: an empty cache slot leads to
 // it, and its thread pointer fits no thread.
+
+import { OWNER_ENTRY_BYTES } from '../linux/index.js';
 
 const PAGE = 4096;
 
@@ -53,6 +55,48 @@ export const CACHE_BITS = 16;
 export const HASH_MULTIPLIER = 0x9e37_79b1;
 /** Thread pointers are aligned to 64 bytes (ELF TLS variant II, glibc's TCB_ALIGNMENT): lower bits tell nothing. */
 export const HASH_SHIFT = 6;
+
+/** Offsets in the shared region. */
+export const SHARED = { agent: 0, headers: PAGE } as const;
+
+/** Offsets in the agent's page: what its thread is told and tells (agent-thread.ts), and what a later session must find. */
+export const AGENT = {
+  /** The tracer's list entry for the word that follows; then u32: the robust futex. */
+  entry: 0,
+  owner: OWNER_ENTRY_BYTES,
+  /** u32: number of the newest command; the command that was done last; AGENT_STATE; the thread's id as it knows it itself. */
+  command: 64,
+  done: 68,
+  state: 72,
+  tid: 76,
+  /** u64: what to do, its six arguments, what came of it. */
+  number: 80,
+  arguments: 88,
+  result: 136,
+  /** u64: address of the table of text runs {start, length}; how many there are. */
+  runs: 144,
+  runCount: 152,
+  /** u64: address of the journal; 0 as long as nothing has been changed. */
+  journal: 160,
+  /** u64: the tracer's process id, and its start time in clock ticks since boot, for process ids are used again. */
+  tracerPid: 168,
+  tracerStart: 176,
+  /** u64: how many mappings there are; then {address, length} of each, as soon as it is made. */
+  mappedCount: 184,
+  mapped: 192,
+  /** Name of the thread, ended by a zero. */
+  name: 2032,
+  /** A thread block of zeros. */
+  threadBlock: 2048,
+  /** First word popped from the stack, which grows down from here: the address to begin at. */
+  stack: 4080,
+  size: PAGE,
+} as const;
+
+/** Mappings that the agent's page has room for. */
+export const MAPPED_MAX = Math.floor((AGENT.name - AGENT.mapped) / 16);
+
+export const AGENT_STATE = { none: 0, running: 1, restored: 2 } as const;
 
 /** Offsets in a lane: private state that only its thread writes while it lives. All u64 unless said. */
 export const LANE = {
@@ -117,8 +161,6 @@ export const HEADER = {
   state: 20,
   /** u64 */
   threadPointer: 24,
-  /** u64, in lane 0's header only: address of the journal. */
-  journal: 32,
   /** u64: bytes ever consumed by the tracer. */
   tail: 64,
   size: 128,
@@ -178,7 +220,7 @@ export function planGeometry(lanes: number, ringBytes: number, maxShadowEntries:
   const laneTable = cache + 4 * 2 ** CACHE_BITS;
   const shadowStacks = roundToPage(laneTable + lanes * LANE.size);
   const shadowStride = roundToPage((shadowEntries + 2) * SHADOW.size);
-  const rings = roundToPage(lanes * HEADER.size);
+  const rings = roundToPage(SHARED.headers + lanes * HEADER.size);
   return {
     lanes,
     ringBytes: ring,

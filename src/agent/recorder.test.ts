@@ -2,7 +2,12 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { assemble, disassemble } from '../x86/index.js';
 import { planGeometry } from './layout.js';
-import { RECORDER_ENTRIES, recorderListing } from './recorder.js';
+import {
+  RECORDER_ENTRIES,
+  THREAD_POINTER_BY_REGISTER,
+  THREAD_POINTER_LABEL,
+  recorderListing,
+} from './recorder.js';
 import { emitRecorder, emitRegion, regionBytes, type StubSite } from './stubs.js';
 
 const geometry = planGeometry(128, 1 << 20, 1 << 15);
@@ -30,7 +35,10 @@ test('one bit tells whether a record is an entry or its exit, and heads map to c
   const sites: StubSite[] = Array.from({ length: 3 }, () => ({
     head: 'entry' as const,
     bodyBytes: 1,
-    body: () => Uint8Array.of(0xc3),
+    emitBody: (_address: number, into: Uint8Array, at: number) => {
+      into[at] = 0xc3;
+      return 1;
+    },
   }));
   const size = regionBytes(sites);
   const region = emitRegion(0x5555_0000_0000n, size, sites, 7, places, geometry);
@@ -46,13 +54,13 @@ test('one bit tells whether a record is an entry or its exit, and heads map to c
       [0xe8, 0xe8, 0xe9],
     );
     assert.equal(target(head), target(heads), 'every head calls the same entry');
-    assert.equal(BigInt(target(head + 5)), region.bodies[i] - region.address, 'and its own body');
+    assert.equal(target(head + 5), region.bodies[i] - Number(region.address), 'and its own body');
     assert.equal(target(head + 10), target(heads + 10), 'and returns to the same exit');
   }
 });
 
 test('a body that needs more room than it said is refused, not truncated', () => {
-  const sites: StubSite[] = [{ head: 'leaf', bodyBytes: 1, body: () => new Uint8Array(5000) }];
+  const sites: StubSite[] = [{ head: 'leaf', bodyBytes: 1, emitBody: () => 5000 }];
   assert.throws(() => emitRegion(0x5555_0000_0000n, regionBytes(sites), sites, 0, places, geometry), {
     code: 'STUB_TOO_LONG',
   });
@@ -65,4 +73,8 @@ test('the recorder that distrusts thread pointers fits into the place of the oth
   assert.equal(trusting.bytes.length, distrusting.bytes.length);
   assert.deepEqual(trusting.labels, distrusting.labels);
   assert.doesNotMatch(disassemble(distrusting.bytes, 0n), /fs:/);
+  for (const [label, offset] of trusting.labels) {
+    if (label.startsWith(THREAD_POINTER_LABEL)) trusting.bytes.set(THREAD_POINTER_BY_REGISTER, offset);
+  }
+  assert.deepEqual(trusting.bytes, distrusting.bytes);
 });

@@ -85,6 +85,11 @@ const THREAD_POINTER_READS: Readonly<Record<ThreadPointerSource, string>> = {
     nop`,
 };
 
+/** Labels of the places where the fast paths learn the thread pointer begin so. */
+export const THREAD_POINTER_LABEL = 'thread_pointer_';
+/** `rdfsbase rsi` and four `nop`: to be put there instead of the read from memory. */
+export const THREAD_POINTER_BY_REGISTER = Uint8Array.of(0xf3, 0x48, 0x0f, 0xae, 0xc6, 0x90, 0x90, 0x90, 0x90);
+
 /** Labels at which heads and hooks enter the recorder. */
 export const RECORDER_ENTRIES = ['entry', 'entry_frame', 'leaf', 'exit', 'park'] as const;
 export type RecorderEntry = (typeof RECORDER_ENTRIES)[number];
@@ -183,6 +188,7 @@ export function recorderListing(
     or rdx, rax                      ; rdx: time stamp, all along`;
 
   const findLane = (ifNotCached: string): string => `
+${THREAD_POINTER_LABEL}${ifNotCached}:
     ${readThreadPointer}
     mov rax, rsi
     shr rax, ${HASH_SHIFT}

@@ -5,7 +5,7 @@ import { assemble, type Assembly } from '../x86/index.js';
 import type { AgentGeometry } from './layout.js';
 import {
   HEAD_SIZE,
-  RECORDER_ENTRIES,
+  THREAD_POINTER_LABEL,
   recorderListing,
   type RecorderEntry,
   type ThreadPointerSource,
@@ -27,18 +27,25 @@ export interface StubSite {
   readonly head: HeadKind;
   /** Most bytes that `body` may need. */
   readonly bodyBytes: number;
-  /** Code that does what the displaced instructions did and goes on behind the site, to run at `address`. */
-  readonly body: (address: bigint) => Uint8Array;
+  /**
+   * Writes code that does what the displaced instructions did and goes on behind the site, to run at `address`, into `into` from
+   * index `at` on. Returns its length. A number for an address: there may be 10^5 sites.
+   */
+  emitBody(address: number, into: Uint8Array, at: number): number;
 }
 
 /** A region's code, ready to be written at its address. */
 export interface CodeRegion {
   readonly address: bigint;
   readonly bytes: Uint8Array;
+  /** How many of the bytes are code; the rest is filling. */
+  readonly used: number;
   /** Address of the first head; that of site i is HEAD_SIZE * i further on. */
   readonly heads: bigint;
   /** Address of the body of each site. */
-  readonly bodies: readonly bigint[];
+  readonly bodies: Float64Array;
+  /** Offsets in `bytes` at which the recorder learns the thread pointer. */
+  readonly threadPointerReads: readonly number[];
 }
 
 const CALL_REL32 = 0xe8;
@@ -65,9 +72,13 @@ export function regionBytes(sites: readonly StubSite[]): number {
   return Math.ceil(bytes / PAGE) * PAGE;
 }
 
-function putBranch(view: DataView, at: number, opcode: number, target: number): void {
-  view.setUint8(at, opcode);
-  view.setInt32(at + 1, target - (at + BRANCH_LENGTH), true);
+function putBranch(bytes: Uint8Array, at: number, opcode: number, target: number): void {
+  const distance = target - (at + BRANCH_LENGTH);
+  bytes[at] = opcode;
+  bytes[at + 1] = distance & 0xff;
+  bytes[at + 2] = (distance >> 8) & 0xff;
+  bytes[at + 3] = (distance >> 16) & 0xff;
+  bytes[at + 4] = (distance >> 24) & 0xff;
 }
 
 /** The recorder of a region at `address`: the same length and labels whichever way it learns the thread pointer. */
@@ -102,31 +113,38 @@ export function emitRegion(
   const heads = address + BigInt(headsOffset);
   const recorder = emitRecorder(address, firstIndex, places, geometry, 'memory');
   const bytes = new Uint8Array(size).fill(INT3);
-  const view = new DataView(bytes.buffer);
   bytes.set(recorder.bytes);
   const at = (label: RecorderEntry): number => recorder.labels.get(label) ?? 0;
-  const entryAt = new Map(RECORDER_ENTRIES.map((label) => [label, at(label)]));
+  const entryAt = {
+    entry: at(ENTRY_OF.entry),
+    frame: at(ENTRY_OF.frame),
+    leaf: at(ENTRY_OF.leaf),
+    hook: at(ENTRY_OF.hook),
+  };
   const exitAt = at('exit');
-  const bodies: bigint[] = [];
+  const bodies = new Float64Array(sites.length);
+  const base = Number(address);
   let cursor = headsOffset + sites.length * HEAD_SIZE;
-  sites.forEach((site, i) => {
-    cursor = Math.ceil(cursor / BODY_ALIGNMENT) * BODY_ALIGNMENT;
-    const bodyAddress = address + BigInt(cursor);
-    const body = site.body(bodyAddress);
-    if (cursor + body.length > size) {
+  for (let i = 0; i < sites.length; i++) {
+    const site = sites[i];
+    cursor += -cursor & (BODY_ALIGNMENT - 1);
+    const length = cursor + site.bodyBytes > size ? Infinity : site.emitBody(base + cursor, bytes, cursor);
+    if (length > site.bodyBytes) {
       throw new CannotError('STUB_TOO_LONG', {
         tried: 'emit the code for the traced functions',
         why: 'relocated instructions took more room than planned',
         next: 'report this with the program, or leave out functions with -N',
       });
     }
-    bytes.set(body, cursor);
-    bodies.push(bodyAddress);
+    bodies[i] = base + cursor;
     const head = headsOffset + i * HEAD_SIZE;
-    putBranch(view, head, CALL_REL32, entryAt.get(ENTRY_OF[site.head]) ?? 0);
-    putBranch(view, head + BRANCH_LENGTH, site.head === 'entry' ? CALL_REL32 : JMP_REL32, cursor);
-    putBranch(view, head + 2 * BRANCH_LENGTH, JMP_REL32, exitAt);
-    cursor += body.length;
-  });
-  return { address, bytes, heads, bodies };
+    putBranch(bytes, head, CALL_REL32, entryAt[site.head]);
+    putBranch(bytes, head + BRANCH_LENGTH, site.head === 'entry' ? CALL_REL32 : JMP_REL32, cursor);
+    putBranch(bytes, head + 2 * BRANCH_LENGTH, JMP_REL32, exitAt);
+    cursor += length;
+  }
+  const threadPointerReads = [...recorder.labels]
+    .filter(([label]) => label.startsWith(THREAD_POINTER_LABEL))
+    .map(([, offset]) => offset);
+  return { address, bytes, used: cursor, heads, bodies, threadPointerReads };
 }

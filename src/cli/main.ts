@@ -1,13 +1,13 @@
 #!/usr/bin/env node
 import { readFileSync } from 'node:fs';
-import { Command, CommanderError } from 'commander';
 import { isSafepokeError } from '../errors/index.js';
 import { OutputClosed, Terminal } from './terminal.js';
-import { registerCommands } from './commands/index.js';
 
 /** Exit statuses of the command line, documented in docs/commands/safepoke.md. */
 const EXIT_CANNOT = 1;
 const EXIT_USAGE = 2;
+
+const VERSION_OPTIONS: ReadonlySet<string> = new Set(['-V', '--version']);
 
 /** The version that package.json gives; it lies two folders up, in the source tree as in the installed package. */
 function packageVersion(): string {
@@ -18,6 +18,16 @@ function packageVersion(): string {
 
 async function main(): Promise<number> {
   const terminal = new Terminal();
+  const args = process.argv.slice(2);
+  if (args.length === 1 && VERSION_OPTIONS.has(args[0])) {
+    // Needs nothing of what follows, and scripts ask for it often.
+    terminal.data(`${packageVersion()}\n`);
+    return 0;
+  }
+  const [{ Command, CommanderError }, { registerCommands }] = await Promise.all([
+    import('commander'),
+    import('./commands/index.js'),
+  ]);
   const program = new Command('safepoke')
     .description(
       'See what a running native program does, by changing its code while it runs, and never break it.',
@@ -37,10 +47,11 @@ async function main(): Promise<number> {
     .enablePositionalOptions()
     .exitOverride();
   let status = 0;
-  registerCommands(program, terminal, (exitStatus) => {
+  const setStatus = (exitStatus: number): void => {
     status = exitStatus;
-  });
+  };
   try {
+    await registerCommands(program, terminal, setStatus, args);
     await program.parseAsync(process.argv);
   } catch (error) {
     if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : EXIT_USAGE;

@@ -86,6 +86,10 @@ export interface ElfFile {
   bytesAt(address: bigint, length: number): Uint8Array | undefined;
   /** True if all `length` bytes at `address` come from the file and are executable. */
   isExecutable(address: bigint, length: number): boolean;
+  /** Offset in `bytes` of the executable bytes at `address` if all `length` of them come from the file; else -1. For hot loops. */
+  codeOffset(address: number, length: number): number;
+  /** False if no symbol's name contains the ASCII text. Far faster than to look at all names. */
+  mentions(text: string): boolean;
   /** Name of the symbol that the loader puts into the 8-byte slot at `address` (GOT, PLT); undefined if it does not. */
   importAt(address: bigint): string | undefined;
   /**

@@ -111,6 +111,20 @@ class ParsedElf implements ElfFile {
     return this.#segmentWith(Number(address), length)?.executable ?? false;
   }
 
+  codeOffset(address: number, length: number): number {
+    for (const segment of this.#loaded) {
+      const from = address - segment.addressNumber;
+      if (from < 0 || from + length > segment.fileSize) continue;
+      return segment.executable ? segment.offset + from : -1;
+    }
+    return -1;
+  }
+
+  mentions(text: string): boolean {
+    const isIn = (table: SymbolTable | undefined): boolean => table?.mentions(text) ?? false;
+    return isIn(this.#symbolTable('symtab', abi.SHT_SYMTAB)) || isIn(this.#dynamicSymbols);
+  }
+
   importAt(address: bigint): string | undefined {
     const slot = this.#relocationTable.symbolSlots.get(Number(address));
     return slot && this.#dynamicSymbols?.nameOf(slot.symbol);

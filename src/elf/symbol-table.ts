@@ -49,6 +49,11 @@ export class SymbolTable {
     return Number.isNaN(address) ? undefined : address;
   }
 
+  /** False if the ASCII text stands in none of its names. */
+  mentions(text: string): boolean {
+    return this.file.contains(text, this.strings.offset, this.strings.offset + this.strings.size);
+  }
+
   nameOf(index: number): string | undefined {
     return index < this.count ? this.nameAt(this.symbols.offset + index * abi.SYM_SIZE) : undefined;
   }

@@ -21,6 +21,7 @@ export {
   SYSCALL_STOP_BIT,
   ptrace,
   ptraceSignalMask,
+  readExtendedState,
   readSeccompFilter,
   waitForThread,
   type RegisterName,
@@ -41,4 +42,7 @@ export {
   type Mapping,
 } from './proc.js';
 export { PidFile } from './pid-file.js';
+export { faultPoint } from './fault-point.js';
+export { FUTEX_OWNER_DIED, OWNER_ENTRY_BYTES, OwnerWord } from './owner-word.js';
+export { filePages } from './page-map.js';
 export { urgency } from './urgency.js';

@@ -1,17 +1,17 @@
 // ptrace(2) and wait4(2), as thin as they can be. Everything here acts on one thread of the target at a time and must be
 // called from one and the same operating-system thread: the kernel ties tracees to the thread that seized them.
-import { ERRNO, SYS, systemCall, systemCallBuffer2, systemCallBuffer4 } from './system-call.js';
+import { ERRNO, SYS, addressOf, systemCall, systemCallBuffer2, systemCallBuffer4 } from './system-call.js';
 
 /** Requests, include/uapi/linux/ptrace.h and arch/x86/include/uapi/asm/ptrace-abi.h. */
 const REQUEST = {
   cont: 7,
-  singleStep: 9,
+  systemCall: 24,
   getRegs: 12,
   setRegs: 13,
   detach: 17,
-  syscall: 24,
   seize: 0x4206,
   interrupt: 0x4207,
+  getRegisterSet: 0x4204,
   getSignalMask: 0x420a,
   setSignalMask: 0x420b,
   seccompGetFilter: 0x420c,
@@ -97,18 +97,35 @@ export const ptrace = {
   /** Detaches and delivers `signal` (0: none). */
   detach: (tid: number, signal: number): number => systemCall(SYS.ptrace, REQUEST.detach, tid, 0, signal),
   cont: (tid: number, signal: number): number => systemCall(SYS.ptrace, REQUEST.cont, tid, 0, signal),
-  /** Goes on until the thread enters or leaves a system call. */
-  toSystemCall: (tid: number): number => systemCall(SYS.ptrace, REQUEST.syscall, tid, 0, 0),
-  singleStep: (tid: number): number => systemCall(SYS.ptrace, REQUEST.singleStep, tid, 0, 0),
+  /**
+   * Lets it run to the next entry into a system call, or the end of the one that it is in. There is no single-stepping here: a
+   * thread whose tracer dies between two steps keeps the trap flag, and its next instruction kills the process.
+   */
+  contToSystemCall: (tid: number): number => systemCall(SYS.ptrace, REQUEST.systemCall, tid, 0, 0),
   getRegisters: (tid: number, into: Registers): number =>
     systemCallBuffer4(SYS.ptrace, REQUEST.getRegs, tid, 0, into.bytes),
   setRegisters: (tid: number, from: Registers): number =>
     systemCallBuffer4(SYS.ptrace, REQUEST.setRegs, tid, 0, from.bytes),
 };
 
+/** NT_X86_XSTATE, include/uapi/linux/elf.h: the floating-point and vector registers as the processor saves them. */
+const NT_X86_XSTATE = 0x202;
+/** AMX tiles make it 11 KiB; nothing known is larger. */
+const MAX_XSTATE = 16 << 10;
+
+/** The extended state of a stopped thread, in the form of XSAVE (Intel SDM vol. 1, 13.4); undefined where there is none. */
+export function readExtendedState(tid: number): Uint8Array | undefined {
+  const state = new Uint8Array(MAX_XSTATE);
+  const vector = new Uint8Array(16);
+  const view = new DataView(vector.buffer);
+  view.setBigUint64(0, addressOf(state), true);
+  view.setBigUint64(8, BigInt(MAX_XSTATE), true);
+  const result = systemCallBuffer4(SYS.ptrace, REQUEST.getRegisterSet, tid, NT_X86_XSTATE, vector);
+  return result < 0 ? undefined : state.subarray(0, Number(view.getBigUint64(8, true)));
+}
+
 /** Bytes of a signal set: the kernel's sigset_t of 64 signals. */
 const SIGNAL_SET_SIZE = 8;
-const SIGTRAP_BIT = 1 << 4;
 
 /** Most instructions of a seccomp filter (BPF_MAXINSNS), and bytes of one (struct sock_filter). */
 const MAX_FILTER_INSTRUCTIONS = 4096;
@@ -137,21 +154,10 @@ function writeSignalMask(tid: number, mask: Uint8Array): void {
 
 /** The mask of blocked signals of a stopped thread. */
 export const ptraceSignalMask = {
-  /** Blocks every signal; returns the former mask. */
-  block: (tid: number): Uint8Array => {
-    const mask = readSignalMask(tid);
-    writeSignalMask(tid, new Uint8Array(SIGNAL_SET_SIZE).fill(0xff));
-    return mask;
-  },
-  /** Lets SIGTRAP through; returns the former mask. */
-  unblockTrap: (tid: number): Uint8Array => {
-    const mask = readSignalMask(tid);
-    const open = mask.slice();
-    open[0] &= ~SIGTRAP_BIT;
-    writeSignalMask(tid, open);
-    return mask;
-  },
-  restore: writeSignalMask,
+  get: readSignalMask,
+  set: writeSignalMask,
+  /** Every signal. */
+  all: new Uint8Array(SIGNAL_SET_SIZE).fill(0xff),
 };
 
 /** What wait4 said of a thread. */

@@ -37,7 +37,9 @@ export const SYS = {
   mprotect: 10,
   munmap: 11,
   ioctl: 16,
+  mremap: 25,
   madvise: 28,
+  nanosleep: 35,
   sched_setscheduler: 144,
   sched_getscheduler: 145,
   munlock: 150,
@@ -50,9 +52,11 @@ export const SYS = {
   rt_sigaction: 13,
   rt_sigprocmask: 14,
   execve: 59,
+  clone: 56,
   fork: 57,
   close: 3,
   gettid: 186,
+  futex: 202,
   tgkill: 234,
   process_vm_readv: 310,
   fallocate: 285,
@@ -128,10 +132,15 @@ export const MAP = {
   fixedNoReplace: 0x100000,
 } as const;
 
+/** Since Linux 5.14, include/uapi/asm-generic/mman-common.h */
+const MADV_POPULATE_WRITE = 23;
+
 /** A mapping in safepoke's own process; `bytes` looks straight at it, nothing is copied. */
 export interface OwnMapping {
   readonly address: bigint;
   readonly bytes: ArrayBuffer;
+  /** Has the kernel find memory for a part, page aligned, as if it were written to, which it is not. False: it could not, or is too old. */
+  populate(offset: number, length: number): boolean;
   /** The caller must not touch `bytes` afterwards: there is nothing behind it. */
   unmap(): void;
 }
@@ -146,6 +155,8 @@ export function mapOwn(length: number, prot: number, flags: number, fd: number, 
   return {
     address,
     bytes,
+    populate: (offset, length) =>
+      systemCall(SYS.madvise, address + BigInt(offset), length, MADV_POPULATE_WRITE) === 0,
     unmap: () => {
       systemCall(SYS.munmap, address, length);
     },

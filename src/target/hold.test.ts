@@ -7,7 +7,7 @@ import { readStatus, SYS } from '../linux/index.js';
 import { Hold, HoldTimes } from './hold.js';
 import { TargetMemory } from './memory.js';
 import { preflight } from './preflight.js';
-import { RemoteCalls, findSyscallInstruction } from './remote-calls.js';
+import { RemoteCalls, borrowCode } from './remote-calls.js';
 import { findProgram, killStopped, spawnStopped } from './spawn.js';
 
 async function withSleeper(body: (pid: number, child: ChildProcess) => void | Promise<void>): Promise<void> {
@@ -47,7 +47,7 @@ test('a remote system call gives its result, and leaves registers, mask and stac
       const before = thread.registers.copy();
       const maskBefore = readStatus(pid)?.get('SigBlk');
       const below = memory.read(Number(before.get('rsp')) - 512, 512);
-      const calls = new RemoteCalls(hold.callableThread(), memory, findSyscallInstruction(pid, memory));
+      const calls = new RemoteCalls(pid, hold.callableThread(), memory, borrowCode(pid, memory));
       const result = calls.run((call, string) => {
         string('some text');
         return call(SYS.getpid);

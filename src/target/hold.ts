@@ -4,19 +4,17 @@
 import { CannotError } from '../errors/index.js';
 import {
   ERRNO,
-  PTRACE_EVENT_STOP,
   PTRACE_O_TRACESYSGOOD,
   Registers,
   errnoName,
+  faultPoint,
   ptrace,
-  ptraceSignalMask,
   readStatus,
   readThreads,
   urgency,
   waitForThread,
 } from '../linux/index.js';
 
-const SIGTRAP = 5;
 /**
  * How long a thread may take to stop while the others are held already. One that waits for a vfork child, or for a device, does
  * not stop before that is over; the others must not wait for it, so all are let go and held again a little later.
@@ -117,17 +115,6 @@ function signalSet(status: ReadonlyMap<string, string>, name: string): bigint {
   return BigInt(`0x${status.get(name) ?? '0'}`);
 }
 
-/**
- * The kernel tells of a step by a SIGTRAP that it forces through: were it ignored, the program's choice would be lost; were one
- * waiting, it could not be told from ours. A thread that only blocks it may be stepped with the block lifted.
- */
-function mayBeStepped(pid: number, tid: number): boolean {
-  const status = readStatus(pid, tid);
-  if (status === undefined) return false;
-  const risks = signalSet(status, 'SigIgn') | signalSet(status, 'SigPnd') | signalSet(status, 'ShdPnd');
-  return (risks & (1n << BigInt(SIGTRAP - 1))) === 0n;
-}
-
 /** What became of a thread that was asked to stop. */
 type Stop = HeldThread | 'gone' | 'late';
 
@@ -198,13 +185,14 @@ export class Hold {
   }
 
   /**
-   * Holds every thread of the process, those included that others create meanwhile.
+   * Holds every thread of the process, those included that others create meanwhile, but for `except`: the agent's, which has work
+   * to do then.
    *
    * @throws CannotError NOT_PERMITTED, ALREADY_TRACED, WILL_NOT_STOP
    */
-  static all(pid: number, times: HoldTimes): Hold {
+  static all(pid: number, times: HoldTimes, except = 0): Hold {
     return Hold.#patiently(pid, times, (hold) => {
-      const known = new Set<number>();
+      const known = new Set([except]);
       for (;;) {
         const fresh = (readThreads(pid) ?? []).filter((tid) => !known.has(tid));
         if (fresh.length === 0) return undefined;
@@ -258,6 +246,7 @@ export class Hold {
 
   /** Writes changed registers into their thread. */
   writeRegisters(thread: HeldThread): void {
+    faultPoint();
     ptrace.setRegisters(thread.tid, thread.registers);
   }
 
@@ -288,43 +277,10 @@ export class Hold {
     });
   }
 
-  /**
-   * Steps a thread, one instruction at a time, until `until` is true of its instruction pointer. False: it cannot be stepped
-   * now, got a signal, or took more than `maxSteps`, and is wherever it is.
-   */
-  stepUntil(thread: HeldThread, until: (rip: bigint) => boolean, maxSteps: number): boolean {
-    if (until(thread.registers.get('rip'))) return true;
-    if (thread.pendingSignal !== 0 || !mayBeStepped(this.#pid, thread.tid)) return false;
-    const mask = ptraceSignalMask.unblockTrap(thread.tid);
-    try {
-      return this.#step(thread, until, maxSteps);
-    } finally {
-      ptraceSignalMask.restore(thread.tid, mask);
-    }
-  }
-
-  #step(thread: HeldThread, until: (rip: bigint) => boolean, maxSteps: number): boolean {
-    for (let step = 0; step < maxSteps; step++) {
-      if (ptrace.singleStep(thread.tid) < 0) return false;
-      const result = waitForThread(thread.tid, true);
-      if (result.kind !== 'stopped') {
-        this.#threads.delete(thread.tid);
-        return true;
-      }
-      ptrace.getRegisters(thread.tid, thread.registers);
-      if (result.event !== PTRACE_EVENT_STOP && (result.signal !== SIGTRAP || result.event !== 0)) {
-        if (result.event === 0) this.#threads.set(thread.tid, { ...thread, pendingSignal: result.signal });
-        return false;
-      }
-      if (until(thread.registers.get('rip'))) return true;
-    }
-    return false;
-  }
-
   /** Lets all threads go on, those first that have stood still longest, each with the signal that it was about to get. */
   release(): void {
     for (const thread of this.#threads.values()) {
-      this.#undoFalseEintr(thread);
+      faultPoint();
       ptrace.detach(thread.tid, thread.pendingSignal);
       this.#times.note(thread.since);
     }
@@ -382,7 +338,9 @@ export class Hold {
         if (stop === 'late') continue;
         asked.delete(tid);
         stragglers.delete(tid);
-        if (stop !== 'gone') this.#threads.set(tid, stop);
+        if (stop === 'gone') continue;
+        this.#undoFalseEintr(stop);
+        this.#threads.set(tid, stop);
       }
       const now = performance.now();
       if (asked.size === 0) return undefined;
@@ -395,6 +353,7 @@ export class Hold {
     return [...asked.keys()][0];
   }
 
+  /** At once, not on release: should we be killed, the thread goes on with what it has now. */
   #undoFalseEintr(thread: HeldThread): void {
     const { registers, tid } = thread;
     if (BigInt.asIntN(64, registers.get('rax')) !== EINTR_RESULT) return;

@@ -2,6 +2,6 @@ export { Hold, HoldTimes, pause, type HeldThread } from './hold.js';
 export { TargetMemory } from './memory.js';
 export { readModules, type Module, type UnusableModule } from './modules.js';
 export { hasFsgsbase, preflight, type Preflight } from './preflight.js';
-export { RemoteCalls, expectSuccess, findSyscallInstruction, type RemoteCall } from './remote-calls.js';
+export { RemoteCalls, borrowCode, expectSuccess, type RemoteCall } from './remote-calls.js';
 export { checkSeccomp, type PlannedCall } from './seccomp.js';
 export { findProgram, killStopped, spawnStopped, type SpawnedProgram } from './spawn.js';

@@ -1,5 +1,6 @@
 import { closeSync, openSync, readSync, writeSync } from 'node:fs';
 import { CannotError } from '../errors/index.js';
+import { faultPoint } from '../linux/index.js';
 
 /**
  * The memory of a process through /proc/PID/mem, which reads and writes r-x text (as a debugger may) and reports bad
@@ -62,6 +63,7 @@ export class TargetMemory {
 
   /** Writes all of `bytes`. @throws CannotError MEMORY */
   write(address: number, bytes: Uint8Array): void {
+    faultPoint();
     let done = 0;
     while (done < bytes.length) {
       let count: number;

@@ -1,42 +1,35 @@
 // System calls made by a thread of the target for us. The thread is pointed at a `syscall` instruction that is already in
-// the process (the vdso has one), let into the call and out of it, and put back exactly as it was. All its signals are blocked
-// meanwhile. It is not single-stepped: the kernel tells of a step by a SIGTRAP that cannot be blocked, and a thread that has
-// SIGTRAP blocked or ignored would lose that, and the process its handler.
+// the process, let into the call and out of it, and put back exactly as it was. All its signals are blocked meanwhile. It is not
+// single-stepped: the kernel tells of a step by a SIGTRAP that cannot be blocked, and a thread that has SIGTRAP blocked or ignored
+// would lose that, and the process its handler. Should we be killed in the middle, it gets back by itself (return-frame.ts).
 import { CannotError } from '../errors/index.js';
 import {
   PTRACE_EVENT_STOP,
   SYSCALL_STOP_BIT,
   errnoName,
+  faultPoint,
   ptrace,
   ptraceSignalMask,
   readMaps,
   waitForThread,
-  type WaitResult,
   type Registers,
 } from '../linux/index.js';
 import type { HeldThread } from './hold.js';
 import type { TargetMemory } from './memory.js';
+import { buildReturnFrame, findBorrowedCode, type BorrowedCode, type ReturnFrame } from './return-frame.js';
 
-/** The bytes of `syscall`. */
-const SYSCALL = [0x0f, 0x05] as const;
 /** Bytes below the stack pointer that belong to the function that runs (System V ABI, 3.2.2), and then some. */
 const BELOW_RED_ZONE = 512;
+/** Room for strings below what else is on the stack. */
+const STRING_ROOM = 256;
 const NO_SYSTEM_CALL = -1n;
 const SIGTRAP = 5;
 const MAX_STOP_REPORTS = 8;
 
-export function findSyscallInstruction(pid: number, memory: TargetMemory): bigint {
-  const executable = (readMaps(pid) ?? []).filter((m) => m.permissions.includes('x'));
-  const candidates = [
-    ...executable.filter((m) => m.path === '[vdso]'),
-    ...executable.filter((m) => m.path.startsWith('/')),
-  ];
-  for (const mapping of candidates) {
-    const bytes = memory.readSome(mapping.start, Math.min(mapping.end - mapping.start, 4 << 20));
-    for (let i = 0; i + 1 < bytes.length; i++) {
-      if (bytes[i] === SYSCALL[0] && bytes[i + 1] === SYSCALL[1]) return BigInt(mapping.start + i);
-    }
-  }
+/** Code of the process to make its threads do system calls with. @throws CannotError NO_SYSCALL */
+export function borrowCode(pid: number, memory: TargetMemory): BorrowedCode {
+  const borrowed = findBorrowedCode(pid, memory);
+  if (borrowed !== undefined) return borrowed;
   throw new CannotError('NO_SYSCALL', {
     tried: `find a system call instruction in process ${pid}`,
     why: 'neither the vdso nor any file that it maps has one',
@@ -46,14 +39,16 @@ export function findSyscallInstruction(pid: number, memory: TargetMemory): bigin
 
 /** A series of remote system calls on one held thread. */
 export class RemoteCalls {
+  readonly #pid: number;
   readonly #thread: HeldThread;
   readonly #memory: TargetMemory;
-  readonly #syscall: bigint;
+  readonly #borrowed: BorrowedCode;
 
-  constructor(thread: HeldThread, memory: TargetMemory, syscallInstruction: bigint) {
+  constructor(pid: number, thread: HeldThread, memory: TargetMemory, borrowed: BorrowedCode) {
+    this.#pid = pid;
     this.#thread = thread;
     this.#memory = memory;
-    this.#syscall = syscallInstruction;
+    this.#borrowed = borrowed;
   }
 
   /**
@@ -63,55 +58,98 @@ export class RemoteCalls {
   run<T>(work: (call: RemoteCall, string: (text: string) => bigint) => T): T {
     const { tid, registers } = this.#thread;
     const saved = registers.copy();
-    const mask = ptraceSignalMask.block(tid);
-    const scratch = Number(registers.get('rsp')) - BELOW_RED_ZONE;
-    const overwritten = new Map<number, Uint8Array>();
+    const mask = ptraceSignalMask.get(tid);
+    const frame = this.#placeFrame(mask);
+    const stack = frame?.address ?? Number(registers.get('rsp')) - BELOW_RED_ZONE;
+    const strings = stack - STRING_ROOM;
+    let overwritten: Uint8Array | undefined;
+    // From the first call on. The mask is changed while the frame that holds the true one is in force, not before.
+    const state = { isBorrowed: false };
+    const call: RemoteCall = (n, ...args) => {
+      const lent = this.#prepare(saved, frame?.address, n, args);
+      faultPoint();
+      ptrace.setRegisters(tid, lent);
+      faultPoint();
+      if (!state.isBorrowed) ptraceSignalMask.set(tid, ptraceSignalMask.all);
+      state.isBorrowed = true;
+      return this.#finishCall(n, lent);
+    };
     try {
-      return work(
-        (n, ...args) => this.#call(saved, n, args),
-        (text) => {
-          const bytes = new TextEncoder().encode(`${text}\0`);
-          if (!overwritten.has(scratch))
-            overwritten.set(scratch, this.#memory.read(scratch, BELOW_RED_ZONE / 2));
-          this.#memory.write(scratch, bytes);
-          return BigInt(scratch);
-        },
-      );
+      return work(call, (text) => {
+        const bytes = new TextEncoder().encode(`${text}\0`);
+        overwritten ??= this.#memory.read(strings, STRING_ROOM);
+        this.#memory.write(strings, bytes.subarray(0, STRING_ROOM));
+        return BigInt(strings);
+      });
     } finally {
-      for (const [address, bytes] of overwritten) this.#memory.write(address, bytes);
+      if (overwritten !== undefined) this.#memory.write(strings, overwritten);
+      if (state.isBorrowed) ptraceSignalMask.set(tid, mask);
+      faultPoint();
       ptrace.setRegisters(tid, saved);
-      ptraceSignalMask.restore(tid, mask);
+      if (frame !== undefined) this.#memory.write(frame.address, frame.former);
     }
   }
 
-  #call(saved: Registers, n: number, args: readonly (number | bigint)[]): number {
-    const { tid } = this.#thread;
+  /** Lays a return frame onto the thread's stack, if that is a stack with room for it. */
+  #placeFrame(mask: Uint8Array): (ReturnFrame & { readonly former: Uint8Array }) | undefined {
+    const { tid, registers } = this.#thread;
+    const { wayBack } = this.#borrowed;
+    if (wayBack === undefined) return undefined;
+    const frame = buildReturnFrame(tid, registers, mask, wayBack);
+    if (frame === undefined || !this.#isStackFrom(frame.address - STRING_ROOM)) return undefined;
+    const former = this.#memory.read(frame.address, frame.bytes.length);
+    this.#memory.write(frame.address, frame.bytes);
+    return { ...frame, former };
+  }
+
+  /**
+   * True if the memory from `low` up to the stack pointer is surely stack: the main thread's, or one with a guard below. An
+   * alternate stack for signal handlers may lie in a heap, with other things below it.
+   */
+  #isStackFrom(low: number): boolean {
+    const maps = readMaps(this.#pid) ?? [];
+    const index = maps.findIndex((m) => m.start <= low && low < m.end);
+    if (index < 0) return false;
+    const stack = maps[index];
+    const guard = maps.at(index - 1);
+    const hasGuard = index > 0 && guard?.end === stack.start && guard.permissions.startsWith('---');
+    return (stack.path === '[stack]' || hasGuard) && Number(this.#thread.registers.get('rsp')) <= stack.end;
+  }
+
+  #prepare(
+    saved: Registers,
+    stack: number | undefined,
+    n: number,
+    args: readonly (number | bigint)[],
+  ): Registers {
     const registers = saved.copy();
     const argumentRegisters = ['rdi', 'rsi', 'rdx', 'r10', 'r8', 'r9'] as const;
     args.forEach((value, i) => registers.set(argumentRegisters[i], BigInt(value)));
-    registers.set('rax', BigInt(n)).set('orig_rax', NO_SYSTEM_CALL).set('rip', this.#syscall);
-    ptrace.setRegisters(tid, registers);
-    this.#toSystemCall(n);
-    this.#toSystemCall(n);
+    if (stack !== undefined) registers.set('rsp', BigInt(stack));
+    return registers.set('rax', BigInt(n)).set('orig_rax', NO_SYSTEM_CALL).set('rip', this.#borrowed.syscall);
+  }
+
+  /** Lets the thread into the system call and out of it. */
+  #finishCall(n: number, registers: Registers): number {
+    const { tid } = this.#thread;
+    for (let stops = 0, reports = 0; stops < 2;) {
+      faultPoint();
+      ptrace.contToSystemCall(tid);
+      const result = waitForThread(tid, true);
+      // A process that job control has stopped (SIGSTOP) may tell so once more before it goes on.
+      const isReport = result.kind === 'stopped' && result.event === PTRACE_EVENT_STOP;
+      if (isReport && ++reports < MAX_STOP_REPORTS) continue;
+      if (result.kind !== 'stopped' || result.signal !== (SIGTRAP | SYSCALL_STOP_BIT)) {
+        throw new CannotError('REMOTE_CALL', {
+          tried: `make thread ${tid} run system call ${n}`,
+          why: result.kind === 'stopped' ? `signal ${result.signal} came instead` : 'the thread ended',
+          next: 'see whether the process still runs, and attach again if it does',
+        });
+      }
+      stops++;
+    }
     ptrace.getRegisters(tid, registers);
     return Number(BigInt.asIntN(64, registers.get('rax')));
-  }
-  /** Lets the thread go on until it enters a system call, or, if it is in one, leaves it. */
-  #toSystemCall(n: number): void {
-    const { tid } = this.#thread;
-    let result: WaitResult;
-    let tries = 0;
-    do {
-      ptrace.toSystemCall(tid);
-      result = waitForThread(tid, true);
-      // A process that job control has stopped (SIGSTOP) may tell so once more before it goes on.
-    } while (result.kind === 'stopped' && result.event === PTRACE_EVENT_STOP && ++tries < MAX_STOP_REPORTS);
-    if (result.kind === 'stopped' && result.signal === (SIGTRAP | SYSCALL_STOP_BIT)) return;
-    throw new CannotError('REMOTE_CALL', {
-      tried: `make thread ${tid} run system call ${n}`,
-      why: result.kind === 'stopped' ? `signal ${result.signal} came instead` : 'the thread ended',
-      next: 'see whether the process still runs, and attach again if it does',
-    });
   }
 }
 

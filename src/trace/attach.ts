@@ -172,7 +172,7 @@ function describe(sites: readonly PlannedSite[]): {
       name: f.name,
       ...(demangled === f.name ? {} : { demangled }),
       module: module.path,
-      address: `0x${(f.address + module.bias).toString(16)}`,
+      address: `0x${(f.addressNumber + Number(module.bias)).toString(16)}`,
     };
   });
 }
@@ -219,6 +219,8 @@ function start({ pid, options, memory, times, adopted, isChild, before, since }:
       next: 'start the process again from a file that is there',
     });
   }
+  // Its calibration goes on while the functions are looked at.
+  const timeStamp = new TimeStamp();
   const functions = new ModuleFunctions();
   const filters = parsePatterns(options.filters);
   const notrace = parsePatterns(options.notrace);
@@ -233,7 +235,6 @@ function start({ pid, options, memory, times, adopted, isChild, before, since }:
       next: 'use --entry-only, which needs no such preparation',
     });
   }
-  const timeStamp = new TimeStamp();
   const tscHz = timeStamp.estimateHz();
   const ringBytes = options.bufferBytes ?? DEFAULT_BUFFER_BYTES;
   const target = PatchedTarget.patch({
@@ -253,6 +254,7 @@ function start({ pid, options, memory, times, adopted, isChild, before, since }:
       lanes: laneNumbers(before.threads.length),
     },
   });
+  const attachMs = performance.now() - since;
   const header: RecordingHeader = {
     pid,
     command: readCommandLine(pid) ?? [],
@@ -273,7 +275,7 @@ function start({ pid, options, memory, times, adopted, isChild, before, since }:
     times,
     watch,
     timeStamp,
-    attachMs: performance.now() - since,
+    attachMs,
     sink: options.sink,
     onNote,
     close: () => {

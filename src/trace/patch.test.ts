@@ -2,7 +2,13 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
 import type { TargetMemory } from '../target/index.js';
-import { applyChanges, areApplied, jumpTo, type SiteChange } from './patch.js';
+import { SiteChanges, applyChanges, areApplied, putJump } from './patch.js';
+
+function jumpTo(address: number, target: number): Uint8Array {
+  const bytes = new Uint8Array(5);
+  putJump(bytes, 0, address, target);
+  return bytes;
+}
 
 /** Memory that is an array. */
 function fakeMemory(bytes: Uint8Array): TargetMemory & { writes: number } {
@@ -27,19 +33,19 @@ test('changing sites and changing them back gives the bytes that were there, wha
       const bytes = Uint8Array.from({ length: SIZE }, (_, i) => (i * 31 + seed) & 0xff);
       const before = bytes.slice();
       const memory = fakeMemory(bytes);
-      const changes: SiteChange[] = slots
-        .sort((a, b) => a - b)
-        .map((slot) => ({
-          address: slot * 8,
-          expected: before.slice(slot * 8, slot * 8 + 5),
-          wanted: jumpTo(slot * 8, 0x1234),
-        }));
-      assert.deepEqual(applyChanges(memory, changes), []);
+      const addresses = slots.sort((a, b) => a - b).map((slot) => slot * 8);
+      const changes = SiteChanges.of(
+        addresses.map((address) => ({
+          address,
+          expected: before.slice(address, address + 5),
+          wanted: jumpTo(address, 0x1234),
+        })),
+      );
+      assert.equal(applyChanges(memory, changes).size, 0);
       assert.ok(areApplied(memory, changes));
-      const changed = new Set(changes.flatMap((c) => [0, 1, 2, 3, 4].map((i) => c.address + i)));
+      const changed = new Set(addresses.flatMap((address) => [0, 1, 2, 3, 4].map((i) => address + i)));
       for (let i = 0; i < SIZE; i++) if (!changed.has(i)) assert.equal(bytes[i], before[i]);
-      const back = changes.map((c) => ({ address: c.address, expected: c.wanted, wanted: c.expected }));
-      assert.deepEqual(applyChanges(memory, back), []);
+      assert.equal(applyChanges(memory, changes.reversed()).size, 0);
       assert.deepEqual(bytes, before);
     }),
     { numRuns: 30 },
@@ -50,16 +56,16 @@ test('a site with other bytes than expected is left alone and reported; its neig
   const bytes = new Uint8Array(64);
   bytes[17] = 0xcc;
   const memory = fakeMemory(bytes);
-  const change = (address: number): SiteChange => ({
-    address,
-    expected: new Uint8Array(5),
-    wanted: Uint8Array.of(1, 2, 3, 4, 5),
-  });
-  const foreign = applyChanges(memory, [change(0), change(16), change(32)]);
-  assert.deepEqual(
-    foreign.map((c) => c.address),
-    [16],
+  const changes = SiteChanges.of(
+    [0, 16, 32].map((address) => ({
+      address,
+      expected: new Uint8Array(5),
+      wanted: Uint8Array.of(1, 2, 3, 4, 5),
+    })),
   );
+  const foreign = applyChanges(memory, changes);
+  assert.deepEqual([...foreign], [1]);
+  assert.deepEqual([...changes.without(foreign).addresses], [0, 32]);
   assert.deepEqual([...bytes.slice(0, 5)], [1, 2, 3, 4, 5]);
   assert.deepEqual([...bytes.slice(16, 21)], [0, 0xcc, 0, 0, 0]);
   assert.deepEqual([...bytes.slice(32, 37)], [1, 2, 3, 4, 5]);
@@ -72,7 +78,7 @@ test('sites that are close are written in one go', () => {
     expected: new Uint8Array(5),
     wanted: jumpTo(i * 16, 0),
   }));
-  applyChanges(memory, changes);
+  applyChanges(memory, SiteChanges.of(changes));
   assert.equal(memory.writes, 1);
 });
 

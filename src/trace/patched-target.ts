@@ -1,25 +1,33 @@
 // A target with its sites changed: the part of a session that touches the process.
 import { AGENT_CALLS, Agent, HEAD_SIZE, type AgentOptions, type Cluster } from '../agent/index.js';
-import { CannotError } from '../errors/index.js';
-import { readMaps, readStartTime, readStatus, readThreads, type Mapping } from '../linux/index.js';
+import { CannotError, isSafepokeError } from '../errors/index.js';
+import { readMaps, readStatus, readThreads, type Mapping } from '../linux/index.js';
 import {
   Hold,
   RemoteCalls,
   TargetMemory,
   checkSeccomp,
-  findSyscallInstruction,
+  borrowCode,
   type HeldThread,
   type HoldTimes,
 } from '../target/index.js';
-import { applyChanges, areApplied, jumpTo, restoreUnderBreakpoint, type SiteChange } from './patch.js';
+import {
+  PreparedChanges,
+  SiteChanges,
+  appliedOnes,
+  applyChanges,
+  areApplied,
+  putJump,
+  restoreUnderBreakpoint,
+} from './patch.js';
 import type { PlannedSite, RefusedFunction } from './site-plan.js';
+import { NO_TEXT_RUNS, isOnlyOurs, planTextRuns, type TextRuns } from './text-runs.js';
 import { findSavedInstructionPointers, findTidOffset, knownThreads } from './thread-facts.js';
 import type { Module } from '../target/index.js';
+import { SITE_LENGTH } from '../x86/index.js';
 
 /** Clusters of modules are kept small enough that every stub reaches every site. */
 const MAX_CLUSTER = 1 << 30;
-/** A recorder with its slow paths is a few hundred instructions; relocated code is a few more. */
-export const MAX_STEPS_OUT = 20_000;
 
 /** What to put into a target. */
 export interface PatchRequest {
@@ -27,7 +35,7 @@ export interface PatchRequest {
   readonly modules: readonly Module[];
   /** Functions to trace, then hooks; the index of a function in records is its position after `arrange`. */
   readonly sites: readonly PlannedSite[];
-  readonly agent: Omit<AgentOptions, 'tidOffset'>;
+  readonly agent: Omit<AgentOptions, 'tidOffset' | 'withThread'>;
   readonly memory: TargetMemory;
   readonly times: HoldTimes;
   /** Its seccomp filters must be asked before it makes system calls for us. */
@@ -69,7 +77,8 @@ export class PatchedTarget {
   readonly #pid: number;
   readonly #memory: TargetMemory;
   readonly #times: HoldTimes;
-  readonly #changes: readonly SiteChange[];
+  readonly #changes: SiteChanges;
+  readonly #text: TextRuns;
   /** No thread is in our code, and none will return into it. */
   #isUnused = false;
   #isRemoved = false;
@@ -80,8 +89,10 @@ export class PatchedTarget {
     agent: Agent,
     lanes: ReadonlyMap<number, number>,
     refused: readonly RefusedFunction[],
-    changes: readonly SiteChange[],
+    changes: SiteChanges,
+    text: TextRuns,
   ) {
+    this.#text = text;
     this.#pid = request.pid;
     this.#memory = request.memory;
     this.#times = request.times;
@@ -112,14 +123,17 @@ export class PatchedTarget {
       first += members.length;
       return cluster;
     });
+    const withThread = !(readStatus(pid)?.get('State') ?? '').startsWith('T');
     const map = (hold: Hold): Agent => {
       const tidOffset = findTidOffset(pid, hold.threads, memory, request.modules);
-      return Agent.map(pid, hold, memory, clusters, { ...request.agent, tidOffset });
+      return Agent.map(pid, hold, memory, clusters, { ...request.agent, tidOffset, withThread });
     };
     if (adopted !== undefined) {
       const agent = map(adopted);
       agent.emit(clusters, 1);
-      return install(request, adopted, agent, clusters, sites, prepare(agent, sites), readMaps(pid) ?? []);
+      const prepared = prepare(agent, sites, memory);
+      const text = prepareText(pid, agent, memory, prepared.changes.changes);
+      return install(request, adopted, agent, sites, prepared, text, readMaps(pid) ?? []);
     }
     const one = Hold.one(pid, anyThread(pid), times);
     let agent: Agent;
@@ -132,24 +146,25 @@ export class PatchedTarget {
     const removeFrom = (hold: Hold): void => {
       // It may have executed another program meanwhile, in which other things lie where the agent was.
       if (!agent.isPresent()) return;
-      agent.remove(new RemoteCalls(hold.callableThread(), memory, findSyscallInstruction(pid, memory)));
+      agent.remove(new RemoteCalls(pid, hold.callableThread(), memory, borrowCode(pid, memory)));
     };
     let prepared: Prepared;
+    let text: TextRuns;
     let maps: readonly Mapping[];
     let all: Hold;
     try {
-      agent.writeJournal([], readStartTime(process.pid) ?? 0n);
       agent.emit(clusters, (readThreads(pid) ?? []).length);
-      prepared = prepare(agent, sites);
+      prepared = prepare(agent, sites, memory);
+      text = prepareText(pid, agent, memory, prepared.changes.changes);
       // A mapping that is made between this and the hold is missed: its thread's stack is not known at once, no more.
       maps = readMaps(pid) ?? [];
-      all = Hold.all(pid, times);
+      all = Hold.all(pid, times, agent.thread?.tid);
     } catch (error) {
       withdraw(pid, agent, times, removeFrom);
       throw error;
     }
     try {
-      return install(request, all, agent, clusters, sites, prepared, maps);
+      return install(request, all, agent, sites, prepared, text, maps);
     } catch (error) {
       removeFrom(all);
       throw error;
@@ -165,40 +180,50 @@ export class PatchedTarget {
     agent: Agent,
     lanes: ReadonlyMap<number, number>,
     refused: readonly RefusedFunction[],
-    changes: readonly SiteChange[],
+    changes: SiteChanges,
+    text: TextRuns,
   ): PatchedTarget {
-    return new PatchedTarget(request, sites, agent, lanes, refused, changes);
+    return new PatchedTarget(request, sites, agent, lanes, refused, changes, text);
   }
 
   /**
-   * Turns every site back and puts swapped return addresses back, all threads held. Our code stays mapped until
-   * `tryRemove`.
+   * Turns every site back: where the text pages are the file's, by taking our copies of them away, with no thread held;
+   * elsewhere by writing, with all threads held. Our code stays mapped until `tryRemove`.
    */
   restore(): DetachResult {
-    const back = this.#changes.map(({ address, expected, wanted }) => ({
-      address,
-      expected: wanted,
-      wanted: expected,
-    }));
-    const hold = Hold.all(this.#pid, this.#times);
+    this.agent.enable(false);
+    const back = this.#changes.reversed();
+    this.#takeTextAway();
+    const undone = back.without(appliedOnes(this.#memory, back));
+    if (undone.length === 0) return { restored: true, foreign: 0, breakpoints: 0 };
+    const prepared = new PreparedChanges(this.#memory, undone);
     const isOurs = (address: number): boolean => this.agent.ownsCode(BigInt(address));
-    let foreign: SiteChange[];
-    let breakpoints: number;
+    const hold = Hold.all(this.#pid, this.#times, this.agent.thread?.tid);
     try {
-      this.agent.enable(false);
-      foreign = applyChanges(this.#memory, back);
-      breakpoints = foreign.filter(({ address, wanted }) =>
-        restoreUnderBreakpoint(this.#memory, address, wanted, isOurs),
-      ).length;
-      this.#leaveCode(hold);
+      const foreign = [...prepared.apply()];
+      const breakpoints = foreign.filter((i) =>
+        restoreUnderBreakpoint(this.#memory, undone.addresses[i], undone.wantedOf(i), isOurs),
+      );
+      return {
+        restored: areApplied(this.#memory, back),
+        foreign: foreign.length,
+        breakpoints: breakpoints.length,
+      };
     } finally {
       hold.release();
     }
-    return {
-      restored: areApplied(this.#memory, back),
-      foreign: foreign.length,
-      breakpoints,
-    };
+  }
+
+  #takeTextAway(): void {
+    const { agent } = this;
+    if (agent.thread === undefined || this.#text.length === 0) return;
+    agent.writeTextRuns(this.#text.filter((run) => isOnlyOurs(this.#memory, run)));
+    try {
+      agent.thread.restoreText();
+    } catch (error) {
+      // It stands still, perhaps with all the others; then they are held and the sites are written.
+      if (!isSafepokeError(error) || error.code !== 'AGENT_LOST') throw error;
+    }
   }
 
   /** True once the agent's memory is gone from the target. */
@@ -214,12 +239,13 @@ export class PatchedTarget {
     if (this.#isRemoved) return true;
     if (!this.#isUnused && !this.#tryLeaveCode()) return false;
     // Nobody can get into our code any more. One thread unmaps it, quickly, as there is little left to free.
+    if (!this.agent.dismissThread()) return false;
     this.agent.releaseShared();
-    const syscallInstruction = findSyscallInstruction(this.#pid, this.#memory);
-    const one = Hold.one(this.#pid, anyThread(this.#pid), this.#times);
+    const borrowed = borrowCode(this.#pid, this.#memory);
+    const one = Hold.one(this.#pid, anyThread(this.#pid, this.agent.thread?.tid), this.#times);
     try {
       if (this.agent.isPresent())
-        this.agent.remove(new RemoteCalls(one.callableThread(), this.#memory, syscallInstruction));
+        this.agent.remove(new RemoteCalls(this.#pid, one.callableThread(), this.#memory, borrowed));
     } finally {
       one.release();
     }
@@ -228,7 +254,7 @@ export class PatchedTarget {
   }
 
   #tryLeaveCode(): boolean {
-    const hold = Hold.all(this.#pid, this.#times);
+    const hold = Hold.all(this.#pid, this.#times, this.agent.thread?.tid);
     try {
       this.#leaveCode(hold);
     } finally {
@@ -237,64 +263,89 @@ export class PatchedTarget {
     return this.#isUnused;
   }
 
-  /** Gets the held threads out of our code, as far as that is possible, and sees whether any way back into it is left. */
+  /**
+   * Sees whether a held thread is in our code, or a signal handler will return into it. If not, no way into it is left but
+   * swapped return addresses, and these are put back. None is moved out: with the sites restored, each leaves by itself.
+   */
   #leaveCode(hold: Hold): void {
-    for (const thread of hold.threads) {
-      hold.stepUntil(thread, (rip) => !this.agent.ownsCode(rip), MAX_STEPS_OUT);
-    }
+    const isOurs = (rip: bigint): boolean => this.agent.ownsCode(rip);
+    if (anyoneInside(this.#pid, hold, this.#memory, isOurs)) return;
     this.agent.restoreReturnAddresses();
-    const maps = readMaps(this.#pid) ?? [];
-    const isInside = (thread: HeldThread): boolean =>
-      this.agent.ownsCode(thread.registers.get('rip')) ||
-      findSavedInstructionPointers(thread, maps, this.#memory).some(({ rip }) =>
-        this.agent.ownsCode(BigInt(rip)),
-      );
-    this.#isUnused = !hold.threads.some(isInside);
+    this.#isUnused = true;
   }
+}
+
+/** True if a held thread executes code of ours, or will return into it from a signal handler. */
+export function anyoneInside(
+  pid: number,
+  hold: Hold,
+  memory: TargetMemory,
+  isOurs: (rip: bigint) => boolean,
+): boolean {
+  const maps = readMaps(pid) ?? [];
+  return hold.threads.some(
+    (thread) =>
+      isOurs(thread.registers.get('rip')) ||
+      findSavedInstructionPointers(thread, maps, memory).some(({ rip }) => isOurs(BigInt(rip))),
+  );
+}
+
+/** Finds the runs of text that can be taken away, and tells the agent's thread, before anything is changed. */
+function prepareText(pid: number, agent: Agent, memory: TargetMemory, changes: SiteChanges): TextRuns {
+  if (agent.thread === undefined) return NO_TEXT_RUNS;
+  const text = planTextRuns(pid, memory, changes);
+  agent.writeTextRuns(text);
+  // Nothing has been changed, so that this changes nothing either: it tells whether the kernel does it at all.
+  if (agent.thread.restoreText() === 0) return text;
+  agent.writeTextRuns([]);
+  return NO_TEXT_RUNS;
 }
 
 /** Takes an agent away of which nothing is in use; where no thread can be held now, a session to come will. */
 function withdraw(pid: number, agent: Agent, times: HoldTimes, removeFrom: (hold: Hold) => void): void {
   try {
-    const one = Hold.one(pid, anyThread(pid), times);
+    const one = Hold.one(pid, anyThread(pid, agent.thread?.tid), times);
     try {
       removeFrom(one);
     } finally {
       one.release();
     }
   } catch {
-    try {
-      agent.abandon();
-    } catch {
-      // The process has ended, or executes another program: nothing is left of the agent.
-    }
+    agent.abandon();
   }
 }
 
 /** The leader, or another thread if the leader has ended before the rest. */
-function anyThread(pid: number): number {
+function anyThread(pid: number, except = 0): number {
   const isAlive = !/^[ZX]/.test(readStatus(pid)?.get('State') ?? 'X');
-  return isAlive ? pid : ((readThreads(pid) ?? []).find((tid) => tid !== pid) ?? pid);
+  return isAlive ? pid : ((readThreads(pid) ?? []).find((tid) => tid !== pid && tid !== except) ?? pid);
 }
 
 /** What need not be computed while threads are held. */
 interface Prepared {
   readonly interior: Interior;
   /** For each site, in their order. */
-  readonly changes: readonly SiteChange[];
+  readonly changes: PreparedChanges;
 }
 
-function prepare(agent: Agent, sites: readonly PlannedSite[]): Prepared {
-  const heads: number[] = [];
-  for (const region of agent.regions) {
-    region.bodies.forEach((_, i) => heads.push(Number(region.heads) + i * HEAD_SIZE));
+/** Nobody is held. Writes the journal: whatever happens from now on can be undone. */
+function prepare(agent: Agent, sites: readonly PlannedSite[], memory: TargetMemory): Prepared {
+  const changes = new SiteChanges(
+    new Float64Array(sites.length),
+    new Uint8Array(sites.length * SITE_LENGTH),
+    new Uint8Array(sites.length * SITE_LENGTH),
+  );
+  let i = 0;
+  for (const { heads, bodies } of agent.regions) {
+    for (let inRegion = 0; inRegion < bodies.length; inRegion++, i++) {
+      const { address } = sites[i];
+      changes.addresses[i] = address;
+      sites[i].putOriginal(changes.expected, i * SITE_LENGTH);
+      putJump(changes.wanted, i * SITE_LENGTH, address, Number(heads) + inRegion * HEAD_SIZE);
+    }
   }
-  const changes = sites.map(({ address, original }, i) => ({
-    address,
-    expected: original,
-    wanted: jumpTo(address, heads[i]),
-  }));
-  return { interior: new Interior(sites), changes };
+  agent.writeJournal(changes.addresses, changes.expected);
+  return { interior: new Interior(sites), changes: new PreparedChanges(memory, changes) };
 }
 
 /** All threads are held: gives them lanes, moves them out of the sites, changes the sites. */
@@ -302,13 +353,13 @@ function install(
   request: PatchRequest,
   hold: Hold,
   agent: Agent,
-  clusters: readonly Cluster[],
   sites: readonly PlannedSite[],
   prepared: Prepared,
+  text: TextRuns,
   maps: readonly Mapping[],
 ): PatchedTarget {
   const { pid, memory } = request;
-  if (!hold.threads.every((thread) => pointsToItself(thread, memory))) agent.distrustThreadPointers(clusters);
+  if (!hold.threads.every((thread) => pointsToItself(thread, memory))) agent.distrustThreadPointers();
   const threads = knownThreads(pid, hold.threads, maps, agent.tidOffset, memory);
   const assigned = agent.assignLanes(threads.map((t) => t.known));
   const lanes = new Map(assigned.map((lane, i) => [lane, threads[i].tid]));
@@ -319,7 +370,7 @@ function install(
     const rip = Number(thread.registers.get('rip'));
     const site = interior.siteAround(rip);
     if (site !== undefined) {
-      const moved = movedInto(site, rip);
+      const moved = site.movedTo(rip);
       if (moved === undefined) {
         impossible.add(site);
       } else {
@@ -333,43 +384,35 @@ function install(
       if (inside !== undefined) impossible.add(inside);
     }
   }
-  const changes = impossible.size === 0 ? all : all.filter((_, i) => !impossible.has(sites[i]));
-  const hooksFailed = sites.some((site) => site.kind === 'hook' && impossible.has(site));
-  if (hooksFailed) throw busyUnwinder(pid);
-  agent.writeJournal(
-    changes.map(({ address, expected }) => ({ address, original: expected })),
-    readStartTime(process.pid) ?? 0n,
-  );
-  agent.enable(true);
-  const foreign = new Set(change(memory, changes));
+  if (sites.some((site) => site.kind === 'hook' && impossible.has(site))) throw busyUnwinder(pid);
   const refused: RefusedFunction[] = [];
-  sites.forEach((site) => {
-    if (impossible.has(site))
+  const refusedIndices = new Set<number>();
+  if (impossible.size > 0) {
+    sites.forEach((site, i) => {
+      if (!impossible.has(site)) return;
+      refusedIndices.add(i);
       refused.push({ function: site.function, module: site.module, reason: 'thread-inside' });
-  });
-  for (const change of foreign) {
-    const site = sites.find((s) => s.address === change.address);
+    });
+  }
+  const changes = all.changes.without(refusedIndices);
+  agent.enable(true);
+  const foreign = applyAllOrNone(
+    memory,
+    refusedIndices.size === 0 ? all : new PreparedChanges(memory, changes),
+  );
+  for (const index of foreign) {
+    const site = interior.siteAt(changes.addresses[index]);
     if (site !== undefined) refused.push({ function: site.function, module: site.module, reason: 'changed' });
   }
-  return PatchedTarget.of(
-    request,
-    sites,
-    agent,
-    lanes,
-    refused,
-    changes.filter((change) => !foreign.has(change)),
-  );
+  return PatchedTarget.of(request, sites, agent, lanes, refused, changes.without(foreign), text);
 }
 
 /** Makes all changes but those where other bytes stand, which are returned; or, where one cannot be made, none. */
-function change(memory: TargetMemory, changes: readonly SiteChange[]): SiteChange[] {
+function applyAllOrNone(memory: TargetMemory, prepared: PreparedChanges): Set<number> {
   try {
-    return applyChanges(memory, changes);
+    return prepared.apply();
   } catch (error) {
-    applyChanges(
-      memory,
-      changes.map(({ address, expected, wanted }) => ({ address, expected: wanted, wanted: expected })),
-    );
+    applyChanges(memory, prepared.changes.reversed());
     throw error;
   }
 }
@@ -382,39 +425,38 @@ function busyUnwinder(pid: number): CannotError {
   });
 }
 
-/** Where the copy of the displaced instruction at `rip` is. */
-function movedInto(site: PlannedSite, rip: number): bigint | undefined {
-  const { placed } = site;
-  const boundary = placed?.code.boundaries.find((b) => b.originalOffset === rip - site.address);
-  return placed === undefined || boundary === undefined
-    ? undefined
-    : placed.address + BigInt(boundary.newOffset);
-}
-
 /** True if the word at the thread pointer is the thread pointer, as the ABI has it and the recorder's fast paths want it. */
 function pointsToItself(thread: HeldThread, memory: TargetMemory): boolean {
   const pointer = thread.registers.get('fs_base');
   return pointer !== 0n && memory.readWord(Number(pointer)) === pointer;
 }
 
-/** Finds sites by addresses within their displaced instructions, their first byte excepted: from there all is well. */
+/** Finds sites by addresses. */
 class Interior {
-  readonly #sites: readonly PlannedSite[];
+  /** `sites` ascend by address. */
+  constructor(private readonly sites: readonly PlannedSite[]) {}
 
-  constructor(sites: readonly PlannedSite[]) {
-    this.#sites = [...sites].sort((a, b) => a.address - b.address);
+  siteAt(address: number): PlannedSite | undefined {
+    const site = this.sites.at(this.#firstFrom(address));
+    return site?.address === address ? site : undefined;
   }
 
+  /** The site within whose displaced instructions an address lies, their first byte excepted: from there all is well. */
   siteAround(address: number): PlannedSite | undefined {
+    const index = this.#firstFrom(address);
+    if (index === 0) return undefined;
+    const site = this.sites[index - 1];
+    return address < site.address + site.displacedLength ? site : undefined;
+  }
+
+  #firstFrom(address: number): number {
     let low = 0;
-    let high = this.#sites.length;
+    let high = this.sites.length;
     while (low < high) {
       const middle = (low + high) >>> 1;
-      if (this.#sites[middle].address < address) low = middle + 1;
+      if (this.sites[middle].address < address) low = middle + 1;
       else high = middle;
     }
-    if (low === 0) return undefined;
-    const site = this.#sites[low - 1];
-    return address < site.address + site.displacedLength ? site : undefined;
+    return low;
   }
 }

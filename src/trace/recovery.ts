@@ -1,18 +1,24 @@
 // Putting right what a session left behind that was killed.
-import { SHARED_PATH, readJournal, restoreReturnAddresses, type Journal } from '../agent/index.js';
+import {
+  AGENT,
+  SHARED_PATH,
+  readAgentPage,
+  readJournal,
+  restoreReturnAddresses,
+  sharedLast,
+  type Journal,
+} from '../agent/index.js';
+import { readlinkSync, readdirSync } from 'node:fs';
 import { CannotError } from '../errors/index.js';
 import { SYS, readMaps, readStartTime } from '../linux/index.js';
-import {
-  Hold,
-  RemoteCalls,
-  findSyscallInstruction,
-  type HoldTimes,
-  type TargetMemory,
-} from '../target/index.js';
+import { Hold, RemoteCalls, borrowCode, pause, type HoldTimes, type TargetMemory } from '../target/index.js';
 import { SITE_LENGTH } from '../x86/index.js';
-import { applyChanges, jumpTarget, restoreUnderBreakpoint } from './patch.js';
-import { MAX_STEPS_OUT } from './patched-target.js';
-import { findSavedInstructionPointers } from './thread-facts.js';
+import { SiteChanges, applyChanges, jumpTarget, restoreUnderBreakpoint } from './patch.js';
+import { anyoneInside } from './patched-target.js';
+
+/** How often to look whether all threads have left the code of the former session, and how long to wait in between. */
+const LEAVE_TRIES = 100;
+const LEAVE_PAUSE_MS = 10;
 
 /** What was found and undone. */
 export interface Recovery {
@@ -30,67 +36,102 @@ export interface Recovery {
  */
 export function recover(pid: number, memory: TargetMemory, times: HoldTimes): Recovery | undefined {
   const shared = (readMaps(pid) ?? []).find((m) => m.path === SHARED_PATH);
-  if (shared === undefined) return undefined;
+  const files = sharedFiles(pid);
+  if (shared === undefined && files.length === 0) return undefined;
   const tried = `trace process ${pid}`;
-  const journal = readJournal(memory, shared.start);
-  if (journal === undefined) {
+  // A session that was killed before its memory was mapped left a file descriptor at most.
+  const page =
+    shared === undefined
+      ? { tracerPid: 0, tracerStart: -1n, mapped: [], hasJournal: false }
+      : readAgentPage(memory, shared.start);
+  const journal = shared === undefined ? undefined : readJournal(memory, shared.start);
+  if (page === undefined || (page.hasJournal && journal === undefined)) {
     throw new CannotError('FOREIGN_AGENT', {
       tried,
       why: 'another version of safepoke has left code in it',
       next: 'attach once with that version, which puts everything back, or start the process again',
     });
   }
-  if (readStartTime(journal.tracerPid) === journal.tracerStart) {
+  if (readStartTime(page.tracerPid) === page.tracerStart) {
     throw new CannotError('ALREADY_TRACED', {
       tried,
-      why: `another safepoke, process ${journal.tracerPid}, traces it`,
+      why: `another safepoke, process ${page.tracerPid}, traces it`,
       next: 'end that one first',
     });
   }
-  const isCode = (address: bigint): boolean =>
-    journal.ranges.some(
-      (r) => r.isCode && address >= BigInt(r.address) && address < BigInt(r.address + r.length),
-    );
-  const syscallInstruction = findSyscallInstruction(pid, memory);
-  const hold = Hold.all(pid, times);
-  try {
-    // It may have executed another program since the journal was read: nothing of it is left then.
-    if (readJournal(memory, shared.start) === undefined) return undefined;
-    memory.writeWord(journal.control, 0n);
-    restoreSites(memory, journal, isCode);
-    for (const thread of hold.threads) hold.stepUntil(thread, (rip) => !isCode(rip), MAX_STEPS_OUT);
-    restoreReturnAddresses(memory, journal);
-    const maps = readMaps(pid) ?? [];
-    const isInside = hold.threads.some(
-      (thread) =>
-        isCode(thread.registers.get('rip')) ||
-        findSavedInstructionPointers(thread, maps, memory).some(({ rip }) => isCode(BigInt(rip))),
-    );
-    if (isInside) {
-      throw new CannotError('STILL_INSIDE', {
-        tried,
-        why: 'a signal handler of it will return into code of a session that was killed',
-        next: 'try again in a moment; its functions have their own code back already',
-      });
-    }
-    new RemoteCalls(hold.callableThread(), memory, syscallInstruction).run((call) => {
-      for (const { address, length } of journal.ranges) call(SYS.munmap, address, length);
-    });
-  } finally {
-    hold.release();
+  const ranges = [...(journal?.ranges ?? page.mapped.map((range) => ({ ...range, isCode: true })))];
+  // The session may have been killed before it had noted what it had just mapped.
+  for (const { start, end } of (readMaps(pid) ?? []).filter((m) => m.path === SHARED_PATH)) {
+    if (!ranges.some((r) => r.address === start))
+      ranges.push({ address: start, length: end - start, isCode: false });
   }
-  return { tracerPid: journal.tracerPid, sites: journal.sites.length };
+  const isCode = (address: bigint): boolean =>
+    ranges.some((r) => r.isCode && address >= BigInt(r.address) && address < BigInt(r.address + r.length));
+  const borrowed = borrowCode(pid, memory);
+  for (let tries = 0; tries < LEAVE_TRIES; tries++) {
+    if (tries > 0) pause(LEAVE_PAUSE_MS);
+    const hold = Hold.all(pid, times);
+    try {
+      // It may have executed another program since the journal was read: nothing of it is left then.
+      if (shared !== undefined && readAgentPage(memory, shared.start)?.tracerStart !== page.tracerStart)
+        return undefined;
+      if (journal !== undefined) {
+        memory.writeWord(journal.control, 0n);
+        restoreSites(memory, journal.sites, isCode);
+      }
+      // The agent's own thread counts too: it ends by itself, now that its tracer has.
+      if (anyoneInside(pid, hold, memory, isCode)) continue;
+      if (journal !== undefined) restoreReturnAddresses(memory, journal);
+      if (shared !== undefined) memory.writeWord(shared.start + AGENT.journal, 0n);
+      new RemoteCalls(pid, hold.callableThread(), memory, borrowed).run((call) => {
+        for (const { address, length } of sharedLast(ranges, shared?.start ?? 0))
+          call(SYS.munmap, address, length);
+        for (const file of files) call(SYS.close, file);
+      });
+      return { tracerPid: page.tracerPid, sites: journal?.sites.length ?? 0 };
+    } finally {
+      hold.release();
+    }
+  }
+  throw new CannotError('STILL_INSIDE', {
+    tried,
+    why: 'a signal handler of it will return into code of a session that was killed',
+    next: 'try again in a moment; its functions have their own code back already',
+  });
+}
+
+/** Descriptors of memory of ours that a session had no time to close. */
+function sharedFiles(pid: number): number[] {
+  try {
+    return readdirSync(`/proc/${pid}/fd`)
+      .map(Number)
+      .filter((fd) => readLink(`/proc/${pid}/fd/${fd}`) === SHARED_PATH);
+  } catch {
+    return [];
+  }
+}
+
+function readLink(path: string): string | undefined {
+  try {
+    return readlinkSync(path);
+  } catch {
+    return undefined;
+  }
 }
 
 /** Turns back each site that still leads into that session's code; what somebody else has put there since is left alone. */
-function restoreSites(memory: TargetMemory, journal: Journal, isCode: (address: bigint) => boolean): void {
+function restoreSites(
+  memory: TargetMemory,
+  sites: Journal['sites'],
+  isCode: (address: bigint) => boolean,
+): void {
   const changes = [];
-  for (const { address, original } of [...journal.sites].sort((a, b) => a.address - b.address)) {
+  for (const { address, original } of [...sites].sort((a, b) => a.address - b.address)) {
     const current = memory.readSome(address, SITE_LENGTH);
     if (restoreUnderBreakpoint(memory, address, original, (at) => isCode(BigInt(at)))) continue;
     const target = jumpTarget(address, current);
     if (target === undefined || !isCode(BigInt(target))) continue;
     changes.push({ address, expected: current, wanted: original });
   }
-  applyChanges(memory, changes);
+  applyChanges(memory, SiteChanges.of(changes));
 }

@@ -16,8 +16,11 @@ import { stackRange } from './thread-facts.js';
 /** Where drained records go. A lane here is one thread's life; its number is never used again. */
 export interface DrainListener {
   onThread(lane: number, tid: number, name: string): void;
-  /** Records of a lane in order: a copy, to keep. */
-  onRecords(lane: number, words: Uint32Array<ArrayBuffer>): void;
+  /**
+   * Records of a lane in order. They stand in the ring still and are gone when this returns: who keeps them, copies them. `waiting`:
+   * bytes in the ring, these among them.
+   */
+  onRecords(lane: number, words: Uint32Array<ArrayBuffer>, waiting: number): void;
   /** Records that the lane lost behind all that were given. */
   onLost(lane: number, records: number): void;
   onThreadEnd(lane: number): void;
@@ -27,8 +30,11 @@ export interface DrainListener {
 const THREAD_CHECK_MS = 50;
 /** A reserved record that stays empty for so long, with no recorder at work, was abandoned by a jump out of a handler. */
 const ABANDONED_MS = 1000;
-/** Records copied in one piece: pieces of a size that allocators and files like. */
-const MAX_PIECE_RECORDS = 1 << 18;
+/**
+ * Records taken in one piece, 512 KiB: each piece is read three times (counted, given away, cleared), and stays in the
+ * processor's cache meanwhile.
+ */
+const MAX_PIECE_RECORDS = 1 << 15;
 
 /**
  * Consumed memory of all rings together that stays with them. Writing into a new page makes half the cost of a record, so a
@@ -36,6 +42,16 @@ const MAX_PIECE_RECORDS = 1 << 18;
  */
 const KEPT_BYTES = 128 << 20;
 const PAGE = 4096;
+/** Smaller rings keep all of their memory, and their tail is exact. */
+const LEAST_RELEASED_RING = 16 * PAGE;
+
+/**
+ * Memory is looked for ahead of a thread: for this many times what waits in its ring, and for as much as it has ever written; at
+ * most what may be kept, and a piece at each look. A thread that has written less than the least gets none.
+ */
+const AHEAD_FACTOR = 4;
+const MIN_AHEAD = 64 << 10;
+const MAX_AHEAD_AT_ONCE = 4 << 20;
 
 const WORDS64_PER_HEADER = HEADER.size / 8;
 
@@ -45,12 +61,16 @@ interface LiveLane {
   tid: number;
   readonly ring: OwnMapping;
   readonly words: Uint32Array<ArrayBuffer>;
+  /** Where it began, in bytes of all times. */
+  readonly start: number;
   /** Bytes consumed, of all times. */
   tail: number;
   /** Records that LOST records have told of. */
   lostTold: number;
-  /** Consumed bytes whose memory stays, about. */
+  /** The memory of so many bytes at the ring's beginning stays when they have been consumed. */
   kept: number;
+  /** Up to where, in bytes of all times, the thread finds memory. */
+  reserved: number;
   stuckSince: number | undefined;
   gone: boolean;
 }
@@ -152,15 +172,18 @@ export class RingDrain {
       if (this.#headers32[at] === LANE_STATE.free || this.#live.has(index) || this.#retired.has(index))
         continue;
       const ring = this.#agent.mapRing(index);
+      const tail = Number(this.#headers[index * WORDS64_PER_HEADER + HEADER.tail / 8]);
       const lane: LiveLane = {
         index,
         id: this.#nextId++,
         tid: this.#tidOf(index),
         ring,
         words: new Uint32Array(ring.bytes),
-        tail: Number(this.#headers[index * WORDS64_PER_HEADER + HEADER.tail / 8]),
+        start: tail,
+        tail,
         lostTold: 0,
         kept: 0,
+        reserved: 0,
         stuckSince: undefined,
         gone: false,
       };
@@ -206,6 +229,7 @@ export class RingDrain {
     let taken = 0;
     // What comes meanwhile waits for the next poll: a thread that writes as fast as we read would keep us here for good.
     const head = this.#head(lane.index);
+    this.#reserveAhead(lane, head);
     for (;;) {
       const waiting = (head - lane.tail) / RECORD_BYTES;
       if (waiting === 0) {
@@ -221,10 +245,9 @@ export class RingDrain {
       const end = this.#count(lane, start, limit);
       if (end > start) {
         lane.stuckSince = undefined;
-        this.#listener.onRecords(lane.id, lane.words.slice(start, end));
+        this.#listener.onRecords(lane.id, lane.words.subarray(start, end), head - lane.tail);
         lane.words.fill(0, start, end);
         taken += (end - start) / RECORD_WORDS;
-        this.#keepOrRelease(lane, (end - start) * 4);
         this.#advance(lane, end - start);
       }
       if (end === limit) continue;
@@ -255,25 +278,72 @@ export class RingDrain {
     return at;
   }
 
+  /**
+   * Consumes words, and tells the thread, which may then reuse their room:
+   *   1. memory that is not kept is given back, in whole pages
+   *   2. only then the tail says so. It stands at the beginning of a page, so that the thread never writes into the page in which
+   *      we still read, nor into one that is about to be given back
+   */
   #advance(lane: LiveLane, words: number): void {
+    const { ringBytes } = this.#agent.geometry;
+    const before = lane.tail;
     lane.tail += words * 4;
-    this.#headers[lane.index * WORDS64_PER_HEADER + HEADER.tail / 8] = BigInt(lane.tail);
+    let told = lane.tail;
+    if (ringBytes >= LEAST_RELEASED_RING) {
+      const from = before - (before % PAGE);
+      told -= told % PAGE;
+      this.#keep(lane, from % ringBytes, told - from);
+      for (let at = from; at < told;) {
+        const offset = at % ringBytes;
+        const end = Math.min(told, at - offset + ringBytes);
+        if (offset < lane.kept) {
+          at = Math.min(end, at - offset + lane.kept);
+          continue;
+        }
+        this.#agent.releaseRing(lane.index, offset, end - at);
+        at = end;
+      }
+    }
+    this.#headers[lane.index * WORDS64_PER_HEADER + HEADER.tail / 8] = BigInt(told);
   }
 
-  /** What lies behind the tail is about to be consumed. Before the tail says so: until then the thread cannot reach it. */
-  #keepOrRelease(lane: LiveLane, bytes: number): void {
-    const { ringBytes } = this.#agent.geometry;
+  /** Lets a lane keep consumed memory that comes just behind what it keeps already, while there is any to keep. */
+  #keep(lane: LiveLane, offset: number, bytes: number): void {
+    const wanted = Math.min(offset + bytes, this.#agent.geometry.ringBytes) - lane.kept;
+    if (offset > lane.kept || wanted <= 0) return;
     let all = 0;
     for (const { kept } of this.#live.values()) all += kept;
-    if (all + bytes <= KEPT_BYTES) {
-      lane.kept = Math.min(lane.kept + bytes, ringBytes);
-      return;
+    lane.kept += Math.min(wanted, Math.max(0, KEPT_BYTES - all));
+  }
+
+  /**
+   * A busy thread finds memory where it will write next: looked for by us, and zeroed, it costs the thread half. What it keeps
+   * from an earlier round is there already.
+   */
+  #reserveAhead(lane: LiveLane, head: number): void {
+    const { ringBytes } = this.#agent.geometry;
+    const ahead = Math.min(
+      Math.max((head - lane.tail) * AHEAD_FACTOR, head - lane.start),
+      KEPT_BYTES / this.#live.size,
+    );
+    if (ahead < MIN_AHEAD) return;
+    let at = Math.max(lane.reserved, head - (head % PAGE));
+    const until = Math.min(
+      head - (head % PAGE) + ahead - (ahead % PAGE),
+      at + MAX_AHEAD_AT_ONCE,
+      lane.tail - (lane.tail % PAGE) + ringBytes,
+    );
+    while (at < until) {
+      const offset = at % ringBytes;
+      const end = Math.min(until, at - offset + ringBytes);
+      if (offset < lane.kept) {
+        at += lane.kept - offset;
+      } else {
+        if (!lane.ring.populate(offset, end - at)) return;
+        at = end;
+      }
+      lane.reserved = at;
     }
-    const from = lane.tail - (lane.tail % PAGE);
-    const end = lane.tail + bytes - ((lane.tail + bytes) % PAGE);
-    if (end > from) this.#agent.releaseRing(lane.index, from % ringBytes, end - from);
-    // Once the thread has been round, what it writes into was kept.
-    if (lane.tail + bytes > ringBytes) lane.kept = Math.max(0, lane.kept - bytes);
   }
 
   #isAbandoned(lane: LiveLane, now: number, final: boolean): boolean {
@@ -289,6 +359,8 @@ export class RingDrain {
     this.dropped += dropped;
     if (dropped > lane.lostTold) this.#listener.onLost(lane.id, dropped - lane.lostTold);
     this.#listener.onThreadEnd(lane.id);
+    // Of an ended thread it may be exact, and must be, for the next owner of the lane goes on there.
+    this.#headers[lane.index * WORDS64_PER_HEADER + HEADER.tail / 8] = BigInt(lane.tail);
     this.#live.delete(lane.index);
     lane.ring.unmap();
     this.#agent.releaseRing(lane.index, 0, this.#agent.geometry.ringBytes);

@@ -6,10 +6,11 @@ import {
   REFUSAL_EXPLANATIONS,
   SITE_LENGTH,
   analyseFunctions,
+  emitSite,
   relocateSite,
+  relocatedBound,
   type FunctionRange,
   type RefusalReason,
-  type RelocatedCode,
   type SiteCandidate,
   type SiteKind,
 } from '../x86/index.js';
@@ -44,11 +45,11 @@ export interface PlannedSite {
   /** Address in the process. */
   readonly address: number;
   readonly displacedLength: number;
-  /** The SITE_LENGTH bytes that stand there and will again. */
-  readonly original: Uint8Array;
   readonly stub: StubSite;
-  /** Where the stub's body came to lie, and how the displaced instructions map into it; known once it is emitted. */
-  readonly placed: { address: bigint; code: RelocatedCode } | undefined;
+  /** Puts the `SITE_LENGTH` bytes that stand there, and will again, into `into` from index `at` on. */
+  putOriginal(into: Uint8Array, at: number): void;
+  /** Where the copy of the displaced instruction at an address is; undefined where no instruction begins. Once it is emitted. */
+  movedTo(address: number): bigint | undefined;
 }
 
 /** Functions of libgcc (and LLVM's libunwind) in which a walk over the stack begins. */
@@ -72,45 +73,54 @@ const RETURN_ADDRESS_READERS: ReadonlySet<string> = new Set([
   'dlvsym',
 ]);
 
+const HOOKED = [...UNWINDER_ENTRIES, ...RETURN_ADDRESS_READERS];
+
 /** V8's snapshot of compiled builtins, which is no C code: such symbols begin so. */
 const V8_BUILTINS = 'Builtins_';
 
-/** Most bytes that the body of a site can need: displaced instructions, each perhaps grown by a long branch, and a jump. */
-function bodyBound(candidate: SiteCandidate): number {
-  const GROWN_INSTRUCTION = 20;
-  const JUMP_BACK = 16;
-  return candidate.displacedLength + candidate.displaced.length * GROWN_INSTRUCTION + JUMP_BACK;
-}
-
-class Site implements PlannedSite {
-  placed: { address: bigint; code: RelocatedCode } | undefined;
-  readonly stub: StubSite;
+class Site implements PlannedSite, StubSite {
+  readonly function: FunctionRange;
   readonly address: number;
-  readonly original: Uint8Array;
+  readonly bodyBytes: number;
+  #body = 0;
 
   constructor(
     readonly module: Module,
     readonly kind: SiteKind | 'hook',
     readonly head: HeadKind,
-    candidate: SiteCandidate,
+    private readonly candidate: SiteCandidate,
+    private readonly bias: number,
   ) {
     this.function = candidate.function;
-    this.address = Number(candidate.address + module.bias);
-    this.displacedLength = candidate.displacedLength;
-    this.original = candidate.original.slice(0, SITE_LENGTH);
-    this.stub = {
-      head,
-      bodyBytes: bodyBound(candidate),
-      body: (address) => {
-        const code = relocateSite(candidate, address, module.bias);
-        this.placed = { address, code };
-        return code.bytes;
-      },
-    };
+    this.address = candidate.addressNumber + bias;
+    this.bodyBytes = relocatedBound(candidate);
   }
 
-  readonly function: FunctionRange;
-  readonly displacedLength: number;
+  get displacedLength(): number {
+    return this.candidate.displacedLength;
+  }
+
+  get stub(): StubSite {
+    return this;
+  }
+
+  putOriginal(into: Uint8Array, at: number): void {
+    const { bytes } = this.module.elf();
+    const { originalAt } = this.candidate;
+    for (let i = 0; i < SITE_LENGTH; i++) into[at + i] = bytes[originalAt + i];
+  }
+
+  emitBody(address: number, into: Uint8Array, at: number): number {
+    this.#body = address;
+    return emitSite(this.candidate, address, this.bias, into, at);
+  }
+
+  movedTo(address: number): bigint | undefined {
+    const body = BigInt(this.#body);
+    const { boundaries } = relocateSite(this.candidate, body, BigInt(this.bias));
+    const boundary = boundaries.find((b) => b.originalOffset === address - this.address);
+    return boundary === undefined ? undefined : body + BigInt(boundary.newOffset);
+  }
 }
 
 function isGo(module: Module): boolean {
@@ -125,7 +135,9 @@ export function trustedRanges(
   const ranges: { start: number; end: number }[] = [];
   for (const module of modules) {
     if (isGo(module)) continue;
-    const builtins = functions.of(module).filter((f) => f.name.startsWith(V8_BUILTINS));
+    const builtins = module.elf().mentions(V8_BUILTINS)
+      ? functions.of(module).filter((f) => f.name.startsWith(V8_BUILTINS))
+      : [];
     for (const { start, end } of module.text) {
       if (builtins.length === 0) {
         ranges.push({ start, end });
@@ -164,19 +176,22 @@ export function planSites(
       for (const f of selected) refuse(f, 'go-runtime');
       continue;
     }
-    const native = selected.filter((f) => !f.name.startsWith(V8_BUILTINS));
-    for (const f of selected) if (f.name.startsWith(V8_BUILTINS)) refuse(f, 'managed-code');
+    let native = selected;
+    if (module.elf().mentions(V8_BUILTINS)) {
+      native = selected.filter((f) => !f.name.startsWith(V8_BUILTINS));
+      for (const f of selected) if (f.name.startsWith(V8_BUILTINS)) refuse(f, 'managed-code');
+    }
     const analysis = analyseFunctions<FunctionSymbol>(module.elf(), native, all);
     for (const { function: f, reason } of analysis.refusals) refuse(f, reason);
     const live = liveText(module, analysis.candidates, memory);
+    const bias = Number(module.bias);
     for (const candidate of analysis.candidates) {
-      const at = Number(candidate.address + module.bias);
-      if (live !== undefined && !live.equals(at, candidate.original)) {
+      if (live?.equals(candidate) === false) {
         refuse(candidate.function, 'changed');
         continue;
       }
       const head: HeadKind = entryOnly ? 'leaf' : candidate.profilerCall?.frame === 'rbp' ? 'frame' : 'entry';
-      sites.push(new Site(module, candidate.kind, head, candidate));
+      sites.push(new Site(module, candidate.kind, head, candidate, bias));
     }
   }
   return { sites, refused };
@@ -191,11 +206,9 @@ export function planHooks(
   const sites: PlannedSite[] = [];
   const refused: RefusedFunction[] = [];
   for (const module of modules) {
-    if (isGo(module)) continue;
+    if (isGo(module) || !HOOKED.some((name) => module.elf().mentions(name))) continue;
     const all = functions.of(module);
-    const entries = all.filter((f) =>
-      f.names.some((name) => UNWINDER_ENTRIES.has(name) || RETURN_ADDRESS_READERS.has(name)),
-    );
+    const entries = all.filter((f) => f.names.some((name) => HOOKED.includes(name)));
     if (entries.length === 0) continue;
     // The analysis refuses unwinders by their names; here they are wanted, for what they are.
     const unnamed = entries.map((f) => ({
@@ -215,9 +228,8 @@ export function planHooks(
     for (const { function: f, reason } of analysis.refusals) refuse(f, reason);
     const live = liveText(module, analysis.candidates, memory);
     for (const candidate of analysis.candidates) {
-      const at = Number(candidate.address + module.bias);
-      if (live?.equals(at, candidate.original) === true)
-        sites.push(new Site(module, 'hook', 'hook', candidate));
+      if (live?.equals(candidate) === true)
+        sites.push(new Site(module, 'hook', 'hook', candidate, Number(module.bias)));
       else refuse(candidate.function, 'changed');
     }
   }
@@ -226,14 +238,23 @@ export function planHooks(
 
 /** The bytes that a process has where a module's code is. Between its mappings there may be holes. */
 class LiveText {
-  constructor(private readonly parts: readonly { readonly start: number; readonly bytes: Uint8Array }[]) {}
+  constructor(
+    private readonly file: Uint8Array,
+    private readonly bias: number,
+    private readonly parts: readonly { readonly start: number; readonly bytes: Uint8Array }[],
+  ) {}
 
-  equals(address: number, expected: Uint8Array): boolean {
-    const part = this.parts.find(({ start, bytes }) => address >= start && address < start + bytes.length);
-    if (part === undefined || address + expected.length > part.start + part.bytes.length) return false;
-    const offset = address - part.start;
-    for (let i = 0; i < expected.length; i++) if (part.bytes[offset + i] !== expected[i]) return false;
-    return true;
+  /** True if the process has, where the site is, what the file has. */
+  equals({ addressNumber, originalAt, displacedLength }: SiteCandidate): boolean {
+    const address = addressNumber + this.bias;
+    for (const { start, bytes } of this.parts) {
+      const offset = address - start;
+      if (offset < 0 || offset >= bytes.length) continue;
+      for (let i = 0; i < displacedLength; i++)
+        if (bytes[offset + i] !== this.file[originalAt + i]) return false;
+      return true;
+    }
+    return false;
   }
 }
 
@@ -244,16 +265,16 @@ function liveText(
   memory: TargetMemory | undefined,
 ): LiveText | undefined {
   if (memory === undefined) return undefined;
+  const bias = Number(module.bias);
   let low = Number.POSITIVE_INFINITY;
   let high = 0;
-  for (const candidate of candidates) {
-    const at = Number(candidate.address + module.bias);
-    low = Math.min(low, at);
-    high = Math.max(high, at + candidate.original.length);
+  for (const { addressNumber, displacedLength } of candidates) {
+    low = Math.min(low, addressNumber + bias);
+    high = Math.max(high, addressNumber + bias + displacedLength);
   }
   const parts = module.text
     .map(({ start, end }) => ({ start: Math.max(start, low), end: Math.min(end, high) }))
     .filter(({ start, end }) => start < end)
     .map(({ start, end }) => ({ start, bytes: memory.readSome(start, end - start) }));
-  return new LiveText(parts);
+  return new LiveText(module.elf().bytes, bias, parts);
 }

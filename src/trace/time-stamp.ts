@@ -1,4 +1,3 @@
-import { assemble } from '../x86/index.js';
 import { placeOwnCode } from '../linux/index.js';
 
 /** A reading of both clocks at one moment. */
@@ -8,12 +7,8 @@ export interface ClockReading {
   readonly ns: bigint;
 }
 
-const READ_TSC = `
-    rdtsc
-    shl rdx, 32
-    or rax, rdx
-    ret
-`;
+/** rdtsc; shl rdx, 32; or rax, rdx; ret */
+const READ_TSC = Uint8Array.of(0x0f, 0x31, 0x48, 0xc1, 0xe2, 0x20, 0x48, 0x09, 0xd0, 0xc3);
 
 /** Tries per reading: the one with the shortest way between the clocks counts. */
 const TRIES = 5;
@@ -21,7 +16,8 @@ const CALIBRATION_MS = 10;
 
 /** The time-stamp counter as the recorder reads it, from safepoke's own process. */
 export class TimeStamp {
-  readonly #code = placeOwnCode(assemble(READ_TSC, 0n).bytes);
+  readonly #code = placeOwnCode(READ_TSC);
+  readonly #first = this.read();
 
   now(): bigint {
     return BigInt.asUintN(64, this.#code.call(0));
@@ -42,12 +38,10 @@ export class TimeStamp {
     return best ?? { tsc: this.now(), ns: process.hrtime.bigint() };
   }
 
-  /** Ticks per second, roughly: `CALIBRATION_MS` of looking. A session's own readings are further apart and better. */
+  /** Ticks per second, roughly: since the object was made, but for at least `CALIBRATION_MS`. A session's own readings are better. */
   estimateHz(): number {
-    const first = this.read();
-    const until = performance.now() + CALIBRATION_MS;
-    while (performance.now() < until);
+    while (Number(process.hrtime.bigint() - this.#first.ns) < CALIBRATION_MS * 1e6);
     const second = this.read();
-    return (Number(second.tsc - first.tsc) / Number(second.ns - first.ns)) * 1e9;
+    return (Number(second.tsc - this.#first.tsc) / Number(second.ns - this.#first.ns)) * 1e9;
   }
 }

@@ -3,7 +3,15 @@ import { CodeMap, type SweptFunction } from './code-map.js';
 import { CompilerSites, type CompilerSite } from './compiler-sites.js';
 import { describeDisplaced, endbrLength } from './displaced.js';
 import { withSharedDecoders } from './instruction-flow.js';
-import type { DisplacedInstruction, FunctionRange, Refusal, RefusalReason, SiteCandidate } from './sites.js';
+import type {
+  DisplacedInstruction,
+  FunctionRange,
+  ProfilerCall,
+  Refusal,
+  RefusalReason,
+  SiteCandidate,
+  SiteKind,
+} from './sites.js';
 import { refusalByName } from './unsafe-names.js';
 
 /** The verdict on each function asked for, in the order asked: in exactly one of the two lists. */
@@ -40,8 +48,9 @@ function analyse<F extends FunctionRange>(
   const examined = asked.map((range) => examine(elf, map, compilerSites, range));
   const candidates: SiteCandidate<F>[] = [];
   const refusals: Refusal<F>[] = [];
-  for (const [index, range] of asked.entries()) {
-    const verdict = judge(map, range, examined[index]);
+  for (let index = 0; index < asked.length; index++) {
+    const range = asked[index];
+    const verdict = judge(elf, map, range, examined[index]);
     if (typeof verdict === 'string') refusals.push({ function: range, reason: verdict });
     else candidates.push(verdict);
   }
@@ -50,10 +59,12 @@ function analyse<F extends FunctionRange>(
 
 /** A site that still has to be compared with where code jumps to. */
 interface PossibleSite {
-  readonly bytes: Uint8Array;
+  /** Of the function, in the file. */
+  readonly start: number;
+  /** Of the site, in the function. */
   readonly offset: number;
   readonly length: number;
-  readonly displaced: readonly DisplacedInstruction[];
+  readonly count: number;
   readonly prepared: CompilerSite | undefined;
   readonly swept: SweptFunction | undefined;
 }
@@ -68,43 +79,79 @@ function examine(
   if (range.kind === 'ifunc') return 'ifunc-resolver';
   const byName = refusalByName(range.names);
   if (byName !== undefined) return byName;
-  if (!elf.isExecutable(range.address, Math.max(range.size, 1))) return 'not-code';
-  const bytes = elf.bytesAt(range.address, range.size);
-  if (bytes === undefined) return 'not-code';
+  const { addressNumber, size } = range;
+  const { bytes } = elf;
+  const start = elf.codeOffset(addressNumber, Math.max(size, 1));
+  if (start < 0) return 'not-code';
 
-  const prepared = compilerSites.find(range, bytes);
+  const prepared = compilerSites.find(range, start);
   if (prepared !== undefined) {
-    const { offset, length, displaced } = prepared;
-    return { bytes, offset, length, displaced, prepared, swept: undefined };
+    const { offset, length, count } = prepared;
+    return { start, offset, length, count, prepared, swept: undefined };
   }
-  const offset = endbrLength(bytes, 0);
-  const displaced = describeDisplaced(bytes, offset, range.addressNumber);
+  const offset = endbrLength(bytes, start);
+  const displaced = describeDisplaced(bytes, start + offset, addressNumber - start, start + size);
   if (typeof displaced === 'string') return displaced;
-  const swept = map.sweep(range);
+  const swept = map.sweep(range, addressNumber + offset);
   if (!swept.decodable) return 'not-relocatable';
   if (!swept.tablesFound) return 'jump-table';
   const last = displaced[displaced.length - 1];
-  return { bytes, offset, length: last.offset + last.length, displaced, prepared, swept };
+  return { start, offset, length: last.offset + last.length, count: displaced.length, prepared, swept };
 }
 
 function judge<F extends FunctionRange>(
+  elf: ElfFile,
   map: CodeMap,
   range: F,
   site: PossibleSite | RefusalReason,
 ): SiteCandidate<F> | RefusalReason {
   if (typeof site === 'string') return site;
-  const { bytes, offset, length, displaced, prepared, swept } = site;
+  const { start, offset, length, count, prepared, swept } = site;
   const address = range.addressNumber + offset;
   if (map.functionStartsWithin(address + 1, address + length)) return 'overlaps';
   if (swept !== undefined && map.leadsInto(address + 1, address + length)) return 'branched-into';
-  return {
-    function: range,
-    kind: prepared?.kind ?? 'relocated',
-    address: BigInt(address),
-    displacedLength: length,
-    original: bytes.slice(offset, offset + length),
-    displaced,
-    reentered: swept !== undefined && (swept.jumpsTo(address) || swept.jumpsTo(range.addressNumber)),
-    profilerCall: prepared?.profilerCall,
-  };
+  const reentered = swept?.reentered ?? false;
+  return new Candidate(elf, range, start + offset, address, length, count, reentered, prepared);
+}
+
+/** Keeps little and finds the rest in the file when it is asked for: there may be 10^5 of them. */
+class Candidate<F extends FunctionRange> implements SiteCandidate<F> {
+  readonly function: F;
+
+  constructor(
+    private readonly elf: ElfFile,
+    range: F,
+    readonly originalAt: number,
+    readonly addressNumber: number,
+    readonly displacedLength: number,
+    readonly displacedCount: number,
+    readonly reentered: boolean,
+    private readonly prepared: CompilerSite | undefined,
+  ) {
+    this.function = range;
+  }
+
+  get kind(): SiteKind {
+    return this.prepared?.kind ?? 'relocated';
+  }
+
+  get address(): bigint {
+    return BigInt(this.addressNumber);
+  }
+
+  get original(): Uint8Array {
+    return this.elf.bytes.subarray(this.originalAt, this.originalAt + this.displacedLength);
+  }
+
+  get displaced(): readonly DisplacedInstruction[] {
+    if (this.prepared?.displaced !== undefined) return this.prepared.displaced;
+    const { elf, originalAt, addressNumber, displacedLength } = this;
+    const end = originalAt + displacedLength;
+    const displaced = describeDisplaced(elf.bytes, originalAt, addressNumber - originalAt, end);
+    return typeof displaced === 'string' ? [] : displaced;
+  }
+
+  get profilerCall(): ProfilerCall | undefined {
+    return this.prepared?.profilerCall;
+  }
 }

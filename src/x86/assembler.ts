@@ -18,7 +18,7 @@ import {
   Instruction,
   MemoryOperand,
   Register,
-} from 'iced-x86';
+} from './iced.js';
 
 /** Result of `assemble`. */
 export interface Assembly {

@@ -1,6 +1,8 @@
 import { lowerBound, type ElfFile } from '../elf/index.js';
 import { AddressSet } from './address-set.js';
-import { branchTarget, Flow, flowOf, forEachInstruction, leaTarget } from './instruction-flow.js';
+import { common } from './common-instructions.js';
+import { Flow } from './flow.js';
+import { branchTarget, decodeFlow, int32At } from './instruction-flow.js';
 import { jumpTableTargets } from './jump-tables.js';
 import type { FunctionRange } from './sites.js';
 
@@ -17,8 +19,8 @@ export interface SweptFunction {
   readonly decodable: boolean;
   /** False if a switch's jump table could not be found. */
   readonly tablesFound: boolean;
-  /** True if the function, or a fragment of it, jumps to its own entry or to behind its `endbr64`. */
-  jumpsTo(address: number): boolean;
+  /** True if the function, or a fragment of it, jumps to its own entry or to the site. */
+  readonly reentered: boolean;
 }
 
 /**
@@ -33,6 +35,8 @@ export class CodeMap {
   readonly #targets: AddressSet;
   readonly #sweptStarts = new Set<number>();
   readonly #pending: number[] = [];
+  /** Where the function that is swept jumps to; used again for the next one. */
+  readonly #own: number[] = [];
   #unnamedLeft = MOST_UNNAMED;
 
   /** `functions`: all that are known of the file, ascending. */
@@ -40,15 +44,19 @@ export class CodeMap {
     this.#elf = elf;
     this.#functions = functions;
     this.#starts = Float64Array.from(functions, (range) => range.addressNumber);
-    this.#fragments = fragmentsByFunction(functions);
+    this.#fragments = elf.mentions('.cold') ? fragmentsByFunction(functions) : new Map();
     this.#targets = new AddressSet(elf);
     for (const pointer of elf.relocatedPointers) this.#targets.add(pointer);
   }
 
-  /** Sweeps a function with the fragments that bear its name. */
-  sweep(range: FunctionRange): SweptFunction {
-    const ranges = [range, ...range.names.flatMap((name) => this.#fragments.get(name) ?? [])];
-    const own: number[] = [];
+  /** Sweeps a function, whose site is at `site`, with the fragments that bear its name. */
+  sweep(range: FunctionRange, site: number): SweptFunction {
+    const ranges =
+      this.#fragments.size === 0
+        ? [range]
+        : [range, ...range.names.flatMap((name) => this.#fragments.get(name) ?? [])];
+    const own = this.#own;
+    own.length = 0;
     let decodable = true;
     let indirect = false;
     for (const part of ranges) {
@@ -63,11 +71,13 @@ export class CodeMap {
       // Not by one push of all: an interpreter's tables have more targets than a call may have arguments.
       for (const target of tables.targets) own.push(target);
     }
+    let reentered = false;
     for (const target of own) {
       this.#targets.add(target);
+      if (target === site || target === range.addressNumber) reentered = true;
       if (!isInside(ranges, target)) this.#pending.push(target);
     }
-    return { decodable, tablesFound, jumpsTo: (address) => own.includes(address) };
+    return { decodable, tablesFound, reentered };
   }
 
   /** True if swept code, or a pointer that the loader relocates, leads to an address from `from` up to below `to`. */
@@ -88,29 +98,32 @@ export class CodeMap {
 
   #sweepRange(address: number, size: number, targets: number[]): { decodable: boolean; indirect: boolean } {
     this.#sweptStarts.add(address);
-    const bytes = this.#elf.bytesAt(BigInt(address), size);
-    if (bytes === undefined) return { decodable: false, indirect: false };
-    let decodable = true;
+    const first = this.#elf.codeOffset(address, size);
+    if (first < 0) return { decodable: false, indirect: false };
+    const { bytes } = this.#elf;
+    const limit = first + size;
+    // What an index into the file lacks to be an address.
+    const base = address - first;
     let indirect = false;
-    forEachInstruction(bytes, (instruction, start, end) => {
-      const flow = flowOf(instruction);
-      if (flow === Flow.next || flow === Flow.end) return true;
-      if (flow === Flow.invalid || end > bytes.length) return (decodable = false);
+    for (let start = first; start < limit; start = common.end) {
+      decodeFlow(bytes, start, limit);
+      const { flow, end } = common;
+      if (flow === Flow.next || flow === Flow.end) continue;
+      if (flow === Flow.invalid || end > limit) return { decodable: false, indirect };
       if (flow === Flow.jump || flow === Flow.conditionalJump) {
-        targets.push(address + branchTarget(bytes, start, end));
+        targets.push(base + branchTarget(bytes, start, end));
       } else if (flow === Flow.call) {
         // A call is no jump into a function unless it goes to its middle: kept apart from what must be followed.
-        this.#targets.add(address + branchTarget(bytes, start, end));
+        this.#targets.add(base + branchTarget(bytes, start, end));
       } else if (flow === Flow.indirectJump) {
         indirect = true;
-      } else if (flow === Flow.leaRelative) {
-        const target = leaTarget(bytes, end);
+      } else if (flow === Flow.leaRelative && common.displacement >= 0) {
+        const target = end + int32At(bytes, common.displacement);
         // Only the address of code matters: of a label that a computed jump may use.
-        if (target !== undefined && target >= 0 && target < size) this.#targets.add(address + target);
+        if (target >= first && target < limit) this.#targets.add(base + target);
       }
-      return true;
-    });
-    return { decodable, indirect };
+    }
+    return { decodable: true, indirect };
   }
 
   /**
@@ -143,19 +156,22 @@ export class CodeMap {
       this.#unnamedLeft,
       this.#segmentBytesFrom(address),
     );
-    const bytes = size > 0 ? this.#elf.bytesAt(BigInt(address), size) : undefined;
-    if (bytes === undefined) return;
-    forEachInstruction(bytes, (instruction, start, end) => {
+    const first = size > 0 ? this.#elf.codeOffset(address, size) : -1;
+    if (first < 0) return;
+    const { bytes } = this.#elf;
+    const base = address - first;
+    for (let start = first; start < first + size; start = common.end) {
+      decodeFlow(bytes, start, first + size);
+      const { flow, end } = common;
       this.#unnamedLeft -= end - start;
-      const flow = flowOf(instruction);
       if (flow === Flow.jump || flow === Flow.conditionalJump) {
-        const target = address + branchTarget(bytes, start, end);
+        const target = base + branchTarget(bytes, start, end);
         this.#targets.add(target);
         this.#pending.push(target);
       }
       const goesOn = flow !== Flow.jump && flow !== Flow.indirectJump && flow !== Flow.end;
-      return goesOn && flow !== Flow.invalid && !this.#sweptStarts.has(address + end);
-    });
+      if (!goesOn || flow === Flow.invalid || this.#sweptStarts.has(base + end)) return;
+    }
   }
 
   #segmentBytesFrom(address: number): number {

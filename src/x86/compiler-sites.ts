@@ -1,7 +1,8 @@
-import { Mnemonic } from 'iced-x86';
 import type { ElfFile } from '../elf/index.js';
-import { describeDisplaced, endbrLength, isNop } from './displaced.js';
-import { branchTarget, Flow, flowOf, forEachInstruction, int32At } from './instruction-flow.js';
+import { common } from './common-instructions.js';
+import { describeDisplaced, endbrLength } from './displaced.js';
+import { Flow } from './flow.js';
+import { branchTarget, decodeFlow, int32At } from './instruction-flow.js';
 import { SITE_LENGTH, type DisplacedInstruction, type FunctionRange, type ProfilerCall } from './sites.js';
 
 /** A site that the compiler prepared: which bytes, as an offset from the function's address. */
@@ -9,7 +10,10 @@ export interface CompilerSite {
   readonly kind: 'patchable' | 'fentry' | 'call-site';
   readonly offset: number;
   readonly length: number;
-  readonly displaced: readonly DisplacedInstruction[];
+  /** Number of instructions. */
+  readonly count: number;
+  /** Undefined: what stands there, nops. */
+  readonly displaced: readonly DisplacedInstruction[] | undefined;
   readonly profilerCall: ProfilerCall | undefined;
 }
 
@@ -30,6 +34,8 @@ export class CompilerSites {
   /** First patchable nop by the address of its function. */
   readonly #patchable: ReadonlyMap<number, number>;
   readonly #all: readonly FunctionRange[];
+  /** False if nothing in the file can be a call of a profiler hook, as it has none of their names. */
+  readonly #hasProfiler: boolean;
   readonly #indexAt: (address: number) => number;
 
   /** `all`: every function known of the file, ascending; `indexAt` finds the last one at or before an address. */
@@ -37,43 +43,45 @@ export class CompilerSites {
     this.#elf = elf;
     this.#patchable = patchableByFunction(elf, all, indexAt);
     this.#all = all;
+    this.#hasProfiler = elf.mentions('mcount') || elf.mentions('__fentry__');
     this.#indexAt = indexAt;
   }
 
-  /** What is prepared in the function whose bytes these are; undefined if nothing, or nothing that can be used. */
-  find(range: FunctionRange, bytes: Uint8Array): CompilerSite | undefined {
+  /** What is prepared in the function that begins at `start` in the file; undefined if nothing, or nothing that can be used. */
+  find(range: FunctionRange, start: number): CompilerSite | undefined {
+    const { bytes } = this.#elf;
     const first = this.#patchable.get(range.addressNumber);
-    const behindEndbr = endbrLength(bytes, 0);
+    const behindEndbr = endbrLength(bytes, start);
     if (first !== undefined) {
       // With nops before the entry too (=N,M) the recorded address is before the function.
       const offset = Math.max(first - range.addressNumber, 0);
-      const site = nopSite(range, bytes, 'patchable', offset + endbrLength(bytes, offset));
+      const site = nopSite(range, bytes, start, 'patchable', offset + endbrLength(bytes, start + offset));
       if (site !== undefined) return site;
     }
-    if (FENTRY_NOP.every((byte, i) => bytes[behindEndbr + i] === byte)) {
-      return nopSite(range, bytes, 'fentry', behindEndbr);
-    }
-    return this.#profilerCall(range, bytes, behindEndbr);
+    if (isFentryNop(bytes, start + behindEndbr)) return nopSite(range, bytes, start, 'fentry', behindEndbr);
+    if (!this.#hasProfiler) return undefined;
+    return this.#profilerCall(range, bytes.subarray(start, start + range.size), behindEndbr);
   }
 
   /** The call of a profiler hook, if the instructions before it leave the return address where it is known to be. */
   #profilerCall(range: FunctionRange, bytes: Uint8Array, start: number): CompilerSite | undefined {
     const code = bytes.subarray(start, start + LONGEST_PROLOGUE);
     if (!CALL_OR_PUSH_RBP.has(code[0])) return undefined;
-    let found: CompilerSite | undefined;
     let framePushed = false;
     let frameSet = false;
-    forEachInstruction(code, (instruction, at, end) => {
-      const flow = flowOf(instruction);
+    for (let at = 0; at < code.length; at = common.end) {
+      decodeFlow(code, at, code.length);
+      const { flow, end } = common;
       if (flow === Flow.call || flow === Flow.indirectCall) {
         const call = this.#hookCalled(code, at, end, range.addressNumber + start, flow);
         const isFirst = at === 0;
-        if (call === undefined || !(isFirst || frameSet)) return false;
+        if (call === undefined || !(isFirst || frameSet)) return undefined;
         const length = end - at;
-        found = {
+        return {
           kind: 'call-site',
           offset: start + at,
           length,
+          count: 1,
           displaced: [
             {
               offset: 0,
@@ -86,18 +94,16 @@ export class CompilerSites {
           ],
           profilerCall: { ...call, frame: isFirst ? 'entry' : 'rbp' },
         };
-        return false;
       }
-      if (flow !== Flow.next && flow !== Flow.leaRelative) return false;
+      if (flow !== Flow.next && flow !== Flow.leaRelative) return undefined;
       // The frame must be made first of all: a realigned stack has a copy of the return address above its frame.
       if (at === 0) framePushed = isBytes(code, at, end, [0x55]);
       else if (framePushed && !frameSet) {
         frameSet = isBytes(code, at, end, [0x48, 0x89, 0xe5]) || isBytes(code, at, end, [0x48, 0x8b, 0xec]);
-      } else if (instruction.mnemonic === Mnemonic.Pop || instruction.mnemonic === Mnemonic.Leave)
-        return false;
-      return framePushed;
-    });
-    return found;
+      } else if (common.endsFrame) return undefined;
+      if (!framePushed) return undefined;
+    }
+    return undefined;
   }
 
   /** The hook that a call reaches, directly, through the PLT, or through a slot of the GOT. */
@@ -151,17 +157,30 @@ function isBytes(code: Uint8Array, start: number, end: number, bytes: readonly n
   return end - start === bytes.length && bytes.every((byte, i) => code[start + i] === byte);
 }
 
-/** A site over nops only; undefined if there are not enough of them. */
+function isFentryNop(bytes: Uint8Array, at: number): boolean {
+  return bytes[at] === FENTRY_NOP[0] && FENTRY_NOP.every((byte, i) => bytes[at + i] === byte);
+}
+
+/** A site over nops only, at `offset` in the function at `start`; undefined if there are not enough of them. */
 function nopSite(
   range: FunctionRange,
   bytes: Uint8Array,
+  start: number,
   kind: 'patchable' | 'fentry',
   offset: number,
 ): CompilerSite | undefined {
-  const displaced = describeDisplaced(bytes, offset, range.addressNumber);
+  const base = range.addressNumber - start;
+  const displaced = describeDisplaced(bytes, start + offset, base, start + range.size);
   if (typeof displaced === 'string' || displaced.some(({ form }) => form !== 'nop')) return undefined;
   const last = displaced[displaced.length - 1];
-  return { kind, offset, length: last.offset + last.length, displaced, profilerCall: undefined };
+  return {
+    kind,
+    offset,
+    length: last.offset + last.length,
+    count: displaced.length,
+    displaced: undefined,
+    profilerCall: undefined,
+  };
 }
 
 /**
@@ -192,7 +211,9 @@ function patchableByFunction(
 function isNopsOnly(elf: ElfFile, from: number, to: number): boolean {
   const bytes = elf.bytesAt(BigInt(from), Math.min(to - from, MOST_NOPS));
   if (bytes === undefined || to - from > MOST_NOPS) return false;
-  let nopsOnly = true;
-  forEachInstruction(bytes, (instruction) => (nopsOnly = isNop(instruction)));
-  return nopsOnly;
+  for (let at = 0; at < bytes.length; at = common.end) {
+    decodeFlow(bytes, at, bytes.length);
+    if (!common.isNop) return false;
+  }
+  return true;
 }

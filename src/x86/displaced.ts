@@ -1,5 +1,7 @@
-import { Code, OpKind, Register, type Decoder, type Instruction } from 'iced-x86';
-import { branchTarget, Flow, flowOf, forEachInstruction, isPrefix } from './instruction-flow.js';
+import { common } from './common-instructions.js';
+import { Flow } from './flow.js';
+import { Code, Decoder, DecoderOptions, OpKind, Register, type Instruction } from './iced.js';
+import { branchTarget, decodeFlow, decodeRare, int32At, isPrefix } from './instruction-flow.js';
 import { SITE_LENGTH, type DisplacedInstruction, type RefusalReason } from './sites.js';
 
 /** The longest instruction is 15 bytes, and one may begin at the last byte of the site. */
@@ -10,101 +12,94 @@ const ENDBR64 = [0xf3, 0x0f, 0x1e, 0xfa] as const;
 
 /** Length of the `endbr64` at `at` if there is one, else 0: it must stay where it is, and the site comes behind it. */
 export function endbrLength(bytes: Uint8Array, at: number): number {
+  if (bytes[at] !== ENDBR64[0]) return 0;
   return ENDBR64.every((byte, i) => bytes[at + i] === byte) ? ENDBR64.length : 0;
 }
 
-/** The instructions that a site at `site` in `bytes` (which lie at `address`) displaces, or why it cannot. */
+/**
+ * The instructions that a site at `site` in `bytes` displaces, or why it cannot. `address` is where `bytes` lie; the function
+ * ends at `end` in them.
+ */
 export function describeDisplaced(
   bytes: Uint8Array,
   site: number,
   address: number,
+  end: number = bytes.length,
 ): DisplacedInstruction[] | RefusalReason {
   const displaced: DisplacedInstruction[] = [];
-  let refusal: RefusalReason | undefined;
-  let covered = 0;
-  const code = bytes.subarray(site, site + MOST_DISPLACED);
-  forEachInstruction(code, (instruction, start, end, decoder) => {
-    const flow = flowOf(instruction);
-    if (flow === Flow.invalid) {
+  const limit = Math.min(site + MOST_DISPLACED, end);
+  for (let start = site; start < site + SITE_LENGTH; start = common.end) {
+    if (start >= limit) return 'too-short';
+    const rare = decodeFlow(bytes, start, limit);
+    if (common.flow === Flow.invalid) {
       // Cut off by the end of the function, or no instruction at all.
-      refusal = code.length < MOST_DISPLACED ? 'too-short' : 'not-relocatable';
-      return false;
+      return limit < site + MOST_DISPLACED ? 'too-short' : 'not-relocatable';
     }
-    const isLast = end >= SITE_LENGTH;
-    const described = describe(instruction, flow, code, start, end, address + site, decoder, isLast);
-    if (typeof described === 'string') {
-      refusal = described;
-      return false;
-    }
+    const described = describe(bytes, start, site, address, rare);
+    if (typeof described === 'string') return described;
     displaced.push(described);
-    covered = end;
-    return !isLast;
-  });
-  if (refusal !== undefined) return refusal;
-  return covered >= SITE_LENGTH ? displaced : 'too-short';
+  }
+  return displaced;
 }
 
+/** Describes the instruction that was decoded last. */
 function describe(
-  instruction: Instruction,
-  flow: Flow,
-  code: Uint8Array,
+  bytes: Uint8Array,
   start: number,
-  end: number,
-  codeAddress: number,
-  decoder: Decoder,
-  isLast: boolean,
+  site: number,
+  address: number,
+  rare: Instruction | undefined,
 ): DisplacedInstruction | RefusalReason {
-  const plain = {
-    offset: start,
-    length: end - start,
-    form: 'verbatim' as const,
-    fixOffset: 0,
-    target: undefined,
-    endsFlow: flow === Flow.end || flow === Flow.jump || flow === Flow.indirectJump,
-  };
-  if (isNop(instruction)) return { ...plain, form: 'nop' };
+  const { end, flow, isNop } = common;
+  const offset = start - site;
+  const length = end - start;
+  const isLast = end - site >= SITE_LENGTH;
+  const endsFlow = flow === Flow.end || flow === Flow.jump || flow === Flow.indirectJump;
+  let form: DisplacedInstruction['form'] = 'verbatim';
+  if (isNop) return { offset, length, form: 'nop', fixOffset: 0, target: undefined, endsFlow };
   if (flow === Flow.jump || flow === Flow.conditionalJump || flow === Flow.call) {
     // With an operand size prefix processors of the two makers disagree on where the instruction ends.
-    if (hasOperandSizePrefix(code, start)) return 'not-relocatable';
+    if (hasOperandSizePrefix(bytes, start)) return 'not-relocatable';
     if (flow === Flow.call && !isLast) return 'call-in-prologue';
-    const target = BigInt(codeAddress + branchTarget(code, start, end));
-    return { ...plain, form: flow === Flow.call ? 'call' : 'branch', target };
+    form = flow === Flow.call ? 'call' : 'branch';
+    const target = BigInt(address + branchTarget(bytes, start, end));
+    return { offset, length, form, fixOffset: 0, target, endsFlow };
   }
-
-  let form: DisplacedInstruction['form'] = 'verbatim';
   if (flow === Flow.indirectCall) {
+    const call = rare ?? decodeRare(bytes, start, end);
     // The stub pushes the return address first, which moves what is addressed through the stack pointer.
-    if (!isLast || usesStackPointer(instruction)) return 'call-in-prologue';
-    if (instruction.code !== Code.Call_rm64 || hasOperandSizePrefix(code, start)) return 'not-relocatable';
+    if (!isLast || usesStackPointer(call)) return 'call-in-prologue';
+    if (call.code !== Code.Call_rm64 || hasOperandSizePrefix(bytes, start)) return 'not-relocatable';
     form = 'indirect-call';
   }
-  if (!instruction.isIpRelMemoryOperand) return { ...plain, form };
-  if (instruction.memoryBase !== Register.RIP) return 'not-relocatable';
-  const offsets = decoder.getConstantOffsets(instruction);
-  const { hasDisplacement, displacementOffset, displacementSize } = offsets;
-  offsets.free();
-  if (!hasDisplacement || displacementSize !== 4) return 'not-relocatable';
-  return {
-    ...plain,
-    form: form === 'verbatim' ? 'rip-relative' : form,
-    fixOffset: displacementOffset,
-    target: BigInt(codeAddress) + BigInt.asIntN(64, instruction.ipRelMemoryAddress),
-  };
+  const displacement = rare === undefined ? common.displacement : displacementOf(rare, bytes, start, end);
+  if (displacement === undefined) return 'not-relocatable';
+  if (displacement < 0) return { offset, length, form, fixOffset: 0, target: undefined, endsFlow };
+  if (form === 'verbatim') form = 'rip-relative';
+  const target = BigInt(address + end + int32At(bytes, displacement));
+  return { offset, length, form, fixOffset: displacement - start, target, endsFlow };
 }
 
-/** True for `nop` in all its lengths. */
-export function isNop(instruction: Instruction): boolean {
-  switch (instruction.code) {
-    case Code.Nopw:
-    case Code.Nopd:
-    case Code.Nopq:
-    case Code.Nop_rm16:
-    case Code.Nop_rm32:
-    case Code.Nop_rm64:
-      return true;
-    default:
-      return false;
-  }
+/**
+ * Index of the displacement of an operand that is relative to the instruction pointer; -1: there is none; undefined: there is one
+ * of a kind that cannot be adapted.
+ */
+function displacementOf(
+  instruction: Instruction,
+  bytes: Uint8Array,
+  start: number,
+  end: number,
+): number | undefined {
+  if (!instruction.isIpRelMemoryOperand) return -1;
+  if (instruction.memoryBase !== Register.RIP) return undefined;
+  const decoder = new Decoder(64, bytes.subarray(start, end), DecoderOptions.None);
+  const again = decoder.decode();
+  const offsets = decoder.getConstantOffsets(again);
+  const { hasDisplacement, displacementOffset, displacementSize } = offsets;
+  offsets.free();
+  again.free();
+  decoder.free();
+  return hasDisplacement && displacementSize === 4 ? start + displacementOffset : undefined;
 }
 
 function hasOperandSizePrefix(code: Uint8Array, start: number): boolean {

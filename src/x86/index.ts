@@ -10,6 +10,6 @@ export type {
 } from './sites.js';
 export { analyseFunctions } from './analyse-functions.js';
 export type { Analysis } from './analyse-functions.js';
-export { relocateSite } from './relocate-site.js';
+export { emitSite, relocateSite, relocatedBound } from './relocate-site.js';
 export type { RelocatedCode } from './relocate-site.js';
 export { assemble, disassemble, type Assembly } from './assembler.js';

@@ -1,20 +1,6 @@
-import { Code, Decoder, DecoderOptions, FlowControl, Instruction } from 'iced-x86';
-
-/** What the instruction behind another one needs: how each code of the decoder directs the flow. */
-export const Flow = {
-  next: 0,
-  jump: 1,
-  conditionalJump: 2,
-  call: 3,
-  indirectJump: 4,
-  indirectCall: 5,
-  /** `ret`, `ud2`: nothing behind it is reached from it. */
-  end: 6,
-  invalid: 7,
-  /** Address of something into a register, perhaps of code. */
-  leaRelative: 8,
-} as const;
-export type Flow = (typeof Flow)[keyof typeof Flow];
+import { Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic } from './iced.js';
+import { common, decodeCommon } from './common-instructions.js';
+import { Flow } from './flow.js';
 
 const UNKNOWN = 0xff;
 /** Filled in as codes are met: asking the decoder again for each instruction would double the time of a sweep. */
@@ -92,8 +78,11 @@ export function isPrefix(byte: number): boolean {
  * ModRM (mod 0, rm 5) and displacement are the last 5 bytes.
  */
 export function leaTarget(bytes: Uint8Array, end: number): number | undefined {
-  const isRipRelative = bytes[end - 6] === LEA_OPCODE && (bytes[end - 5] & 0xc7) === 0x05;
-  return isRipRelative ? end + int32At(bytes, end - 4) : undefined;
+  return isRelativeLea(bytes, end) ? end + int32At(bytes, end - 4) : undefined;
+}
+
+function isRelativeLea(bytes: Uint8Array, end: number): boolean {
+  return bytes[end - 6] === LEA_OPCODE && (bytes[end - 5] & 0xc7) === 0x05;
 }
 
 export function int32At(bytes: Uint8Array, at: number): number {
@@ -130,9 +119,10 @@ export function withSharedDecoders<T>(action: () => T): T {
   }
 }
 
-function pieceWith(shared: DecodedPiece[], bytes: Uint8Array): DecodedPiece {
-  const { buffer, byteOffset: from } = bytes;
-  const end = from + bytes.length;
+function pieceWith(shared: DecodedPiece[], bytes: Uint8Array, start: number, limit: number): DecodedPiece {
+  const { buffer } = bytes;
+  const from = bytes.byteOffset + start;
+  const end = bytes.byteOffset + limit;
   for (const piece of shared)
     if (piece.buffer === buffer && from >= piece.from && end <= piece.to) return piece;
   const to = Math.max(end, Math.min(buffer.byteLength, from + PIECE_BYTES));
@@ -141,6 +131,54 @@ function pieceWith(shared: DecodedPiece[], bytes: Uint8Array): DecodedPiece {
   shared.unshift(piece);
   if (shared.length > MOST_PIECES) shared.pop()?.decoder.free();
   return piece;
+}
+
+/**
+ * Decodes the instruction at `start` in `bytes` into `common`, by its tables if they know it, else by iced-x86, which then
+ * returns it: valid until the next call. What does not end by `limit` is invalid, as if nothing stood behind.
+ */
+export function decodeFlow(bytes: Uint8Array, start: number, limit: number): Instruction | undefined {
+  if (decodeCommon(bytes, start, limit)) return undefined;
+  const instruction = decodeRare(bytes, start, limit);
+  common.end = start + instruction.length;
+  common.flow = flowOf(instruction);
+  common.displacement =
+    common.flow === Flow.leaRelative && isRelativeLea(bytes, common.end) ? common.end - 4 : -1;
+  common.isNop = isNop(instruction);
+  common.endsFrame = instruction.mnemonic === Mnemonic.Pop || instruction.mnemonic === Mnemonic.Leave;
+  return instruction;
+}
+
+/** One instruction as iced-x86 has it, as if it lay at address 0. */
+export function decodeRare(bytes: Uint8Array, start: number, limit: number): Instruction {
+  if (pieces !== undefined) {
+    const { decoder, from } = pieceWith(pieces, bytes, start, limit);
+    decoder.position = bytes.byteOffset + start - from;
+    decoder.ip = 0n;
+    decoder.decodeOut(scratch);
+    const isWhole = start + scratch.length <= limit;
+    if (isWhole && (scratch.code !== Code.INVALID || limit - start >= LONGEST_INSTRUCTION)) return scratch;
+  }
+  const decoder = new Decoder(64, bytes.subarray(start, limit), DecoderOptions.None);
+  decoder.ip = 0n;
+  decoder.decodeOut(scratch);
+  decoder.free();
+  return scratch;
+}
+
+/** True for `nop` in all its lengths. */
+export function isNop(instruction: Instruction): boolean {
+  switch (instruction.code) {
+    case Code.Nopw:
+    case Code.Nopd:
+    case Code.Nopq:
+    case Code.Nop_rm16:
+    case Code.Nop_rm32:
+    case Code.Nop_rm64:
+      return true;
+    default:
+      return false;
+  }
 }
 
 /**
@@ -155,7 +193,7 @@ export function forEachInstruction(
     decodeAlone(bytes, 0, visit);
     return;
   }
-  const { decoder, from } = pieceWith(pieces, bytes);
+  const { decoder, from } = pieceWith(pieces, bytes, 0, bytes.length);
   decoder.position = bytes.byteOffset - from;
   decoder.ip = 0n;
   for (let start = 0; start < bytes.length;) {

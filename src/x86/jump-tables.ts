@@ -1,6 +1,7 @@
-import { Instruction, Mnemonic, OpKind, Register, RegisterExt } from 'iced-x86';
+import { Instruction, Mnemonic, OpKind, Register, RegisterExt } from './iced.js';
 import type { ElfFile } from '../elf/index.js';
-import { Flow, flowOf, forEachInstruction, int32At, leaTarget } from './instruction-flow.js';
+import { Flow } from './flow.js';
+import { flowOf, forEachInstruction, int32At, leaTarget } from './instruction-flow.js';
 
 /** Entries that lead elsewhere (to an unnamed cold part, or beyond the table's end) before a table counts as ended. */
 const MOST_STRAYS = 16;

@@ -18,6 +18,10 @@ const JMP_REL8 = 0xeb;
 const PUSH_RIP_RELATIVE = [0xff, 0x35] as const;
 /** In the ModRM of FF: /2 is call, /4 is jmp. */
 const CALL_TO_JMP = 0x30;
+/** Behind the opcode of a `loop`: it skips a short jump, which skips the opcode and the distance of a long one. */
+const OVER_LONG_JUMP = [2, JMP_REL8, 5, JMP_REL32] as const;
+const MOST_DISTANCE = 0x7fff_ffff;
+const TWO_TO_32 = 2 ** 32;
 
 /**
  * The code for one stub. `stubAddress` is where `bytes` will lie in the process, within 2 GiB of all that the
@@ -35,139 +39,196 @@ const CALL_TO_JMP = 0x30;
  * For a `call-site` that is the profiler's call.
  */
 export function relocateSite(candidate: SiteCandidate, stubAddress: bigint, loadBias: bigint): RelocatedCode {
-  const code = new StubCode(stubAddress, candidate.function.name);
   const boundaries: { originalOffset: number; newOffset: number }[] = [];
-  const back = candidate.address + loadBias + BigInt(candidate.displacedLength);
-  for (const instruction of candidate.displaced) {
-    boundaries.push({ originalOffset: instruction.offset, newOffset: code.length });
-    const bytes = candidate.original.subarray(instruction.offset, instruction.offset + instruction.length);
-    relocateOne(code, instruction, bytes, loadBias, back);
+  const room = new Uint8Array(relocatedBound(candidate));
+  const length = emitSite(candidate, Number(stubAddress), Number(loadBias), room, 0, boundaries);
+  return { bytes: room.slice(0, length), boundaries };
+}
+
+/** Most bytes that the code of a stub can need: each displaced instruction perhaps grown by a long branch, and a jump. */
+export function relocatedBound({ displacedLength, displacedCount }: SiteCandidate): number {
+  const GROWN_INSTRUCTION = 20;
+  const JUMP_BACK = 16;
+  return displacedLength + displacedCount * GROWN_INSTRUCTION + JUMP_BACK;
+}
+
+/**
+ * The same, written into `into` from index `at` on, where there is room for `relocatedBound`. Returns the number of bytes.
+ * Addresses are numbers: many stubs are emitted at once.
+ */
+export function emitSite(
+  candidate: SiteCandidate,
+  stubAddress: number,
+  loadBias: number,
+  into: Uint8Array,
+  at: number,
+  boundaries?: { originalOffset: number; newOffset: number }[],
+): number {
+  stub.begin(candidate, stubAddress, into, at);
+  const { displaced, original } = candidate;
+  const back = candidate.addressNumber + loadBias + candidate.displacedLength;
+  for (const instruction of displaced) {
+    boundaries?.push({ originalOffset: instruction.offset, newOffset: stub.length });
+    relocateOne(stub, instruction, original, loadBias, back);
   }
-  const last = candidate.displaced.at(-1);
+  const last = displaced.at(-1);
   const comesBack =
     last === undefined || !(last.endsFlow || last.form === 'call' || last.form === 'indirect-call');
   if (comesBack) {
-    code.emit(JMP_REL32);
-    code.emitDistance(back);
+    stub.emit(JMP_REL32);
+    stub.emitDistance(back);
   }
-  return { bytes: code.finish(), boundaries };
+  return stub.finish();
 }
 
 function relocateOne(
   code: StubCode,
   instruction: DisplacedInstruction,
-  bytes: Uint8Array,
-  loadBias: bigint,
-  back: bigint,
+  original: Uint8Array,
+  loadBias: number,
+  back: number,
 ): void {
-  const target = instruction.target === undefined ? undefined : instruction.target + loadBias;
-  switch (instruction.form) {
+  const { form, offset, length, fixOffset } = instruction;
+  const end = offset + length;
+  const target = instruction.target === undefined ? undefined : Number(instruction.target) + loadBias;
+  switch (form) {
     case 'nop':
       return;
     case 'verbatim':
-      code.emit(...bytes);
+      code.copy(original, offset, end);
       return;
     case 'rip-relative':
-      emitRipRelative(code, bytes, instruction.fixOffset, target ?? 0n);
+      emitRipRelative(code, original, offset, end, fixOffset, target ?? 0);
       return;
     case 'branch':
-      emitBranch(code, bytes, target ?? 0n);
+      emitBranch(code, original, offset, target ?? 0);
       return;
     case 'call':
       code.emitPush(back);
       code.emit(JMP_REL32);
-      code.emitDistance(target ?? 0n);
+      code.emitDistance(target ?? 0);
       return;
     case 'indirect-call': {
       code.emitPush(back);
-      const jump = bytes.slice();
-      jump[opcodeOffset(bytes) + 1] ^= CALL_TO_JMP;
-      if (target === undefined) code.emit(...jump);
-      else emitRipRelative(code, jump, instruction.fixOffset, target);
+      const jump = original.slice(offset, end);
+      jump[opcodeIndex(jump, 0) + 1] ^= CALL_TO_JMP;
+      if (target === undefined) code.copy(jump, 0, length);
+      else emitRipRelative(code, jump, 0, length, fixOffset, target);
     }
   }
 }
 
-/** The instruction with its displacement adapted; an immediate may follow the displacement. */
-function emitRipRelative(code: StubCode, bytes: Uint8Array, fixOffset: number, target: bigint): void {
-  code.emit(...bytes.subarray(0, fixOffset));
-  const behind = bytes.length - fixOffset - 4;
-  code.emitDistance(target, behind);
-  code.emit(...bytes.subarray(fixOffset + 4));
+/** The instruction from `start` to `end` with its displacement adapted; an immediate may follow the displacement. */
+function emitRipRelative(
+  code: StubCode,
+  bytes: Uint8Array,
+  start: number,
+  end: number,
+  fixOffset: number,
+  target: number,
+): void {
+  const fix = start + fixOffset;
+  code.copy(bytes, start, fix);
+  code.emitDistance(target, end - fix - 4);
+  code.copy(bytes, fix + 4, end);
 }
 
-function emitBranch(code: StubCode, bytes: Uint8Array, target: bigint): void {
-  const at = opcodeOffset(bytes);
+function emitBranch(code: StubCode, bytes: Uint8Array, start: number, target: number): void {
+  const at = opcodeIndex(bytes, start);
   const opcode = bytes[at];
   if (opcode === JMP_REL8 || opcode === JMP_REL32) {
     code.emit(JMP_REL32);
   } else if ((opcode & 0xf0) === 0x70) {
     // jcc rel8 has its condition in the low bits, as jcc rel32 (0F 80+cc) has.
-    code.emit(0x0f, 0x80 | (opcode & 0x0f));
+    code.emit(0x0f);
+    code.emit(0x80 | (opcode & 0x0f));
   } else if ((opcode & 0xfc) === 0xe0) {
     // loopne, loope, loop, jrcxz: only a rel8 form, whose prefixes choose the counter.
-    code.emit(...bytes.subarray(0, at + 1), 2, JMP_REL8, 5, JMP_REL32);
+    code.copy(bytes, start, at + 1);
+    for (const byte of OVER_LONG_JUMP) code.emit(byte);
   } else {
     // jcc rel32 and xbegin: two bytes of opcode and the distance.
-    code.emit(opcode, bytes[at + 1]);
+    code.emit(opcode);
+    code.emit(bytes[at + 1]);
   }
   code.emitDistance(target);
 }
 
-function opcodeOffset(bytes: Uint8Array): number {
-  let at = 0;
+function opcodeIndex(bytes: Uint8Array, start: number): number {
+  let at = start;
   while (isPrefix(bytes[at])) at++;
   return at;
 }
 
-/** Code at a known address that grows at its end, with 8-byte constants that come to lie behind it. */
+/** Code at a known address that grows at its end, with 8-byte constants that come to lie behind it. One serves all stubs. */
 class StubCode {
-  readonly #bytes: number[] = [];
-  readonly #constants: { readonly value: bigint; readonly fixOffset: number }[] = [];
+  #into: Uint8Array = new Uint8Array(0);
+  #start = 0;
+  #at = 0;
+  #address = 0;
+  #candidate: SiteCandidate | undefined;
+  readonly #constants: { readonly value: number; readonly fix: number }[] = [];
 
-  constructor(
-    private readonly address: bigint,
-    private readonly functionName: string,
-  ) {}
-
-  get length(): number {
-    return this.#bytes.length;
+  begin(candidate: SiteCandidate, address: number, into: Uint8Array, at: number): void {
+    this.#into = into;
+    this.#start = at;
+    this.#at = at;
+    this.#address = address;
+    this.#candidate = candidate;
+    this.#constants.length = 0;
   }
 
-  emit(...bytes: number[]): void {
-    this.#bytes.push(...bytes);
+  get length(): number {
+    return this.#at - this.#start;
+  }
+
+  emit(byte: number): void {
+    this.#into[this.#at++] = byte;
+  }
+
+  copy(bytes: Uint8Array, from: number, to: number): void {
+    for (let i = from; i < to; i++) this.#into[this.#at++] = bytes[i];
   }
 
   /** A 32-bit distance to `target` from the end of the instruction, which is `behind` bytes after the distance. */
-  emitDistance(target: bigint, behind = 0): void {
-    const distance = target - (this.address + BigInt(this.length + 4 + behind));
-    if (BigInt.asIntN(32, distance) !== distance) {
+  emitDistance(target: number, behind = 0): void {
+    const distance = target - (this.#address + this.length + 4 + behind);
+    if (Math.abs(distance) > MOST_DISTANCE) {
       throw new CannotError('out-of-reach', {
-        tried: `place the stub of ${this.functionName} at 0x${this.address.toString(16)}`,
+        tried: `place the stub of ${this.#candidate?.function.name ?? ''} at 0x${this.#address.toString(16)}`,
         why: `its code refers to 0x${target.toString(16)}, more than 2 GiB away`,
         next: 'place it nearer to the code',
       });
     }
-    const value = Number(distance);
-    this.emit(value & 0xff, (value >> 8) & 0xff, (value >> 16) & 0xff, (value >> 24) & 0xff);
+    this.#put32(this.#at, distance);
+    this.#at += 4;
   }
 
   /** Pushes a 64-bit constant and changes no register. */
-  emitPush(value: bigint): void {
-    this.emit(...PUSH_RIP_RELATIVE);
-    this.#constants.push({ value, fixOffset: this.length });
-    this.emit(0, 0, 0, 0);
+  emitPush(value: number): void {
+    for (const byte of PUSH_RIP_RELATIVE) this.emit(byte);
+    this.#constants.push({ value, fix: this.#at });
+    this.#at += 4;
   }
 
-  finish(): Uint8Array {
-    const bytes = new Uint8Array(this.length + this.#constants.length * 8);
-    bytes.set(this.#bytes);
-    const view = new DataView(bytes.buffer);
-    for (const [index, { value, fixOffset }] of this.#constants.entries()) {
-      const at = this.length + index * 8;
-      view.setInt32(fixOffset, at - (fixOffset + 4), true);
-      view.setBigUint64(at, value, true);
+  /** Appends the constants. Returns the number of bytes in all. */
+  finish(): number {
+    for (const { value, fix } of this.#constants) {
+      this.#put32(fix, this.#at - (fix + 4));
+      this.#put32(this.#at, value % TWO_TO_32);
+      this.#put32(this.#at + 4, Math.floor(value / TWO_TO_32));
+      this.#at += 8;
     }
-    return bytes;
+    return this.length;
+  }
+
+  #put32(at: number, value: number): void {
+    const into = this.#into;
+    into[at] = value & 0xff;
+    into[at + 1] = (value >> 8) & 0xff;
+    into[at + 2] = (value >> 16) & 0xff;
+    into[at + 3] = (value >> 24) & 0xff;
   }
 }
+
+const stub = new StubCode();

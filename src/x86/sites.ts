@@ -61,10 +61,15 @@ export interface SiteCandidate<F extends FunctionRange = FunctionRange> {
   readonly kind: SiteKind;
   /** First byte of the site: the function's address, or behind its `endbr64`, or its profiler call. */
   readonly address: bigint;
+  readonly addressNumber: number;
   /** Bytes from `address` to the instruction at which the original code goes on; at least `SITE_LENGTH`. */
   readonly displacedLength: number;
-  /** A copy of the `displacedLength` bytes at `address` in the file. The first `SITE_LENGTH` are overwritten. */
+  /** The `displacedLength` bytes at `address` in the file. The first `SITE_LENGTH` are overwritten. */
   readonly original: Uint8Array;
+  /** Index of the site in the bytes of the file. */
+  readonly originalAt: number;
+  /** Number of `displaced`. */
+  readonly displacedCount: number;
   readonly displaced: readonly DisplacedInstruction[];
   /** True if code in the module jumps to `address`: each such jump is seen as one more call. */
   readonly reentered: boolean;

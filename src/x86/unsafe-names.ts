@@ -1,7 +1,7 @@
 import type { RefusalReason } from './sites.js';
 
 /** Functions that must not be traced whatever their code looks like, by any of their names. */
-const RETURNS_TWICE = new Set([
+const RETURNS_TWICE = [
   'setjmp',
   '_setjmp',
   '__setjmp',
@@ -15,9 +15,9 @@ const RETURNS_TWICE = new Set([
   'vfork',
   '__vfork',
   '__libc_vfork',
-]);
+];
 
-const UNSAFE_CONTEXT = new Set([
+const UNSAFE_CONTEXT = [
   // Entered by the kernel or the loader: nothing on the stack is a return address.
   '_start',
   '__start',
@@ -43,7 +43,7 @@ const UNSAFE_CONTEXT = new Set([
   '___tls_get_addr',
   '__tls_get_addr_slow',
   '__morestack',
-]);
+];
 const UNSAFE_CONTEXT_PREFIXES = [
   '_dl_runtime_resolve',
   '_dl_runtime_profile',
@@ -54,7 +54,7 @@ const UNSAFE_CONTEXT_PREFIXES = [
 ];
 
 /** What these do depends on the module that calls them, which they find by their return address: RTLD_NEXT, RUNPATH. */
-const CALLER_DEPENDENT = new Set([
+const CALLER_DEPENDENT = [
   'dlopen',
   '__dlopen',
   'dlmopen',
@@ -63,7 +63,7 @@ const CALLER_DEPENDENT = new Set([
   '__dlsym',
   'dlvsym',
   '__dlvsym',
-]);
+];
 
 const UNWINDER_PREFIXES = [
   '_Unwind_',
@@ -73,7 +73,7 @@ const UNWINDER_PREFIXES = [
   '_ULx86_64_',
   '_Ux86_64_',
 ];
-const UNWINDERS = new Set([
+const UNWINDERS = [
   'backtrace',
   '__backtrace',
   '__libc_unwind_link_get',
@@ -82,15 +82,20 @@ const UNWINDERS = new Set([
   'uw_install_context_1',
   'unw_getcontext',
   '__unw_getcontext',
+];
+
+const BY_NAME: ReadonlyMap<string, RefusalReason> = new Map([
+  ...CALLER_DEPENDENT.map((name) => [name, 'caller-dependent'] as const),
+  ...UNWINDERS.map((name) => [name, 'unwinder'] as const),
+  ...UNSAFE_CONTEXT.map((name) => [name, 'unsafe-context'] as const),
+  ...RETURNS_TWICE.map((name) => [name, 'returns-twice'] as const),
 ]);
 
 /** Why a function of these names must not be traced; undefined if its names say nothing against it. */
 export function refusalByName(names: readonly string[]): RefusalReason | undefined {
   for (const name of names) {
-    if (RETURNS_TWICE.has(name)) return 'returns-twice';
-    if (UNSAFE_CONTEXT.has(name)) return 'unsafe-context';
-    if (UNWINDERS.has(name)) return 'unwinder';
-    if (CALLER_DEPENDENT.has(name)) return 'caller-dependent';
+    const reason = BY_NAME.get(name);
+    if (reason !== undefined) return reason;
     // How all of the prefixes begin: it spares comparing 20,000 names with each of them.
     if (!name.startsWith('_') && !name.startsWith('r')) continue;
     if (UNSAFE_CONTEXT_PREFIXES.some((prefix) => name.startsWith(prefix))) return 'unsafe-context';

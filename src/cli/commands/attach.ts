@@ -1,6 +1,6 @@
-import { UsageError, attach } from '../../index.js';
+import { UsageError } from '../../errors/index.js';
 import type { RegisterCommand } from './index.js';
-import { addLiveOptions, follow, statusOf, type LiveOptions } from './trace-options.js';
+import { addLiveOptions, type LiveOptions } from './trace-options.js';
 
 /** A process id. Throws BAD_PID. */
 export function parsePid(text: string): number {
@@ -25,6 +25,10 @@ export const registerAttach: RegisterCommand = (program, terminal, setStatus) =>
       .requiredOption('-p, --pid <pid>', 'the process'),
   ).action(async (options: AttachOptions) => {
     const pid = parsePid(options.pid);
+    const [{ attach }, { follow, statusOf }] = await Promise.all([
+      import('../../index.js'),
+      import('./live-session.js'),
+    ]);
     const { summary } = await follow(terminal, options, (wanted) => attach(pid, wanted));
     const { exit_status: status, exit_signal: killer } = summary ?? { exit_status: null, exit_signal: null };
     if (status !== null) setStatus(statusOf({ kind: 'exited', status }));

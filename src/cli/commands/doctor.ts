@@ -1,4 +1,4 @@
-import { examineMachine, type Finding } from '../../index.js';
+import type { Finding } from '../../index.js';
 import type { RegisterCommand } from './index.js';
 
 const MARKS: Readonly<Record<Finding['state'], string>> = {
@@ -11,7 +11,8 @@ export const registerDoctor: RegisterCommand = (program, terminal, setStatus) =>
   program
     .command('doctor')
     .description('what works on this machine and what does not, with the remedy')
-    .action(() => {
+    .action(async () => {
+      const { examineMachine } = await import('../../index.js');
       const findings = examineMachine();
       const { green, yellow, red } = terminal.colors;
       const paint = { ok: green, limited: yellow, missing: red };

@@ -1,20 +1,31 @@
 import { Option } from 'commander';
-import { ChromeOutput, FileSink, FoldedOutput, JsonLinesOutput, TextBatch, UsageError } from '../../index.js';
-import type { RecordingFile, TextOutput, TextSink } from '../../index.js';
+import { UsageError } from '../../errors/index.js';
+import type { FileSink, RecordingFile, TextOutput, TextSink } from '../../output/index.js';
 import type { RegisterCommand } from './index.js';
-import { addRecordingOptions, useRecording } from './recording-options.js';
+import { addRecordingOptions } from './recording-options.js';
 import type { RecordingOptions } from './recording-options.js';
 
+type Outputs = typeof import('../../output/index.js');
+
 interface Format {
-  readonly make: (recording: RecordingFile, sink: TextSink) => TextOutput;
+  readonly make: (outputs: Outputs, recording: RecordingFile, sink: TextSink) => TextOutput;
   /** Where calls are written as they end they are in the order of time; sums need no order. */
   readonly order: 'time' | 'file';
 }
 
 const FORMATS: Readonly<Record<string, Format>> = {
-  chrome: { make: (recording, sink) => new ChromeOutput(recording.info, sink), order: 'file' },
-  folded: { make: (recording, sink) => new FoldedOutput(recording.info, sink), order: 'file' },
-  jsonl: { make: (recording, sink) => new JsonLinesOutput(recording.info, sink), order: 'time' },
+  chrome: {
+    make: (outputs, recording, sink) => new outputs.ChromeOutput(recording.info, sink),
+    order: 'file',
+  },
+  folded: {
+    make: (outputs, recording, sink) => new outputs.FoldedOutput(recording.info, sink),
+    order: 'file',
+  },
+  jsonl: {
+    make: (outputs, recording, sink) => new outputs.JsonLinesOutput(recording.info, sink),
+    order: 'time',
+  },
 };
 
 interface ExportOptions extends RecordingOptions {
@@ -31,10 +42,14 @@ export const registerExport: RegisterCommand = (program, terminal) => {
         .makeOptionMandatory(),
     )
     .option('-o, --output <file>', 'write there instead of to standard output')
-    .action((path: string, options: ExportOptions) => {
+    .action(async (path: string, options: ExportOptions) => {
+      const [outputs, { useRecording }] = await Promise.all([
+        import('../../output/index.js'),
+        import('./use-recording.js'),
+      ]);
       const format = FORMATS[options.format];
       let file: FileSink | undefined;
-      const batch = new TextBatch((text) => {
+      const batch = new outputs.TextBatch((text) => {
         if (file === undefined) terminal.data(text);
         else file.write([Buffer.from(text)]);
       });
@@ -50,8 +65,8 @@ export const registerExport: RegisterCommand = (program, terminal) => {
                 next: 'choose another file for -o',
               });
             // Only now, so that a recording that cannot be read leaves an older output as it was.
-            if (options.output !== undefined) file = new FileSink(options.output);
-            return format.make(recording, batch.write);
+            if (options.output !== undefined) file = new outputs.FileSink(options.output);
+            return format.make(outputs, recording, batch.write);
           },
           order: format.order,
           flush: () => batch.flush(),

@@ -1,4 +1,4 @@
-import { UsageError, listFunctions } from '../../index.js';
+import { UsageError } from '../../errors/index.js';
 import { parsePid } from './attach.js';
 import type { RegisterCommand } from './index.js';
 import { collect } from './trace-options.js';
@@ -27,7 +27,7 @@ export const registerFunctions: RegisterCommand = (program, terminal) => {
     )
     .option('-N, --notrace <pattern>', 'but not these (repeatable)', collect)
     .option('--refused', 'list what cannot be traced instead, with the reason')
-    .action((file: string | undefined, options: FunctionsOptions) => {
+    .action(async (file: string | undefined, options: FunctionsOptions) => {
       if ((file === undefined) === (options.pid === undefined)) {
         throw new UsageError('WHICH_FUNCTIONS', {
           tried: 'list functions',
@@ -39,6 +39,7 @@ export const registerFunctions: RegisterCommand = (program, terminal) => {
         });
       }
       const of = options.pid === undefined ? { file: file ?? '' } : { pid: parsePid(options.pid) };
+      const { listFunctions } = await import('../../index.js');
       const { functions } = listFunctions(of, options.filter, options.notrace);
       const wanted = functions.filter((f) => (f.refusal !== undefined) === (options.refused ?? false));
       const moduleColumns = Math.max(0, ...wanted.map((f) => f.module.length));

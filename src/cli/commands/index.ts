@@ -1,13 +1,5 @@
 import type { Command } from 'commander';
 import type { Terminal } from '../terminal.js';
-import { registerAttach } from './attach.js';
-import { registerDoctor } from './doctor.js';
-import { registerFunctions } from './functions.js';
-import { registerRun } from './run.js';
-import { registerExport } from './export.js';
-import { registerGraph } from './graph.js';
-import { registerReport } from './report.js';
-import { registerCheck } from './check.js';
 
 /** Called by a command to set the exit status with which safepoke ends. */
 export type SetStatus = (status: number) => void;
@@ -15,17 +7,27 @@ export type SetStatus = (status: number) => void;
 /** What each file of this folder exports: it adds its command to the program. */
 export type RegisterCommand = (program: Command, terminal: Terminal, setStatus: SetStatus) => void;
 
-const commands: readonly RegisterCommand[] = [
-  registerRun,
-  registerAttach,
-  registerFunctions,
-  registerGraph,
-  registerReport,
-  registerExport,
-  registerCheck,
-  registerDoctor,
-];
+/** In the order of the help. Each is loaded only where it is wanted: most of what they need, the others do not. */
+const commands: ReadonlyMap<string, () => Promise<RegisterCommand>> = new Map([
+  ['run', async () => (await import('./run.js')).registerRun],
+  ['attach', async () => (await import('./attach.js')).registerAttach],
+  ['functions', async () => (await import('./functions.js')).registerFunctions],
+  ['graph', async () => (await import('./graph.js')).registerGraph],
+  ['report', async () => (await import('./report.js')).registerReport],
+  ['export', async () => (await import('./export.js')).registerExport],
+  ['check', async () => (await import('./check.js')).registerCheck],
+  ['doctor', async () => (await import('./doctor.js')).registerDoctor],
+]);
 
-export function registerCommands(program: Command, terminal: Terminal, setStatus: SetStatus): void {
-  for (const register of commands) register(program, terminal, setStatus);
+/** Adds the command that `args` begin with, behind `help` perhaps; all of them where they name none. */
+export async function registerCommands(
+  program: Command,
+  terminal: Terminal,
+  setStatus: SetStatus,
+  args: readonly string[],
+): Promise<void> {
+  const named = [args[0] === 'help' ? args.at(1) : args.at(0)].filter((name) => commands.has(name ?? ''));
+  for (const [name, load] of commands) {
+    if (named.length === 0 || named.includes(name)) (await load())(program, terminal, setStatus);
+  }
 }

@@ -1,9 +1,10 @@
 import { Option } from 'commander';
-import { REPORT_KEYS, Report, TextBatch } from '../../index.js';
-import type { ReportKey } from '../../index.js';
+import type { ReportKey } from '../../output/index.js';
 import type { RegisterCommand } from './index.js';
-import { addRecordingOptions, useRecording } from './recording-options.js';
+import { addRecordingOptions } from './recording-options.js';
 import type { RecordingOptions } from './recording-options.js';
+
+const SORT_KEYS = ['total', 'self', 'calls', 'avg', 'max'] as const satisfies readonly ReportKey[];
 
 interface ReportOptions extends RecordingOptions {
   readonly sort: ReportKey;
@@ -14,8 +15,12 @@ export const registerReport: RegisterCommand = (program, terminal) => {
     .command('report')
     .description('print a table of the functions of a recording: calls, total and own time');
   addRecordingOptions(command)
-    .addOption(new Option('--sort <key>', 'largest first').choices(REPORT_KEYS).default('total'))
-    .action((path: string, options: ReportOptions) => {
+    .addOption(new Option('--sort <key>', 'largest first').choices(SORT_KEYS).default('total'))
+    .action(async (path: string, options: ReportOptions) => {
+      const [{ Report, TextBatch }, { useRecording }] = await Promise.all([
+        import('../../output/index.js'),
+        import('./use-recording.js'),
+      ]);
       const batch = new TextBatch((text) => terminal.data(text));
       useRecording(terminal, {
         path,

@@ -1,7 +1,6 @@
 import { constants } from 'node:os';
-import { run } from '../../index.js';
 import type { RegisterCommand } from './index.js';
-import { addLiveOptions, follow, statusOf, type LiveOptions } from './trace-options.js';
+import { addLiveOptions, type LiveOptions } from './trace-options.js';
 
 export const registerRun: RegisterCommand = (program, terminal, setStatus) => {
   addLiveOptions(
@@ -11,6 +10,10 @@ export const registerRun: RegisterCommand = (program, terminal, setStatus) => {
       .argument('<program...>', 'the program and its arguments, behind --')
       .passThroughOptions(),
   ).action(async (command: string[], options: LiveOptions) => {
+    const [{ run }, { follow, statusOf }] = await Promise.all([
+      import('../../index.js'),
+      import('./live-session.js'),
+    ]);
     const { session, signal } = await follow(terminal, options, (wanted) => run(command, wanted));
     // At a terminal Ctrl-C reaches the program without us.
     if (signal !== undefined && !(signal === constants.signals.SIGINT && process.stdin.isTTY))

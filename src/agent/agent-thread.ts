@@ -1,0 +1,293 @@
+// The agent's thread in the target: it makes system calls for the tracer without anybody being held, and it turns every site
+// back by itself when the tracer dies. It sleeps on a robust futex that the tracer owns, has every signal blocked, uses no
+// C library and no thread block, and touches nothing of the program's.
+//
+// Turning a site back takes no hold, because `jmp` is one instruction: a thread is before it or behind it. All that is needed
+// is that nobody sees half of a change. The text pages that hold sites are the target's private copies of the file's pages.
+// mremap(MREMAP_DONTUNMAP) takes the copies away, with the old translations flushed on all processors before anybody can get a
+// new one; the next fetch faults the file's own page in. So the text is afterwards what it was, and so is its mapping.
+import { CannotError } from '../errors/index.js';
+import {
+  FUTEX_OWNER_DIED,
+  OwnerWord,
+  SYS,
+  faultPoint,
+  readStatus,
+  readThreads,
+  type OwnMapping,
+} from '../linux/index.js';
+import { pause, type RemoteCall } from '../target/index.js';
+import { assemble } from '../x86/index.js';
+import { AGENT, AGENT_STATE, CONTROL } from './layout.js';
+
+export const TEXT_RUN_SIZE = 16;
+
+/** What to do, besides system calls by their numbers. */
+const RESTORE_TEXT = -1;
+const LEAVE = -2;
+
+/** include/uapi/linux/sched.h: VM | FS | FILES | SIGHAND | THREAD | SYSVSEM | SETTLS */
+export const AGENT_THREAD_FLAGS = 0x100 | 0x200 | 0x400 | 0x800 | 0x10000 | 0x40000 | 0x80000;
+/** include/uapi/linux/mman.h: MAYMOVE | DONTUNMAP */
+export const MREMAP_AWAY = 1 | 4;
+const MADV_REMOVE = 9;
+const PR_SET_NAME = 15;
+const SYS_PRCTL = 157;
+/** A pause before trying again what failed for want of mappings or memory. */
+const RETRY_NS = 50_000_000;
+const RETRIES = 1200;
+
+const NAME = 'safepoke';
+/** The thread gets the processor when the target lets it: a group of processes may be out of its share for a while. */
+const PATIENCE_MS = 5000;
+const SPINS = 200;
+const POLL_MS = 0.1;
+
+/** Where the thread finds things, in the target. */
+export interface AgentThreadPlaces {
+  readonly page: number;
+  readonly code: number;
+  readonly control: number;
+  readonly rings: number;
+  readonly ringBytes: number;
+}
+
+/** The thread's code. It needs no relocation but its own address, and ends by exit(2). */
+export function agentThreadListing(places: AgentThreadPlaces): string {
+  return `
+    mov rbx, ${places.page}
+    lea rdi, [rbx+${AGENT.name}]
+    mov rsi, rdi
+    mov edi, ${PR_SET_NAME}
+    mov eax, ${SYS_PRCTL}
+    syscall
+    mov eax, ${SYS.gettid}
+    syscall
+    mov [rbx+${AGENT.tid}], eax
+    mov dword [rbx+${AGENT.state}], ${AGENT_STATE.running}
+next:
+    mov eax, [rbx+${AGENT.command}]
+    cmp eax, [rbx+${AGENT.done}]
+    jne serve
+    mov edx, [rbx+${AGENT.owner}]
+    test edx, ${FUTEX_OWNER_DIED}
+    jne orphaned
+    lea rdi, [rbx+${AGENT.owner}]
+    xor esi, esi                     ; FUTEX_WAIT, shared
+    xor r10d, r10d                   ; for ever
+    mov eax, ${SYS.futex}
+    syscall
+    jmp next
+
+serve:
+    mov r14d, eax
+    mov rax, [rbx+${AGENT.number}]
+    cmp rax, ${LEAVE}
+    je leave_now
+    cmp rax, ${RESTORE_TEXT}
+    je serve_restore
+    mov rdi, [rbx+${AGENT.arguments}]
+    mov rsi, [rbx+${AGENT.arguments + 8}]
+    mov rdx, [rbx+${AGENT.arguments + 16}]
+    mov r10, [rbx+${AGENT.arguments + 24}]
+    mov r8, [rbx+${AGENT.arguments + 32}]
+    mov r9, [rbx+${AGENT.arguments + 40}]
+    syscall
+    jmp served
+serve_restore:
+    call restore
+served:
+    mov [rbx+${AGENT.result}], rax
+    mov [rbx+${AGENT.done}], r14d
+    jmp next
+
+; The tracer is gone. Stop recording, turn the text back, free the rings. The code stays: threads may be in it.
+orphaned:
+    mov rax, ${places.control}
+    mov qword [rax+${CONTROL.enabled}], 0
+    mov r15d, ${RETRIES}
+orphaned_try:
+    call restore
+    test eax, eax
+    je orphaned_done
+    sub r15d, 1
+    je orphaned_done
+    mov qword [rbx+${AGENT.arguments}], 0
+    mov qword [rbx+${AGENT.arguments + 8}], ${RETRY_NS}
+    lea rdi, [rbx+${AGENT.arguments}]
+    xor esi, esi
+    mov eax, ${SYS.nanosleep}
+    syscall
+    jmp orphaned_try
+orphaned_done:
+    mov dword [rbx+${AGENT.state}], ${AGENT_STATE.restored}
+    mov rdi, ${places.rings}
+    mov rsi, ${places.ringBytes}
+    mov edx, ${MADV_REMOVE}
+    mov eax, ${SYS.madvise}
+    syscall
+leave_now:
+    xor edi, edi
+    mov eax, ${SYS.exit}
+    syscall
+    ud2
+
+; Takes the private copies of all runs away. eax: how many could not be.
+restore:
+    mov r12, [rbx+${AGENT.runs}]
+    mov r13, [rbx+${AGENT.runCount}]
+    xor ebp, ebp
+restore_next:
+    test r13, r13
+    je restore_done
+    mov rdi, [r12]
+    mov rsi, [r12+8]
+    mov rdx, rsi
+    mov r10d, ${MREMAP_AWAY}
+    xor r8d, r8d
+    mov eax, ${SYS.mremap}
+    syscall
+    test rax, rax
+    js restore_failed
+    mov rdi, rax
+    mov rsi, [r12+8]
+    mov eax, ${SYS.munmap}
+    syscall
+    jmp restore_on
+restore_failed:
+    add ebp, 1
+restore_on:
+    add r12, ${TEXT_RUN_SIZE}
+    sub r13, 1
+    jmp restore_next
+restore_done:
+    mov eax, ebp
+    ret
+`;
+}
+
+/** The tracer's side of the thread. */
+export class AgentThread {
+  readonly #pid: number;
+  readonly #owner: OwnerWord;
+  readonly #words: Uint32Array;
+  readonly #longs: BigInt64Array;
+  #tid = 0;
+  #isForgotten = false;
+
+  private constructor(pid: number, mapping: OwnMapping) {
+    this.#pid = pid;
+    this.#owner = new OwnerWord(mapping, AGENT.entry);
+    this.#words = new Uint32Array(mapping.bytes);
+    this.#longs = new BigInt64Array(mapping.bytes);
+  }
+
+  /**
+   * Starts the thread, by a held thread that makes `call`. `mapping` is the agent's page; the code is in place already.
+   * Undefined if the process may have no further thread.
+   */
+  static start(
+    pid: number,
+    call: RemoteCall,
+    mapping: OwnMapping,
+    places: AgentThreadPlaces,
+  ): AgentThread | undefined {
+    const thread = new AgentThread(pid, mapping);
+    new Uint8Array(mapping.bytes, AGENT.name, NAME.length).set(new TextEncoder().encode(NAME));
+    thread.#longs[AGENT.stack / 8] = BigInt(places.code);
+    const { page } = places;
+    const result = call(SYS.clone, AGENT_THREAD_FLAGS, page + AGENT.stack, 0, 0, page + AGENT.threadBlock);
+    if (result > 0) return thread;
+    thread.#owner.release();
+    return undefined;
+  }
+
+  /** Its id, as we know it; 0 if it does not run yet. */
+  get tid(): number {
+    if (this.#tid !== 0 || this.#isForgotten) return this.#tid;
+    this.#await(() => this.#words[AGENT.state / 4] !== AGENT_STATE.none);
+    const own = String(this.#words[AGENT.tid / 4]);
+    // In a PID namespace of its own it has another id than the one that we know it by.
+    const isIt = (tid: number): boolean =>
+      (readStatus(this.#pid, tid)?.get('NSpid') ?? String(tid)).split(/\s+/).at(-1) === own;
+    const threads = readThreads(this.#pid) ?? [];
+    this.#tid = threads.reverse().find(isIt) ?? 0;
+    return this.#tid;
+  }
+
+  /** Has the thread make a system call. Returns what the kernel does. @throws CannotError AGENT_LOST */
+  call(n: number, ...args: (number | bigint)[]): number {
+    faultPoint();
+    args.forEach((value, i) => {
+      this.#longs[AGENT.arguments / 8 + i] = BigInt.asIntN(64, BigInt(value));
+    });
+    this.#longs[AGENT.number / 8] = BigInt(n);
+    this.#command();
+    this.#await(() => this.#words[AGENT.done / 4] === this.#words[AGENT.command / 4]);
+    return Number(this.#longs[AGENT.result / 8]);
+  }
+
+  /** Tells it where the runs of text are that it is to turn back, by command or when we die: `count` of them from `address` on. */
+  setTextRuns(address: number, count: number): void {
+    this.#longs[AGENT.runCount / 8] = 0n;
+    this.#longs[AGENT.runs / 8] = BigInt(address);
+    this.#longs[AGENT.runCount / 8] = BigInt(count);
+  }
+
+  /** Turns the text runs back to what the file has. Returns the number of those that could not be. @throws CannotError AGENT_LOST */
+  restoreText(): number {
+    return this.call(RESTORE_TEXT);
+  }
+
+  /** Ends the thread, and waits until it has gone. */
+  leave(): void {
+    if (this.#isForgotten) return;
+    const { tid } = this;
+    this.#longs[AGENT.number / 8] = BigInt(LEAVE);
+    this.#command();
+    this.#await(() => !(readThreads(this.#pid) ?? []).includes(tid));
+    this.forget();
+  }
+
+  /** Lets it do what it does when we die. */
+  orphan(): void {
+    if (this.#isForgotten) return;
+    this.#words[AGENT.owner / 4] |= FUTEX_OWNER_DIED;
+    this.#owner.wake();
+    this.forget();
+  }
+
+  /** The word is ours no more: the target has gone, or the thread has. */
+  forget(): void {
+    if (this.#isForgotten) return;
+    this.#isForgotten = true;
+    this.#owner.release();
+  }
+
+  #command(): void {
+    this.#words[AGENT.command / 4]++;
+    this.#owner.wake();
+  }
+
+  #await(isReached: () => boolean): void {
+    const since = performance.now();
+    for (let polls = 0; !isReached(); polls++) {
+      if (polls < SPINS) continue;
+      if (performance.now() - since > PATIENCE_MS) {
+        throw new CannotError('AGENT_LOST', {
+          tried: `have safepoke’s thread in process ${this.#pid} do something`,
+          why: readThreads(this.#pid) === undefined ? 'the process has ended' : 'it does not answer',
+          next: 'see whether the process is stopped, by a debugger or job control',
+        });
+      }
+      // It may have looked for a command just before there was one.
+      this.#owner.wake();
+      pause(POLL_MS);
+    }
+  }
+}
+
+/** Assembles the thread's code for its place. */
+export function emitAgentThread(places: AgentThreadPlaces): Uint8Array {
+  return assemble(agentThreadListing(places), BigInt(places.code)).bytes;
+}

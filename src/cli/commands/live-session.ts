@@ -1,0 +1,171 @@
+// Running a session from the command line. Apart from its options, so that `--help` needs nothing of what a session needs.
+import { writeFileSync } from 'node:fs';
+import { constants } from 'node:os';
+import {
+  CannotError,
+  GraphOutput,
+  JsonLinesOutput,
+  TextBatch,
+  UsageError,
+  filterCalls,
+  formatCount,
+  type Session,
+  type SessionOptions,
+  type SessionSummary,
+  type TargetEnd,
+  type TextOutput,
+} from '../../index.js';
+import { OutputClosed, type Terminal } from '../terminal.js';
+import { parseCount, parseSize, parseTime } from '../units.js';
+import type { LiveOptions } from './trace-options.js';
+
+/** Exit status of a program that a signal ended, as shells tell it. */
+const SIGNAL_STATUS = 128;
+const NS_PER_MS = 1e6;
+/** Lines that wait for others are shown after this long all the same. */
+const FLUSH_MS = 50;
+
+function sessionOptions(options: LiveOptions, terminal: Terminal): SessionOptions {
+  return {
+    ...(options.filter === undefined ? {} : { filters: options.filter }),
+    ...(options.notrace === undefined ? {} : { notrace: options.notrace }),
+    ...(options.depth === undefined ? {} : { depth: parseCount(options.depth, 'a depth', 0) }),
+    ...(options.timeFilter === undefined ? {} : { minDurationNs: parseTime(options.timeFilter) }),
+    ...(options.entryOnly === undefined ? {} : { entryOnly: options.entryOnly }),
+    ...(options.buffer === undefined ? {} : { bufferBytes: parseSize(options.buffer) }),
+    ...(options.output === undefined ? {} : { output: options.output }),
+    onNote: (line) => {
+      terminal.warn(line);
+    },
+  };
+}
+
+/** Opens the summary's file before anything is done, so that a bad path is known in time. */
+function checkSummaryPath(path: string | undefined): void {
+  if (path === undefined) return;
+  try {
+    writeFileSync(path, '');
+  } catch (error) {
+    throw new CannotError('OUTPUT_UNWRITABLE', {
+      tried: `write ${path}`,
+      why: (error as NodeJS.ErrnoException).code ?? String(error),
+      next: 'choose another file for --summary',
+      cause: error,
+    });
+  }
+}
+
+/** Status to exit with for a target that has ended. */
+export function statusOf(end: TargetEnd): number {
+  if (end.kind === 'exited') return end.status;
+  return end.kind === 'killed' ? SIGNAL_STATUS + end.signal : 0;
+}
+
+/**
+ * Runs a session to its end: until the target ends, the time is over, a signal comes, or nobody reads any more. The session's
+ * summary is written and noted in each case.
+ *
+ * Returns the summary and the signal that ended it, if one did.
+ */
+export async function follow(
+  terminal: Terminal,
+  options: LiveOptions,
+  begin: (options: SessionOptions) => Session,
+): Promise<{ session: Session; summary: SessionSummary | undefined; signal: number | undefined }> {
+  const durationMs = options.duration === undefined ? undefined : parseTime(options.duration) / NS_PER_MS;
+  if (options.output !== undefined && options.output === options.summary) {
+    throw new UsageError('SAME_FILE', {
+      tried: 'write the recording and the summary',
+      why: 'both are to go to the same file',
+      next: 'give two files',
+    });
+  }
+  const wanted = sessionOptions(options, terminal);
+  checkSummaryPath(options.summary);
+  let signal: number | undefined;
+  let session: Session | undefined;
+  const onSignal = (name: NodeJS.Signals): void => {
+    signal = constants.signals[name];
+    void session?.stop().catch(() => undefined);
+  };
+  // Before the target is touched: a signal that comes while it is must not end us in the middle.
+  const signals = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
+  for (const name of signals) process.on(name, onSignal);
+  const timers: NodeJS.Timeout[] = [];
+  try {
+    session = begin(wanted);
+    const begun = session;
+    const batch = new TextBatch((text) => {
+      terminal.data(text);
+    });
+    let output: TextOutput | undefined;
+    if (options.output === undefined) {
+      output =
+        options.format === 'jsonl'
+          ? new JsonLinesOutput(begun.info, batch.write)
+          : new GraphOutput(begun.info, batch.write, terminal.colors);
+      const minTicks =
+        wanted.minDurationNs === undefined
+          ? {}
+          : { minTicks: wanted.minDurationNs / begun.info.clock.nsPerTick };
+      begun.follow(filterCalls(output, minTicks));
+    }
+    if (durationMs !== undefined)
+      timers.push(setTimeout(() => void begun.stop().catch(() => undefined), durationMs));
+    let closed = false;
+    const flush = (): void => {
+      if (closed) return;
+      try {
+        batch.flush();
+      } catch (error) {
+        if (!(error instanceof OutputClosed)) throw error;
+        closed = true;
+        void begun.stop().catch(() => undefined);
+      }
+    };
+    timers.push(setInterval(flush, FLUSH_MS));
+    let summary: SessionSummary | undefined;
+    try {
+      summary = await begun.done;
+      output?.finish();
+      flush();
+    } catch (error) {
+      summary = begun.summary;
+      if (!(error instanceof OutputClosed)) {
+        if (summary !== undefined) tell(terminal, options, summary);
+        throw error;
+      }
+    }
+    if (summary !== undefined) tell(terminal, options, summary);
+    return { session: begun, summary, signal };
+  } finally {
+    for (const timer of timers) clearInterval(timer);
+    for (const name of signals) process.off(name, onSignal);
+  }
+}
+
+function tell(terminal: Terminal, options: LiveOptions, summary: SessionSummary): void {
+  if (options.summary !== undefined)
+    writeFileSync(options.summary, `${JSON.stringify(summary, undefined, 2)}\n`);
+  const calls = Object.values(summary.calls).reduce((sum, n) => sum + n, 0);
+  const counted = (n: number, what: string): string => `${formatCount(n)} ${what}${n === 1 ? '' : 's'}`;
+  const parts = [
+    `${counted(calls, 'call')} of ${counted(summary.patched, 'traced function')} in ${counted(summary.threads, 'thread')}`,
+  ];
+  const refused = Object.values(summary.refused).reduce((sum, n) => sum + n, 0);
+  if (refused > 0) parts.push(`${counted(refused, 'function')} refused (see safepoke functions --refused)`);
+  if (summary.held_us > 0) parts.push(`no thread held longer than ${(summary.held_us / 1000).toFixed(1)} ms`);
+  terminal.note(`safepoke: ${parts.join('; ')}`);
+  if (summary.laneless > 0) {
+    terminal.warn(
+      `${formatCount(summary.laneless)} records were not kept: they were made before the program had set up its thread, or there were too many threads`,
+    );
+  }
+  if (summary.dropped > summary.laneless) {
+    terminal.warn(
+      `${formatCount(summary.dropped - summary.laneless)} records were dropped: give a larger --buffer, or trace less with -F`,
+    );
+  }
+  if (!summary.restored)
+    terminal.warn('not every site has its original bytes: somebody else has changed them meanwhile');
+}

@@ -1,0 +1,71 @@
+// The pages of text that hold sites, in runs. Where they are the file's own pages before anything is changed, taking our copies
+// of them away turns every site back at once, with no thread held. What a page must look like is kept: if anybody else has
+// changed it meanwhile, it is not taken away.
+import { filePages } from '../linux/index.js';
+import type { TargetMemory } from '../target/index.js';
+import { SITE_LENGTH } from '../x86/index.js';
+import type { SiteChanges } from './patch.js';
+
+const PAGE = 4096;
+/** Longer runs are cut: a run is read whole to look for changes that are not ours. */
+const MAX_RUN = 4 << 20;
+
+/** Neighbouring pages of a file's text. */
+export interface TextRun {
+  readonly start: number;
+  readonly length: number;
+  /** The file's bytes, and those with all of our changes made. */
+  readonly pristine: Uint8Array;
+  readonly changed: Uint8Array;
+}
+
+export type TextRuns = readonly TextRun[];
+
+export const NO_TEXT_RUNS: TextRuns = [];
+
+/** Sorts changes that are not yet made into runs of pages that are the file's; those on other pages are in none. */
+export function planTextRuns(pid: number, memory: TargetMemory, changes: SiteChanges): TextRuns {
+  const { addresses, expected, wanted } = changes;
+  const runs: TextRun[] = [];
+  for (let from = 0; from < changes.length;) {
+    const start = pageOf(addresses[from]);
+    let end = endOfPage(addresses[from]);
+    let to = from + 1;
+    while (to < changes.length && pageOf(addresses[to]) <= (end - start < MAX_RUN ? end : end - PAGE)) {
+      end = endOfPage(addresses[to]);
+      to++;
+    }
+    const length = end - start;
+    const pristine = memory.readSome(start, length);
+    if (pristine.length === length && filePages(pid, start, length).every(Boolean)) {
+      const changed = pristine.slice();
+      for (let i = from; i < to; i++) {
+        const at = addresses[i] - start;
+        const bytes = i * SITE_LENGTH;
+        for (let k = 0; k < SITE_LENGTH; k++) {
+          if (pristine[at + k] === expected[bytes + k]) changed[at + k] = wanted[bytes + k];
+        }
+      }
+      runs.push({ start, length, pristine, changed });
+    }
+    from = to;
+  }
+  return runs;
+}
+
+function pageOf(address: number): number {
+  return address - (address % PAGE);
+}
+
+/** End of the page that a site at `address` ends in. */
+function endOfPage(address: number): number {
+  return pageOf(address + SITE_LENGTH - 1) + PAGE;
+}
+
+/** True if nobody but us has changed the run: each byte is the file's or ours. */
+export function isOnlyOurs(memory: TargetMemory, { start, length, pristine, changed }: TextRun): boolean {
+  const bytes = memory.readSome(start, length);
+  if (bytes.length !== length) return false;
+  if (Buffer.compare(bytes, changed) === 0) return true;
+  return bytes.every((byte, i) => byte === changed[i] || byte === pristine[i]);
+}
