@@ -106,7 +106,7 @@ export class NewestWriter {
     items.forEach((item, i) => {
       if (item.kind !== 'records' || !this.#missing.has(item.lane)) return;
       let slots = open.get(item.lane);
-      if (slots === undefined) open.set(item.lane, (slots = new Map()));
+      if (slots === undefined) open.set(item.lane, (slots = new Map<number, number>()));
       const { words } = item;
       let to = 0;
       for (let at = 0; at < words.length; at += RECORD_WORDS) {
