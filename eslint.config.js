@@ -6,6 +6,7 @@ const rooms = {
   cli: ['*'],
   output: ['trace', 'recording', 'errors'],
   trace: ['agent', 'target', 'x86', 'elf', 'linux', 'symbols', 'recording', 'errors'],
+  stress: ['target', 'x86', 'elf', 'linux', 'check', 'model', 'protocol', 'errors'],
   agent: ['target', 'x86', 'errors', 'protocol', 'linux', 'recording'],
   target: ['x86', 'elf', 'linux', 'errors', 'symbols'],
   x86: ['elf', 'protocol', 'errors'],

@@ -9,3 +9,5 @@ export type {
   SymbolBinding,
   SymbolKind,
 } from './elf-file.js';
+export { writeExecutable, type ExecutableSegment } from './write-executable.js';
+export { PF_R, PF_W, PF_X } from './abi.js';

@@ -45,4 +45,5 @@ export { PidFile } from './pid-file.js';
 export { faultPoint } from './fault-point.js';
 export { FUTEX_OWNER_DIED, OWNER_ENTRY_BYTES, OwnerWord } from './owner-word.js';
 export { filePages } from './page-map.js';
+export { createExecutableFile, createMemoryFile } from './memory-file.js';
 export { urgency } from './urgency.js';

@@ -4,6 +4,7 @@ import {
   HEAD_SIZE,
   MCOUNT_INSN_SIZE,
   TRAPPED_IP,
+  describeOperation,
   routineOf,
   withoutSteps,
 } from '../protocol/index.js';
@@ -198,7 +199,7 @@ class Compiler {
   ): void {
     const where: Where = {
       routine,
-      text: describe(o),
+      text: describeOperation(o),
       ...(o.number === undefined ? {} : { number: o.number }),
     };
     const argument = (operand: Operand): Argument => this.#argument(operand, trap);
@@ -313,6 +314,8 @@ class Compiler {
         this.#place(labelOf(o.name));
         return;
       case 'count': // nobody reads a statistic
+      case 'read-clock':
+      case 'note-longest':
       case 'sync-core': // a CPU sees its own stores to text as soon as they are made
         return;
     }
@@ -494,67 +497,4 @@ class Compiler {
 function insideTrap(trap: Trap | undefined, what: unknown): Trap {
   if (trap === undefined) throw new Error(`${JSON.stringify(what)} stands outside a trap handler`);
   return trap;
-}
-
-function operandText(operand: Operand): string {
-  if (typeof operand === 'string') return operand;
-  return Math.abs(operand) > 0xffff
-    ? `${operand < 0 ? '-' : ''}0x${Math.abs(operand).toString(16)}`
-    : `${operand}`;
-}
-
-/** The operation in a kernel engineer's words. */
-function describe(o: Operation): string {
-  const fences = { full: 'smp_mb', write: 'smp_wmb', read: 'smp_rmb' };
-  const tests = { equal: '==', 'not-equal': '!=', 'any-set': '&', 'none-set': '& ~' };
-  switch (o.op) {
-    case 'set':
-      return `${o.to} = ${operandText(o.value)}`;
-    case 'calculate':
-      return `${o.to} = ${operandText(o.left)} ${{ plus: '+', and: '&', or: '|' }[o.by]} ${operandText(o.right)}`;
-    case 'load':
-      return `${o.to} = ${o.word}`;
-    case 'store':
-      return `${o.word} = ${operandText(o.value)}`;
-    case 'fetch-add':
-      return o.old === undefined
-        ? `atomic_add(${operandText(o.value)}, ${o.word})`
-        : `${o.old} = atomic_fetch_add(${operandText(o.value)}, ${o.word})`;
-    case 'compare-swap':
-      return `${o.old} = cmpxchg(${o.word}, ${operandText(o.expected)}, ${operandText(o.desired)})`;
-    case 'fence':
-      return `${fences[o.kind]}()`;
-    case 'wait-until':
-      return o.test === 'none-set'
-        ? `wait until !(${o.word} & ${operandText(o.value)})`
-        : `wait until ${o.word} ${tests[o.test]} ${operandText(o.value)}`;
-    case 'count':
-      return `${o.word}++`;
-    case 'write-text':
-      return o.length === MCOUNT_INSN_SIZE
-        ? `probe_kernel_write(${operandText(o.at)}, ${operandText(o.code)})`
-        : `probe_kernel_write(${operandText(o.at)}+${o.offset}, ${operandText(o.code)}+${o.offset}, ${o.length})`;
-    case 'compare-text':
-      return `probe_kernel_read(${operandText(o.at)}), compare with ${operandText(o.code)}`;
-    case 'execute':
-      return `${o.function}()`;
-    case 'emulate':
-      return `emulate ${operandText(o.code)}`;
-    case 'retry':
-      return 'return to the site';
-    case 'sync-core':
-      return 'sync_core()';
-    case 'sync-all':
-      return 'sync all CPUs';
-    case 'call':
-      return `${o.routine}()`;
-    case 'branch':
-      return `if (${operandText(o.left)} ${tests[o.test]} ${operandText(o.right)}) goto ${o.to}`;
-    case 'jump':
-      return `goto ${o.to}`;
-    case 'label':
-      return `${o.name}:`;
-    case 'return':
-      return 'return';
-  }
 }

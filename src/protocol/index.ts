@@ -1,4 +1,5 @@
 export * from './operations.js';
+export { describeOperation } from './describe-operation.js';
 export {
   EFAULT,
   EINVAL,

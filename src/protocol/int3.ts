@@ -24,13 +24,16 @@ import {
   branch,
   call,
   compareSwap,
+  count,
   emulate,
   execute,
   instead,
   label,
   load,
+  noteLongest,
   numbered,
   calculate,
+  readClock,
   retry,
   smpMb,
   smpRmb,
@@ -54,7 +57,16 @@ const words: readonly Word[] = [
   },
   { name: 'bp_ip', initial: 0, use: 'address', meaning: 'the published site' },
   { name: 'bp_code', initial: 0, use: 'code', meaning: 'its new code' },
+  { name: 'bp_wait_count', initial: 0, use: 'statistic', meaning: 'times the patcher waited for traps' },
+  { name: 'bp_longest_wait', initial: 0, use: 'statistic', meaning: 'the longest of its waits' },
 ];
+
+const helpedCount: Word = {
+  name: 'bp_update_count',
+  initial: 0,
+  use: 'statistic',
+  meaning: 'times a trap helped',
+};
 
 const writeHead = (at: Operand, code: Operand): Operation => ({
   op: 'write-text',
@@ -103,7 +115,15 @@ const publish: readonly Operation[] = [
 const finish: readonly Operation[] = [
   label('drop'),
   ...numbered(5, ...step('refs', ...dropReference)),
-  ...numbered(5, ...step('last-wait', waitUntil('bp_refs', 'equal', 0))),
+  ...numbered(
+    5,
+    ...step(
+      'last-wait',
+      readClock('wait_began'),
+      waitUntil('bp_refs', 'equal', 0, 'bp_wait_count'),
+      noteLongest('bp_longest_wait', 'wait_began'),
+    ),
+  ),
 ];
 
 const writeInThreeSteps: readonly Operation[] = [
@@ -197,7 +217,7 @@ export const int3Help: Protocol = {
   name: 'int3-help',
   title: 'int3, with traps that help to make the change',
   purpose: 'a trap lasts no longer than the change, even if the patcher is not running',
-  words,
+  words: [...words, helpedCount],
   steps: [
     ...steps,
     { name: 'helper-breakpoint', meaning: 'a trap that helps writes the breakpoint first: it may be late' },
@@ -224,7 +244,7 @@ export const int3Help: Protocol = {
           branch('published_ip', 'not-equal', TRAPPED_IP, 'other'),
         ),
         ...numbered(7, load('published_code', 'bp_code')),
-        ...numbered(8, call('make_change')),
+        ...numbered(8, call('make_change'), count('bp_update_count')),
         label('other'),
         ...numbered(8, ...step('refs', ...dropReference)),
         label('over'),

@@ -19,9 +19,12 @@ import {
   atomicAdd,
   branch,
   call,
+  count,
   label,
   load,
+  noteLongest,
   numbered,
+  readClock,
   smpMb,
   smpWmb,
   step,
@@ -43,6 +46,9 @@ export const nmi2008: Protocol = {
     { name: 'mod_code_write', initial: 0, use: 'value', meaning: 'the flag: a change is pending' },
     { name: 'mod_code_ip', initial: 0, use: 'address', meaning: 'the IP buffer' },
     { name: 'mod_code_newcode', initial: 0, use: 'code', meaning: 'the code buffer' },
+    { name: 'nmi_wait_count', initial: 0, use: 'statistic', meaning: 'times the patcher had to wait' },
+    { name: 'nmi_longest_wait', initial: 0, use: 'statistic', meaning: 'the longest of its waits' },
+    { name: 'nmi_update_count', initial: 0, use: 'statistic', meaning: 'times an NMI helped' },
   ],
   steps: [
     { name: 'fill-barrier', meaning: 'smp_wmb after the buffers are filled' },
@@ -83,7 +89,7 @@ export const nmi2008: Protocol = {
         // in_nmi must be seen before the flag is read.
         ...numbered(7, ...step('enter-barrier', smpMb())),
         ...numbered(7, load('pending', 'mod_code_write'), branch('pending', 'equal', 0, 'entered')),
-        ...numbered(7, ...step('help', call('ftrace_mod_code'))),
+        ...numbered(7, ...step('help', call('ftrace_mod_code'), count('nmi_update_count'))),
         label('entered'),
       ],
     },
@@ -95,7 +101,14 @@ export const nmi2008: Protocol = {
         ...numbered(8, ...step('count', atomicAdd('in_nmi', -1))),
       ],
     },
-    { name: 'wait_for_nmi', operations: [waitUntil('in_nmi', 'equal', 0)] },
+    {
+      name: 'wait_for_nmi',
+      operations: [
+        readClock('wait_began'),
+        waitUntil('in_nmi', 'equal', 0, 'nmi_wait_count'),
+        noteLongest('nmi_longest_wait', 'wait_began'),
+      ],
+    },
     {
       name: 'do_ftrace_mod_code',
       operations: [

@@ -27,7 +27,9 @@ import {
   count,
   label,
   load,
+  noteLongest,
   numbered,
+  readClock,
   set,
   smpMb,
   smpRmb,
@@ -35,6 +37,7 @@ import {
   store,
   waitUntil,
 } from './operations.js';
+import type { Operation } from './operations.js';
 import { ftraceModifyCode } from './modify-code.js';
 import { hookFirst, nmiFrame } from './nmi-frame.js';
 import type { Protocol } from './protocol.js';
@@ -49,6 +52,12 @@ const AWARE_MASK = 0x7fff_0000;
 const ONE_INSIDE = 1;
 const INSIDE_MASK = 0xffff;
 
+const waitUntilNoneIn = (mask: number): readonly Operation[] => [
+  readClock('wait_began'),
+  waitUntil('nmi_state', 'none-set', mask, 'nmi_wait_count'),
+  noteLongest('nmi_longest_wait', 'wait_began'),
+];
+
 export const nmiNoStorm: Protocol = {
   name: 'nmi-no-storm',
   title: 'waits only for the NMIs already inside',
@@ -58,6 +67,8 @@ export const nmiNoStorm: Protocol = {
     { name: 'mod_code_status', initial: 0, use: 'value', meaning: 'result of the write' },
     { name: 'mod_code_ip', initial: 0, use: 'address', meaning: 'the IP buffer' },
     { name: 'mod_code_newcode', initial: 0, use: 'code', meaning: 'the code buffer' },
+    { name: 'nmi_wait_count', initial: 0, use: 'statistic', meaning: 'times the patcher had to wait' },
+    { name: 'nmi_longest_wait', initial: 0, use: 'statistic', meaning: 'the longest of its waits' },
     { name: 'nmi_update_count', initial: 0, use: 'statistic', meaning: 'times an NMI helped' },
   ],
   steps: [
@@ -144,12 +155,12 @@ export const nmiNoStorm: Protocol = {
         ...numbered(1, ...step('fill-barrier', smpMb())),
         ...numbered(2, atomicAdd('nmi_state', PENDING)),
         ...numbered(2, ...step('flag-barrier', smpMb())),
-        ...numbered(3, ...step('first-wait', waitUntil('nmi_state', 'none-set', INSIDE_MASK))),
+        ...numbered(3, ...step('first-wait', ...waitUntilNoneIn(INSIDE_MASK))),
         ...numbered(3, ...step('wait-barrier', smpMb())),
         ...numbered(4, call('ftrace_mod_code')),
         ...numbered(4, ...step('write-barrier', smpMb())),
         ...numbered(5, atomicAdd('nmi_state', -PENDING)),
-        ...numbered(6, ...step('last-wait', waitUntil('nmi_state', 'none-set', AWARE_MASK))),
+        ...numbered(6, ...step('last-wait', ...waitUntilNoneIn(AWARE_MASK))),
         load('status', 'mod_code_status'),
       ],
     },

@@ -27,7 +27,9 @@ import {
   jump,
   label,
   load,
+  noteLongest,
   numbered,
+  readClock,
   smpMb,
   smpRmb,
   step,
@@ -86,7 +88,13 @@ export const nmiOneWord: Protocol = {
     { name: 'mod_code_status', initial: 0, use: 'value', meaning: 'result of the write' },
     { name: 'mod_code_ip', initial: 0, use: 'address', meaning: 'the IP buffer' },
     { name: 'mod_code_newcode', initial: 0, use: 'code', meaning: 'the code buffer' },
-    { name: 'nmi_wait_count', initial: 0, use: 'statistic', meaning: 'times the patcher had to wait' },
+    {
+      name: 'nmi_wait_count',
+      initial: 0,
+      use: 'statistic',
+      meaning: 'times the patcher found somebody inside',
+    },
+    { name: 'nmi_longest_wait', initial: 0, use: 'statistic', meaning: 'the longest of its waits' },
     { name: 'nmi_update_count', initial: 0, use: 'statistic', meaning: 'times an NMI helped' },
   ],
   steps: [
@@ -128,12 +136,14 @@ export const nmiOneWord: Protocol = {
     {
       name: 'wait_for_nmi_and_set_mod_flag',
       operations: [
+        readClock('wait_began'),
         label('again'),
         compareSwap('found', 'nmi_running', 0, MOD_CODE_WRITE_FLAG),
         branch('found', 'equal', 0, 'raised'),
         count('nmi_wait_count'),
         jump('again'),
         label('raised'),
+        noteLongest('nmi_longest_wait', 'wait_began'),
       ],
     },
     {
@@ -149,7 +159,15 @@ export const nmiOneWord: Protocol = {
         // The write must happen before the flag is cleared.
         ...numbered(3, ...step('write-barrier', smpMb())),
         ...numbered(4, call('clear_mod_flag')),
-        ...numbered(5, ...step('last-wait', waitUntil('nmi_running', 'equal', 0))),
+        ...numbered(
+          5,
+          ...step(
+            'last-wait',
+            readClock('wait_began'),
+            waitUntil('nmi_running', 'equal', 0, 'nmi_wait_count'),
+            noteLongest('nmi_longest_wait', 'wait_began'),
+          ),
+        ),
         load('status', 'mod_code_status'),
       ],
     },

@@ -19,6 +19,9 @@ export const SKIP = 'skip';
 /** Reserved, read-only, in `trap` only: the address of the site whose breakpoint was executed. */
 export const TRAPPED_IP = 'trapped_ip';
 
+/** The unit of `read-clock`, in ticks of the time-stamp counter: 32 bits of them last for many minutes. */
+export const CLOCK_UNIT_TICKS = 1024;
+
 /** How two values are compared. `any-set`: they share a set bit; `none-set`: they share none. */
 export type Test = 'equal' | 'not-equal' | 'any-set' | 'none-set';
 
@@ -53,10 +56,26 @@ export type Primitive =
       readonly old: string;
     }
   | { readonly op: 'fence'; readonly kind: FenceKind }
-  /** Spins (`cpu_relax`) until the word passes the test. */
-  | { readonly op: 'wait-until'; readonly word: string; readonly test: Test; readonly value: Operand }
+  /**
+   * Spins (`cpu_relax`) until the word passes the test. `waits` is a statistic: it is counted up if the word does not pass
+   * at once.
+   */
+  | {
+      readonly op: 'wait-until';
+      readonly word: string;
+      readonly test: Test;
+      readonly value: Operand;
+      readonly waits?: string;
+    }
   /** A counter that nothing but a report reads: an atomic increment of a word whose `use` is `statistic`. */
   | { readonly op: 'count'; readonly word: string }
+  /** For a report only: the time now, in units of `CLOCK_UNIT_TICKS`. */
+  | { readonly op: 'read-clock'; readonly to: string }
+  /**
+   * For a report only: raises a statistic to the time since the clock was read. Not atomic: for words that the patcher alone
+   * writes.
+   */
+  | { readonly op: 'note-longest'; readonly word: string; readonly since: string }
   /**
    * `probe_kernel_write`: copies `length` bytes of the code buffer at `code`, from `offset` on, to the same offset of
    * the site at `at`. Not atomic. `status` is 0, or -EFAULT if either address is bad; it never crashes.
@@ -138,13 +157,16 @@ export const compareSwap = (old: string, word: string, expected: Operand, desire
 export const smpMb = (): Primitive => ({ op: 'fence', kind: 'full' });
 export const smpWmb = (): Primitive => ({ op: 'fence', kind: 'write' });
 export const smpRmb = (): Primitive => ({ op: 'fence', kind: 'read' });
-export const waitUntil = (word: string, test: Test, value: Operand): Primitive => ({
+export const waitUntil = (word: string, test: Test, value: Operand, waits?: string): Primitive => ({
   op: 'wait-until',
   word,
   test,
   value,
+  ...(waits === undefined ? {} : { waits }),
 });
 export const count = (word: string): Primitive => ({ op: 'count', word });
+export const readClock = (to: string): Primitive => ({ op: 'read-clock', to });
+export const noteLongest = (word: string, since: string): Primitive => ({ op: 'note-longest', word, since });
 export const execute = (traced: TracedFunction): Primitive => ({ op: 'execute', function: traced });
 export const emulate = (code: Operand): Primitive => ({ op: 'emulate', code });
 export const retry = (): Primitive => ({ op: 'retry' });

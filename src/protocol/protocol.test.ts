@@ -24,6 +24,7 @@ test('every routine that is called is there, and every word that is used is decl
       for (const o of operations) {
         if (o.op === 'call') routineOf(protocol, o.routine);
         if ('word' in o) assert.ok(words.includes(o.word), `${protocol.name}: ${o.word}`);
+        if (o.op === 'wait-until' && o.waits !== undefined) assert.ok(words.includes(o.waits), o.waits);
       }
   }
 });

@@ -10,7 +10,7 @@ export const EPERM = 1;
 export const EFAULT = 14;
 export const EINVAL = 22;
 
-/** A word of shared memory. All words are 32 bits wide. */
+/** A word of shared memory: 32 bits wide, or as wide as an address if it holds one (`address`, `code`). */
 export interface Word {
   readonly name: string;
   readonly initial: number;

@@ -16,6 +16,7 @@ const commands: ReadonlyMap<string, () => Promise<RegisterCommand>> = new Map([
   ['report', async () => (await import('./report.js')).registerReport],
   ['export', async () => (await import('./export.js')).registerExport],
   ['check', async () => (await import('./check.js')).registerCheck],
+  ['stress', async () => (await import('./stress.js')).registerStress],
   ['doctor', async () => (await import('./doctor.js')).registerDoctor],
 ]);
 
