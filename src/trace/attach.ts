@@ -1,6 +1,6 @@
 // From a process or a program to a session.
 import { CannotError, UsageError } from '../errors/index.js';
-import { readCommandLine } from '../linux/index.js';
+import { haste, readCommandLine } from '../linux/index.js';
 import type { RecordingHeader, RecordingSink } from '../recording/index.js';
 import { demangle, type Pattern } from '../symbols/index.js';
 import {
@@ -102,6 +102,7 @@ export function attachTo(pid: number, options: TraceOptions & Recorded = {}): Se
   checkOptions(options);
   const before = preflight(pid);
   const memory = new TargetMemory(pid);
+  haste.begin();
   try {
     const times = new HoldTimes();
     const recovery = recover(pid, memory, times);
@@ -116,6 +117,8 @@ export function attachTo(pid: number, options: TraceOptions & Recorded = {}): Se
   } catch (error) {
     memory.close();
     throw error;
+  } finally {
+    haste.end();
   }
 }
 

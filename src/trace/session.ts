@@ -1,5 +1,5 @@
 import { isSafepokeError } from '../errors/index.js';
-import { SYS, systemCall } from '../linux/index.js';
+import { SYS, haste, systemCall } from '../linux/index.js';
 import {
   CallBuilder,
   CallObjects,
@@ -216,8 +216,14 @@ export class Session implements AsyncIterable<Call> {
     }
     let restored = true;
     try {
-      if (isOurEnd(end.why)) restored = await this.#detach();
-      else this.#drain.finish();
+      if (isOurEnd(end.why)) {
+        haste.begin();
+        try {
+          restored = await this.#detach();
+        } finally {
+          haste.end();
+        }
+      } else this.#drain.finish();
     } catch (error) {
       // The target may have ended, or become another program, under our hands: there is nothing left to restore then.
       const targetEnd = this.#parts.watch.check();
