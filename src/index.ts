@@ -51,7 +51,7 @@ export function openRecording(path: string): RecordingFile {
   return new RecordingFile(path);
 }
 
-export { Session, examineMachine, listFunctions } from './trace/index.js';
+export { Session, examineMachine, listFunctions, whenLoaded } from './trace/index.js';
 export type {
   Finding,
   FunctionListing,

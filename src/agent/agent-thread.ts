@@ -12,6 +12,7 @@ import {
   OwnerWord,
   SYS,
   faultPoint,
+  preferThread,
   readStatus,
   readThreads,
   type OwnMapping,
@@ -197,7 +198,12 @@ export class AgentThread {
     thread.#longs[AGENT.stack / 8] = BigInt(places.code);
     const { page } = places;
     const result = call(SYS.clone, AGENT_THREAD_FLAGS, page + AGENT.stack, 0, 0, page + AGENT.threadBlock);
-    if (result > 0) return thread;
+    if (result > 0) {
+      // Among hundreds of busy threads it would not get the processor for seconds.
+      const tid = thread.#tidOf(result);
+      if (tid !== undefined) preferThread(tid);
+      return thread;
+    }
     thread.#owner.release();
     return undefined;
   }
@@ -206,13 +212,15 @@ export class AgentThread {
   get tid(): number {
     if (this.#tid !== 0 || this.#isForgotten) return this.#tid;
     this.#await(() => this.#words[AGENT.state / 4] !== AGENT_STATE.none);
-    const own = String(this.#words[AGENT.tid / 4]);
-    // In a PID namespace of its own it has another id than the one that we know it by.
-    const isIt = (tid: number): boolean =>
-      (readStatus(this.#pid, tid)?.get('NSpid') ?? String(tid)).split(/\s+/).at(-1) === own;
-    const threads = readThreads(this.#pid) ?? [];
-    this.#tid = threads.reverse().find(isIt) ?? 0;
+    this.#tid = this.#tidOf(this.#words[AGENT.tid / 4]) ?? 0;
     return this.#tid;
+  }
+
+  /** In a PID namespace of its own it has another id than the one that we know it by. */
+  #tidOf(own: number): number | undefined {
+    const isIt = (tid: number): boolean =>
+      (readStatus(this.#pid, tid)?.get('NSpid') ?? String(tid)).split(/\s+/).at(-1) === String(own);
+    return (readThreads(this.#pid) ?? []).reverse().find(isIt);
   }
 
   /** Has the thread make a system call. Returns what the kernel does. @throws CannotError AGENT_LOST */

@@ -25,6 +25,11 @@ export function buildCalls(
   return compile(compiler, ['-O2', '-pthread', ...flags, CALLS], join(directory, `calls-${variant}`));
 }
 
+/** bench/targets/scale.c: many threads. */
+export function buildScale(directory: string): string | undefined {
+  return compile('gcc', ['-O2', '-pthread', join(TARGETS, 'scale.c')], join(directory, 'scale'));
+}
+
 /**
  * A program of `count` small functions, which it calls in turn, with naps, without end; with an argument it only tells the
  * time at which `main` began, in nanoseconds of CLOCK_MONOTONIC, and ends.

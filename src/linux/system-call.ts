@@ -40,6 +40,8 @@ export const SYS = {
   mremap: 25,
   madvise: 28,
   nanosleep: 35,
+  getpriority: 140,
+  setpriority: 141,
   sched_setscheduler: 144,
   sched_getscheduler: 145,
   munlock: 150,

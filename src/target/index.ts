@@ -1,4 +1,5 @@
 export { Hold, HoldTimes, pause, type HeldThread } from './hold.js';
+export { Loader } from './loader.js';
 export { TargetMemory } from './memory.js';
 export { readModules, type Module, type UnusableModule } from './modules.js';
 export { hasFsgsbase, preflight, type Preflight } from './preflight.js';

@@ -281,15 +281,15 @@ export class Target {
 /** safepoke at work on something, until a signal, a duration or the target ends it. */
 export class Running {
   readonly child: ChildProcessWithoutNullStreams;
-  readonly #summary: string;
+  readonly summaryPath: string;
   readonly recording: string;
   stdout = '';
   stderr = '';
 
   private constructor(command: 'attach' | 'run', options: readonly string[], recorded: boolean) {
-    this.#summary = fresh('summary.json');
+    this.summaryPath = fresh('summary.json');
     this.recording = fresh('recording');
-    const outputs = [...(recorded ? ['-o', this.recording] : []), '--summary', this.#summary];
+    const outputs = [...(recorded ? ['-o', this.recording] : []), '--summary', this.summaryPath];
     this.child = spawn(process.execPath, [main, command, ...outputs, ...options], {
       cwd: folder,
       stdio: 'pipe',
@@ -302,6 +302,11 @@ export class Running {
   /** Attaches, and waits until the process is being traced. */
   static async attach(pid: number, ...options: string[]): Promise<Running> {
     return Running.#attach(pid, options, true);
+  }
+
+  /** Attaches, and does not wait for that. */
+  static attachLater(pid: number, ...options: string[]): Running {
+    return new Running('attach', ['-p', String(pid), ...options], true);
   }
 
   /** The same, with calls printed as they come. */
@@ -335,7 +340,7 @@ export class Running {
     const { child } = this;
     await this.gone();
     const ran = { status: child.exitCode, stdout: this.stdout, stderr: this.stderr };
-    return { ...ran, recording: this.recording, summary: readSummary(this.#summary, this.stderr) };
+    return { ...ran, recording: this.recording, summary: readSummary(this.summaryPath, this.stderr) };
   }
 
   /** Ctrl-C. */

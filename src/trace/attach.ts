@@ -1,11 +1,12 @@
 // From a process or a program to a session.
 import { CannotError, UsageError } from '../errors/index.js';
-import { readCommandLine } from '../linux/index.js';
+import { haste, readCommandLine } from '../linux/index.js';
 import type { RecordingHeader, RecordingSink } from '../recording/index.js';
-import { demangle } from '../symbols/index.js';
+import { demangle, type Pattern } from '../symbols/index.js';
 import {
   Hold,
   HoldTimes,
+  Loader,
   TargetMemory,
   findProgram,
   killStopped,
@@ -18,7 +19,7 @@ import {
 import { DEFAULT_BUFFER_BYTES, MAX_BUFFER_BYTES, MIN_BUFFER_BYTES, type TraceOptions } from './options.js';
 import { PatchedTarget } from './patched-target.js';
 import { recover } from './recovery.js';
-import { ModuleFunctions, parsePatterns, selectFunctions } from './selection.js';
+import { ModuleFunctions, concernsModule, parsePatterns, selectFunctions } from './selection.js';
 import { Session } from './session.js';
 import {
   SESSION_REFUSALS,
@@ -101,6 +102,7 @@ export function attachTo(pid: number, options: TraceOptions & Recorded = {}): Se
   checkOptions(options);
   const before = preflight(pid);
   const memory = new TargetMemory(pid);
+  haste.begin();
   try {
     const times = new HoldTimes();
     const recovery = recover(pid, memory, times);
@@ -115,6 +117,8 @@ export function attachTo(pid: number, options: TraceOptions & Recorded = {}): Se
   } catch (error) {
     memory.close();
     throw error;
+  } finally {
+    haste.end();
   }
 }
 
@@ -200,6 +204,32 @@ function trustedFirst(
   return [first, ...trusted.filter((range) => range !== first)];
 }
 
+/** Tells when a library has been loaded that a filter names. The list of mappings is read only when the loader's has grown. */
+function loadWatch(
+  pid: number,
+  memory: TargetMemory,
+  before: readonly Module[],
+  filters: readonly Pattern[],
+): () => boolean {
+  const loader = Loader.of(memory, before[0]);
+  let known = new Set<bigint>();
+  const places = new Set(before.map(({ path, bias }) => `${path} ${bias}`));
+  return () => {
+    const now = loader?.loaded();
+    if (now === undefined) return false;
+    const isFresh = now.some((address) => !known.has(address));
+    known = new Set(now);
+    return (
+      isFresh &&
+      readModules(pid).modules.some(
+        (module) =>
+          !places.has(`${module.path} ${module.bias}`) &&
+          filters.some((pattern) => concernsModule(pattern, module)),
+      )
+    );
+  };
+}
+
 function start({ pid, options, memory, times, adopted, isChild, before, since }: Start): Session {
   const entryOnly = options.entryOnly ?? false;
   if (before.shadowStack && !entryOnly) {
@@ -277,6 +307,8 @@ function start({ pid, options, memory, times, adopted, isChild, before, since }:
     timeStamp,
     attachMs,
     sink: options.sink,
+    newestBytes: options.newestBytes,
+    hasLoaded: options.untilLoaded === true ? loadWatch(pid, memory, modules, filters) : (): boolean => false,
     onNote,
     close: () => {
       target.agent.close();

@@ -5,4 +5,5 @@ export { SESSION_REFUSALS, type RefusedFunction, type SessionRefusalReason } fro
 export type { SessionEnd, SessionSummary } from './summary.js';
 export { listFunctions, type FunctionListing, type ListedFunction } from './list-functions.js';
 export { examineMachine, type Finding } from './doctor.js';
+export { whenLoaded } from './when-loaded.js';
 export type { TargetEnd } from './target-exit.js';

@@ -15,6 +15,10 @@ export interface TraceOptions {
   readonly bufferBytes?: number;
   /** Only calls that last at least so many nanoseconds are wanted. Outputs leave the others out; a recording notes it. */
   readonly minDurationNs?: number;
+  /** Of what goes to the recording only the newest records are kept, of so many bytes. */
+  readonly newestBytes?: number;
+  /** The session ends (`loaded`) when a library is loaded that the filters name, so that another can trace it as well. */
+  readonly untilLoaded?: boolean;
   /** Told what the session has done and met, a line at a time. */
   readonly onNote?: (line: string) => void;
 }

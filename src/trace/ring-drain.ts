@@ -55,12 +55,17 @@ const MAX_AHEAD_AT_ONCE = 4 << 20;
 
 const WORDS64_PER_HEADER = HEADER.size / 8;
 
+interface MappedRing {
+  readonly mapping: OwnMapping;
+  readonly words: Uint32Array<ArrayBuffer>;
+}
+
 interface LiveLane {
   readonly index: number;
   readonly id: number;
   tid: number;
-  readonly ring: OwnMapping;
-  readonly words: Uint32Array<ArrayBuffer>;
+  /** Mapped when there is something in it for the first time: of a thousand threads most may sleep. */
+  ring: MappedRing | undefined;
   /** Where it began, in bytes of all times. */
   readonly start: number;
   /** Bytes consumed, of all times. */
@@ -171,14 +176,12 @@ export class RingDrain {
     for (let index = 1, at = stride + HEADER.state / 4; index < lanes; index++, at += stride) {
       if (this.#headers32[at] === LANE_STATE.free || this.#live.has(index) || this.#retired.has(index))
         continue;
-      const ring = this.#agent.mapRing(index);
       const tail = Number(this.#headers[index * WORDS64_PER_HEADER + HEADER.tail / 8]);
       const lane: LiveLane = {
         index,
         id: this.#nextId++,
         tid: this.#tidOf(index),
-        ring,
-        words: new Uint32Array(ring.bytes),
+        ring: undefined,
         start: tail,
         tail,
         lostTold: 0,
@@ -224,11 +227,21 @@ export class RingDrain {
     return inNamespace ?? tid;
   }
 
+  #ringOf(lane: LiveLane): MappedRing {
+    if (lane.ring === undefined) {
+      const mapping = this.#agent.mapRing(lane.index);
+      lane.ring = { mapping, words: new Uint32Array(mapping.bytes) };
+    }
+    return lane.ring;
+  }
+
   #take(lane: LiveLane, now: number, final: boolean): number {
-    const ringWords = lane.words.length;
     let taken = 0;
     // What comes meanwhile waits for the next poll: a thread that writes as fast as we read would keep us here for good.
     const head = this.#head(lane.index);
+    if (lane.ring === undefined && head === lane.tail) return 0;
+    const { words } = this.#ringOf(lane);
+    const ringWords = words.length;
     this.#reserveAhead(lane, head);
     for (;;) {
       const waiting = (head - lane.tail) / RECORD_BYTES;
@@ -242,11 +255,11 @@ export class RingDrain {
         ringWords,
         start + MAX_PIECE_RECORDS * RECORD_WORDS,
       );
-      const end = this.#count(lane, start, limit);
+      const end = this.#count(lane, words, start, limit);
       if (end > start) {
         lane.stuckSince = undefined;
-        this.#listener.onRecords(lane.id, lane.words.subarray(start, end), head - lane.tail);
-        lane.words.fill(0, start, end);
+        this.#listener.onRecords(lane.id, words.subarray(start, end), head - lane.tail);
+        words.fill(0, start, end);
         taken += (end - start) / RECORD_WORDS;
         this.#advance(lane, end - start);
       }
@@ -259,8 +272,7 @@ export class RingDrain {
   }
 
   /** Goes through records from `start`; returns where the first unfinished one is. Hot: no calls, no allocation. */
-  #count(lane: LiveLane, start: number, limit: number): number {
-    const { words } = lane;
+  #count(lane: LiveLane, words: Uint32Array, start: number, limit: number): number {
     const { entries } = this;
     let lost = 0;
     let at = start;
@@ -339,7 +351,7 @@ export class RingDrain {
       if (offset < lane.kept) {
         at += lane.kept - offset;
       } else {
-        if (!lane.ring.populate(offset, end - at)) return;
+        if (!this.#ringOf(lane).mapping.populate(offset, end - at)) return;
         at = end;
       }
       lane.reserved = at;
@@ -362,8 +374,10 @@ export class RingDrain {
     // Of an ended thread it may be exact, and must be, for the next owner of the lane goes on there.
     this.#headers[lane.index * WORDS64_PER_HEADER + HEADER.tail / 8] = BigInt(lane.tail);
     this.#live.delete(lane.index);
-    lane.ring.unmap();
-    this.#agent.releaseRing(lane.index, 0, this.#agent.geometry.ringBytes);
+    if (lane.ring !== undefined) {
+      lane.ring.mapping.unmap();
+      this.#agent.releaseRing(lane.index, 0, this.#agent.geometry.ringBytes);
+    }
     if (!mayRecycle) return;
     this.#retired.add(lane.index);
     try {

@@ -24,7 +24,7 @@ export function parsePatterns(texts: readonly string[] | undefined): Pattern[] {
 }
 
 /** A library goes by the name of its file and by the one that programs ask for: libz.so.1.2.13 is libz.so.1. */
-function concerns(pattern: Pattern, module: Module): boolean {
+export function concernsModule(pattern: Pattern, module: Module): boolean {
   if (!pattern.namesModule) return module.isExecutable;
   const { soname } = module.elf();
   return pattern.matchesModule(module.name) || (soname !== undefined && pattern.matchesModule(soname));
@@ -58,11 +58,11 @@ export function selectFunctions(
   const selections: ModuleSelection[] = [];
   const looked: Module[] = [];
   for (const module of modules) {
-    const wanted = filters.filter((pattern) => concerns(pattern, module));
+    const wanted = filters.filter((pattern) => concernsModule(pattern, module));
     if (filters.length === 0 ? !module.isExecutable : wanted.length === 0) continue;
     looked.push(module);
     const all = functions.of(module);
-    const unwanted = notrace.filter((pattern) => concerns(pattern, module));
+    const unwanted = notrace.filter((pattern) => concernsModule(pattern, module));
     const selected = all.filter(
       (f) =>
         (filters.length === 0 || wanted.some((pattern) => matchesFunction(pattern, f))) &&

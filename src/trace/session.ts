@@ -1,9 +1,10 @@
 import { isSafepokeError } from '../errors/index.js';
-import { SYS, systemCall } from '../linux/index.js';
+import { SYS, haste, systemCall } from '../linux/index.js';
 import {
   CallBuilder,
   CallObjects,
   LaneMerger,
+  NewestWriter,
   RECORD_BYTES,
   RecordingWriter,
   TraceInfo,
@@ -60,6 +61,10 @@ export interface SessionParts {
   readonly timeStamp: TimeStamp;
   readonly attachMs: number;
   readonly sink: RecordingSink | undefined;
+  /** Bytes of records to keep, the newest; undefined: all. */
+  readonly newestBytes: number | undefined;
+  /** True once a library has been loaded that is to be traced as well. */
+  readonly hasLoaded: () => boolean;
   readonly onNote: (line: string) => void;
   /** Called last of all. */
   readonly close: () => void;
@@ -77,7 +82,7 @@ export class Session implements AsyncIterable<Call> {
   readonly #parts: SessionParts;
   readonly #drain: RingDrain;
   /** Undefined where nothing is recorded, and once writing has failed. */
-  #writer: RecordingWriter | undefined;
+  #writer: RecordingWriter | NewestWriter | undefined;
   #writeFailure: Error | undefined;
   readonly #consumers: Consumer[] = [];
   readonly #writes: { lane: number; words: Uint32Array }[] = [];
@@ -91,7 +96,10 @@ export class Session implements AsyncIterable<Call> {
     this.#parts = parts;
     this.pid = parts.pid;
     this.info = new TraceInfo(parts.header);
-    this.#writer = parts.sink === undefined ? undefined : new RecordingWriter(parts.sink, parts.header);
+    if (parts.sink !== undefined) {
+      const writer = new RecordingWriter(parts.sink, parts.header);
+      this.#writer = parts.newestBytes === undefined ? writer : new NewestWriter(writer, parts.newestBytes);
+    }
     this.#drain = new RingDrain(
       parts.pid,
       parts.target.agent,
@@ -208,8 +216,14 @@ export class Session implements AsyncIterable<Call> {
     }
     let restored = true;
     try {
-      if (end.why === 'stopped') restored = await this.#detach();
-      else this.#drain.finish();
+      if (isOurEnd(end.why)) {
+        haste.begin();
+        try {
+          restored = await this.#detach();
+        } finally {
+          haste.end();
+        }
+      } else this.#drain.finish();
     } catch (error) {
       // The target may have ended, or become another program, under our hands: there is nothing left to restore then.
       const targetEnd = this.#parts.watch.check();
@@ -220,7 +234,8 @@ export class Session implements AsyncIterable<Call> {
       end = targetEnd === undefined ? this.#vanished() : { why: endOf(targetEnd), target: targetEnd };
       this.#drain.finish();
     }
-    const summary = this.#makeSummary(end.why, end.target, restored);
+    this.#flushWrites();
+    const summary = this.#makeSummary(end.why, end.target, restored, this.#releaseNewest());
     this.#summary = summary;
     try {
       if (failure === undefined) {
@@ -258,6 +273,7 @@ export class Session implements AsyncIterable<Call> {
         const target = this.#parts.watch.check();
         if (target !== undefined) return { why: endOf(target), target };
         if (!this.#parts.target.agent.isPresent()) return this.#vanished();
+        if (this.#parts.hasLoaded()) return { why: 'loaded', target: undefined };
       }
       await (taken > 0 || isBehind || this.#writeBytes > 0 ? nextTurn() : this.#sleep(IDLE_MS));
     }
@@ -341,7 +357,7 @@ export class Session implements AsyncIterable<Call> {
   }
 
   /** A recording that cannot be written on ends the session; it must not keep it from putting the target right. */
-  #write(write: (writer: RecordingWriter) => void): void {
+  #write(write: (writer: RecordingWriter | NewestWriter) => void): void {
     if (this.#writer === undefined) return;
     try {
       write(this.#writer);
@@ -403,13 +419,26 @@ export class Session implements AsyncIterable<Call> {
     return bytes;
   }
 
+  /** Writes what a flight recorder has kept. Returns how many records it has not. */
+  #releaseNewest(): number {
+    let notKept = 0;
+    this.#write((writer) => {
+      if (writer instanceof NewestWriter) notKept = writer.release();
+    });
+    return notKept;
+  }
+
   #finishRecording(summary: SessionSummary): void {
-    this.#flushWrites();
     this.#readClock();
     this.#message({ kind: 'end', summary: { ...summary } });
   }
 
-  #makeSummary(why: SessionEnd, target: TargetEnd | undefined, restored: boolean): SessionSummary {
+  #makeSummary(
+    why: SessionEnd,
+    target: TargetEnd | undefined,
+    restored: boolean,
+    notKept: number,
+  ): SessionSummary {
     const parts = this.#parts;
     const refused: Record<string, number> = {};
     for (const { reason } of parts.refused) refused[reason] = (refused[reason] ?? 0) + 1;
@@ -419,7 +448,7 @@ export class Session implements AsyncIterable<Call> {
       const { name } = this.info.functionAt(index);
       calls[name] = (calls[name] ?? 0) + count;
     });
-    const isGone = why !== 'stopped';
+    const isGone = !isOurEnd(why);
     return {
       pid: parts.pid,
       patched: parts.target.sites.filter((s) => s.kind !== 'hook').length - parts.target.refused.length,
@@ -427,6 +456,7 @@ export class Session implements AsyncIterable<Call> {
       records: this.#drain.records,
       dropped: this.#drain.dropped + this.#drain.abandoned + this.#drain.laneless,
       laneless: this.#drain.laneless,
+      not_kept: notKept,
       threads: this.#drain.threads,
       held_us: Math.round(parts.times.longestUs),
       held_total_us: Math.round(parts.times.totalUs),
@@ -459,6 +489,11 @@ function asError(error: unknown): Error {
   return error instanceof Error
     ? error
     : new Error('something that is no error was thrown', { cause: error });
+}
+
+/** True if the target lives on, and is what it was. */
+function isOurEnd(end: SessionEnd): boolean {
+  return end === 'stopped' || end === 'loaded';
 }
 
 function endOf(target: TargetEnd): SessionEnd {

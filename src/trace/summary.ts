@@ -11,6 +11,8 @@ export interface SessionSummary {
   readonly dropped: number;
   /** Those of `dropped` that no lane was free for, or that were made before the program had set up its thread. */
   readonly laneless: number;
+  /** Records taken that are not in the recording, as only the newest were to be kept. */
+  readonly not_kept: number;
   /** Threads that recorded. */
   readonly threads: number;
   /** Longest time that any one thread was held. */
@@ -32,5 +34,7 @@ export interface SessionSummary {
   readonly calls: Readonly<Record<string, number>>;
 }
 
-/** `stopped`: by us; `exited`, `killed`, `gone`: the target ended (`gone`: how is not known); `exec`: it became another program. */
-export type SessionEnd = 'stopped' | 'exited' | 'killed' | 'gone' | 'exec';
+/**
+ * `stopped`: by us; `loaded`: by us, since a library came that is to be traced as well; `exited`, `killed`, `gone`: the target ended (`gone`: how is not known); `exec`: it became another program.
+ */
+export type SessionEnd = 'stopped' | 'loaded' | 'exited' | 'killed' | 'gone' | 'exec';

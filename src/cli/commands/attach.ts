@@ -25,8 +25,9 @@ export const registerAttach: RegisterCommand = (program, terminal, setStatus) =>
       .requiredOption('-p, --pid <pid>', 'the process'),
   ).action(async (options: AttachOptions) => {
     const pid = parsePid(options.pid);
-    const [{ attach }, { follow, statusOf }] = await Promise.all([
+    const [{ attach }, { follow }, { statusOf }] = await Promise.all([
       import('../../index.js'),
+      import('./live-parts.js'),
       import('./live-session.js'),
     ]);
     const { summary } = await follow(terminal, options, (wanted) => attach(pid, wanted));

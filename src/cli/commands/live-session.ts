@@ -6,9 +6,9 @@ import {
   GraphOutput,
   JsonLinesOutput,
   TextBatch,
-  UsageError,
   filterCalls,
   formatCount,
+  isSafepokeError,
   type Session,
   type SessionOptions,
   type SessionSummary,
@@ -21,7 +21,9 @@ import type { LiveOptions } from './trace-options.js';
 
 /** Exit status of a program that a signal ended, as shells tell it. */
 const SIGNAL_STATUS = 128;
-const NS_PER_MS = 1e6;
+const DEFAULT_NEWEST_BYTES = 64 << 20;
+/** How often a library is looked for that is to be traced and is not loaded yet. */
+const LIBRARY_POLL_MS = 200;
 /** Lines that wait for others are shown after this long all the same. */
 const FLUSH_MS = 50;
 
@@ -34,6 +36,10 @@ function sessionOptions(options: LiveOptions, terminal: Terminal): SessionOption
     ...(options.entryOnly === undefined ? {} : { entryOnly: options.entryOnly }),
     ...(options.buffer === undefined ? {} : { bufferBytes: parseSize(options.buffer) }),
     ...(options.output === undefined ? {} : { output: options.output }),
+    ...(options.keep === 'newest'
+      ? { newestBytes: options.size === undefined ? DEFAULT_NEWEST_BYTES : parseSize(options.size) }
+      : {}),
+    ...(options.followDlopen === true ? { untilLoaded: true } : {}),
     onNote: (line) => {
       terminal.warn(line);
     },
@@ -61,25 +67,43 @@ export function statusOf(end: TargetEnd): number {
   return end.kind === 'killed' ? SIGNAL_STATUS + end.signal : 0;
 }
 
+/** What came of a session. */
+export interface Followed {
+  readonly session: Session;
+  readonly summary: SessionSummary | undefined;
+  /** The signal that ended it, if one did. */
+  readonly signal: number | undefined;
+}
+
+/**
+ * With `--follow-dlopen` a session may have to wait for the library that it is to trace. Nothing is done to the process before.
+ */
+async function beginWhenLoaded(
+  options: LiveOptions,
+  isOver: () => boolean,
+  begin: () => Session,
+): Promise<Session> {
+  for (;;) {
+    try {
+      return begin();
+    } catch (error) {
+      const waits = options.followDlopen === true && isSafepokeError(error) && error.code === 'NO_MODULE';
+      if (!waits || isOver()) throw error;
+    }
+    await new Promise((resolve) => setTimeout(resolve, LIBRARY_POLL_MS));
+  }
+}
+
 /**
  * Runs a session to its end: until the target ends, the time is over, a signal comes, or nobody reads any more. The session's
- * summary is written and noted in each case.
- *
- * Returns the summary and the signal that ended it, if one did.
+ * summary is written and noted in each case. `endAt` is a time of performance.now().
  */
-export async function follow(
+export async function followOne(
   terminal: Terminal,
   options: LiveOptions,
   begin: (options: SessionOptions) => Session,
-): Promise<{ session: Session; summary: SessionSummary | undefined; signal: number | undefined }> {
-  const durationMs = options.duration === undefined ? undefined : parseTime(options.duration) / NS_PER_MS;
-  if (options.output !== undefined && options.output === options.summary) {
-    throw new UsageError('SAME_FILE', {
-      tried: 'write the recording and the summary',
-      why: 'both are to go to the same file',
-      next: 'give two files',
-    });
-  }
+  endAt: number | undefined,
+): Promise<Followed> {
   const wanted = sessionOptions(options, terminal);
   checkSummaryPath(options.summary);
   let signal: number | undefined;
@@ -93,7 +117,8 @@ export async function follow(
   for (const name of signals) process.on(name, onSignal);
   const timers: NodeJS.Timeout[] = [];
   try {
-    session = begin(wanted);
+    const isOver = (): boolean => signal !== undefined || (endAt !== undefined && performance.now() > endAt);
+    session = await beginWhenLoaded(options, isOver, () => begin(wanted));
     const begun = session;
     const batch = new TextBatch((text) => {
       terminal.data(text);
@@ -110,8 +135,10 @@ export async function follow(
           : { minTicks: wanted.minDurationNs / begun.info.clock.nsPerTick };
       begun.follow(filterCalls(output, minTicks));
     }
-    if (durationMs !== undefined)
-      timers.push(setTimeout(() => void begun.stop().catch(() => undefined), durationMs));
+    if (endAt !== undefined) {
+      const stop = (): void => void begun.stop().catch(() => undefined);
+      timers.push(setTimeout(stop, endAt - performance.now()));
+    }
     let closed = false;
     const flush = (): void => {
       if (closed) return;
@@ -166,6 +193,8 @@ function tell(terminal: Terminal, options: LiveOptions, summary: SessionSummary)
       `${formatCount(summary.dropped - summary.laneless)} records were dropped: give a larger --buffer, or trace less with -F`,
     );
   }
+  if (summary.not_kept > 0)
+    terminal.note(`safepoke: ${formatCount(summary.not_kept)} older records were not kept (--keep newest)`);
   if (!summary.restored)
     terminal.warn('not every site has its original bytes: somebody else has changed them meanwhile');
 }

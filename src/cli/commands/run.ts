@@ -10,8 +10,9 @@ export const registerRun: RegisterCommand = (program, terminal, setStatus) => {
       .argument('<program...>', 'the program and its arguments, behind --')
       .passThroughOptions(),
   ).action(async (command: string[], options: LiveOptions) => {
-    const [{ run }, { follow, statusOf }] = await Promise.all([
+    const [{ run }, { follow }, { statusOf }] = await Promise.all([
       import('../../index.js'),
+      import('./live-parts.js'),
       import('./live-session.js'),
     ]);
     const { session, signal } = await follow(terminal, options, (wanted) => run(command, wanted));

@@ -12,6 +12,10 @@ export interface LiveOptions {
   readonly output?: string;
   readonly format: 'graph' | 'jsonl';
   readonly summary?: string;
+  readonly keep: 'oldest' | 'newest';
+  readonly size?: string;
+  readonly follow?: boolean;
+  readonly followDlopen?: boolean;
 }
 
 /** Gathers the values of an option that may be given several times. */
@@ -41,5 +45,13 @@ export function addLiveOptions(command: Command): Command {
         .choices(['graph', 'jsonl'])
         .default('graph'),
     )
+    .addOption(
+      new Option('--keep <which>', 'what a recording keeps: all, or with --size only the newest')
+        .choices(['oldest', 'newest'])
+        .default('oldest'),
+    )
+    .option('--size <size>', 'with --keep newest: bytes of records to keep (default 64M)')
+    .option('--follow', 'go on in the program that the process executes (execve), in FILE.2 and so on')
+    .option('--follow-dlopen', 'go on with libraries that -F names and that are loaded later, likewise')
     .option('--summary <file>', 'write a JSON object about the session');
 }
