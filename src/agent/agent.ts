@@ -53,6 +53,7 @@ import {
   MREMAP_AWAY,
   TEXT_RUN_SIZE,
   emitAgentThread,
+  rehearseAgentThread,
 } from './agent-thread.js';
 import { readShadowEntries, restoreReturnAddresses, shadowBase } from './shadow-stacks.js';
 import { THREAD_POINTER_BY_REGISTER } from './recorder.js';
@@ -200,6 +201,11 @@ export class Agent {
     const both = PROT.read | PROT.write;
     this.#page = mapOwn(AGENT.size, both, MAP.shared, sharedFile, SHARED.agent);
     this.headers = mapOwn(geometry.rings - SHARED.headers, both, MAP.shared, sharedFile, SHARED.headers);
+  }
+
+  /** To be called before a thread is held for `map`: what that will do then takes far less time. */
+  static rehearse(): void {
+    rehearseAgentThread();
   }
 
   /**

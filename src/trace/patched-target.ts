@@ -135,6 +135,7 @@ export class PatchedTarget {
       const text = prepareText(pid, agent, memory, prepared.changes.changes);
       return install(request, adopted, agent, sites, prepared, text, readMaps(pid) ?? []);
     }
+    if (withThread) Agent.rehearse();
     const one = Hold.one(pid, anyThread(pid), times);
     let agent: Agent;
     try {
