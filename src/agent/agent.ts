@@ -17,7 +17,7 @@ import {
 import {
   RemoteCalls,
   expectSuccess,
-  borrowCode,
+  type BorrowedCode,
   type Hold,
   type PlannedCall,
   type RemoteCall,
@@ -217,10 +217,11 @@ export class Agent {
     pid: number,
     hold: Hold,
     memory: TargetMemory,
+    borrowed: BorrowedCode,
     clusters: readonly Cluster[],
     options: AgentOptions,
   ): Agent {
-    const calls = new RemoteCalls(pid, hold.callableThread(), memory, borrowCode(pid, memory));
+    const calls = new RemoteCalls(pid, hold.callableThread(), memory, borrowed);
     const mapped: Mapped[] = [];
     const codePlaces: Mapped[] = [];
     const siteCount = clusters.reduce((sum, cluster) => sum + cluster.sites.length, 0);
