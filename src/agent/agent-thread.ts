@@ -299,3 +299,18 @@ export class AgentThread {
 export function emitAgentThread(places: AgentThreadPlaces): Uint8Array {
   return assemble(agentThreadListing(places), BigInt(places.code)).bytes;
 }
+
+/**
+ * Assembles the code once for a place somewhere. The assembler takes ten times as long for the first listing as for the next one,
+ * and the true place is only known while a thread is held.
+ */
+export function rehearseAgentThread(): void {
+  const somewhere = 0x7f00_0000_0000;
+  emitAgentThread({
+    page: somewhere,
+    code: somewhere,
+    control: somewhere,
+    rings: somewhere,
+    ringBytes: somewhere,
+  });
+}

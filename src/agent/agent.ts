@@ -17,7 +17,7 @@ import {
 import {
   RemoteCalls,
   expectSuccess,
-  borrowCode,
+  type BorrowedCode,
   type Hold,
   type PlannedCall,
   type RemoteCall,
@@ -53,6 +53,7 @@ import {
   MREMAP_AWAY,
   TEXT_RUN_SIZE,
   emitAgentThread,
+  rehearseAgentThread,
 } from './agent-thread.js';
 import { readShadowEntries, restoreReturnAddresses, shadowBase } from './shadow-stacks.js';
 import { THREAD_POINTER_BY_REGISTER } from './recorder.js';
@@ -202,6 +203,11 @@ export class Agent {
     this.headers = mapOwn(geometry.rings - SHARED.headers, both, MAP.shared, sharedFile, SHARED.headers);
   }
 
+  /** To be called before a thread is held for `map`: what that will do then takes far less time. */
+  static rehearse(): void {
+    rehearseAgentThread();
+  }
+
   /**
    * Maps the agent's memory into a process of which a thread is held; `emit` then fills it in, with nobody held.
    *
@@ -211,10 +217,11 @@ export class Agent {
     pid: number,
     hold: Hold,
     memory: TargetMemory,
+    borrowed: BorrowedCode,
     clusters: readonly Cluster[],
     options: AgentOptions,
   ): Agent {
-    const calls = new RemoteCalls(pid, hold.callableThread(), memory, borrowCode(pid, memory));
+    const calls = new RemoteCalls(pid, hold.callableThread(), memory, borrowed);
     const mapped: Mapped[] = [];
     const codePlaces: Mapped[] = [];
     const siteCount = clusters.reduce((sum, cluster) => sum + cluster.sites.length, 0);

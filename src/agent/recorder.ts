@@ -134,6 +134,24 @@ const RESERVE = `
     and eax, [rbx+${LANE.ringMask}]
     add rax, [rbx+${LANE.ring}]`;
 
+/**
+ * The same on the fast paths. The first record of each 64 KiB of the target's memory goes by `${p}_block`: it reads there before it writes. For a read
+ * of memory that is there already the kernel maps all pages of the 64 KiB at once (fault_around_bytes in mm/memory.c), for a
+ * write only the one; and the tracer has seen to it that it is there.
+ */
+const reserveFast = (p: string): string => `
+    mov eax, ${RECORD_BYTES}
+    xadd [rcx+${HEADER.head}], rax
+    and eax, [rbx+${LANE.ringMask}]
+    add rax, [rbx+${LANE.ring}]
+    test ax, ax
+    jz ${p}_block
+${p}_reserved:`;
+const reserveBlock = (p: string): string => `
+${p}_block:
+    cmp byte [rax], 0
+    jmp ${p}_reserved`;
+
 /** Fills the record at rax and publishes it, by its last store: rdx time stamp, esi slot, ecx what. */
 const FILL = `
     mov [rax+${RECORD_TSC_OFFSET}], rdx
@@ -239,7 +257,7 @@ ${p}_trusted:
     jae ${p}_full
     cmp dword [rbx+${LANE.lost}], 0
     jne ${p}_lost
-${p}_write:${RESERVE}
+${p}_write:${reserveFast(p)}
     mov rcx, [rsp+${SAVED_BUSY}]
     lea ecx, [rcx+${toWhat}]${FILL}
     mov eax, ${SHADOW.size}
@@ -359,6 +377,7 @@ ${p}_pass:
 ${p}_lost:
     call write_lost
     jmp ${p}_write
+${reserveBlock(p)}
 ${remark(p)}`;
 
   const passByHead = `
@@ -400,7 +419,7 @@ leaf_lane:${timeStamp}
     jae leaf_full
     cmp dword [rbx+${LANE.lost}], 0
     jne leaf_lost
-leaf_write:${RESERVE}
+leaf_write:${reserveFast('leaf')}
     mov rcx, [rsp+${SAVED}]
     lea ecx, [rcx+${toWhat + KIND_LEAF - KIND_ENTRY}]
     lea rsi, [rsp+${SAVED + 8}]${FILL}
@@ -420,6 +439,7 @@ leaf_full:
 leaf_lost:
     call write_lost
     jmp leaf_write
+${reserveBlock('leaf')}
 
 ; A traced function has returned to its trampoline.
 exit:
@@ -437,7 +457,7 @@ exit_lane:${timeStamp}
     mov rax, ${control}
     cmp dword [rax+${CONTROL.enabled}], 0
     je exit_pop
-    mov rcx, [rbx+${LANE.header}]${RESERVE}
+    mov rcx, [rbx+${LANE.header}]${reserveFast('exit')}
     mov ecx, [rdi+${SHADOW.what}]
     lea ecx, [rcx+${KIND_EXIT - KIND_ENTRY}]${FILL}
 exit_pop:
@@ -446,6 +466,7 @@ exit_pop:
     mov [rbx+${LANE.shadow}], rdi
 exit_done:${unmark('exit')}${RESTORE}
     ret
+${reserveBlock('exit')}
 ${remark('exit')}
 
 exit_find:

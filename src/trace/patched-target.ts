@@ -124,9 +124,11 @@ export class PatchedTarget {
       return cluster;
     });
     const withThread = !(readStatus(pid)?.get('State') ?? '').startsWith('T');
+    // The vdso's, as a rule: looked for before anybody is held.
+    const borrowed = borrowCode(pid, memory);
     const map = (hold: Hold): Agent => {
       const tidOffset = findTidOffset(pid, hold.threads, memory, request.modules);
-      return Agent.map(pid, hold, memory, clusters, { ...request.agent, tidOffset, withThread });
+      return Agent.map(pid, hold, memory, borrowed, clusters, { ...request.agent, tidOffset, withThread });
     };
     if (adopted !== undefined) {
       const agent = map(adopted);
@@ -135,6 +137,7 @@ export class PatchedTarget {
       const text = prepareText(pid, agent, memory, prepared.changes.changes);
       return install(request, adopted, agent, sites, prepared, text, readMaps(pid) ?? []);
     }
+    if (withThread) Agent.rehearse();
     const one = Hold.one(pid, anyThread(pid), times);
     let agent: Agent;
     try {

@@ -46,12 +46,12 @@ const PAGE = 4096;
 const LEAST_RELEASED_RING = 16 * PAGE;
 
 /**
- * Memory is looked for ahead of a thread: for this many times what waits in its ring, and for as much as it has ever written; at
- * most what may be kept, and a piece at each look. A thread that has written less than the least gets none.
+ * Memory is looked for ahead of a thread, for as much as it has ever written, but at most what may be kept; in pieces, and at one
+ * look no more than this. A thread that has written less than the least gets none.
  */
-const AHEAD_FACTOR = 4;
 const MIN_AHEAD = 64 << 10;
 const MAX_AHEAD_AT_ONCE = 4 << 20;
+const AHEAD_PIECE = 256 << 10;
 
 const WORDS64_PER_HEADER = HEADER.size / 8;
 
@@ -242,7 +242,7 @@ export class RingDrain {
     if (lane.ring === undefined && head === lane.tail) return 0;
     const { words } = this.#ringOf(lane);
     const ringWords = words.length;
-    this.#reserveAhead(lane, head);
+    if (head === lane.tail && !final) this.#reserveAhead(lane, head);
     for (;;) {
       const waiting = (head - lane.tail) / RECORD_BYTES;
       if (waiting === 0) {
@@ -329,15 +329,13 @@ export class RingDrain {
   }
 
   /**
-   * A busy thread finds memory where it will write next: looked for by us, and zeroed, it costs the thread half. What it keeps
-   * from an earlier round is there already.
+   * A thread that has written finds memory where it will write next: looked for by us, and zeroed, it costs the thread next to
+   * nothing. What it keeps from an earlier round is there already. Only while the thread does not write: two that look for memory
+   * for the same page wait for each other, and the target must not wait for us, who may have lost the processor.
    */
   #reserveAhead(lane: LiveLane, head: number): void {
     const { ringBytes } = this.#agent.geometry;
-    const ahead = Math.min(
-      Math.max((head - lane.tail) * AHEAD_FACTOR, head - lane.start),
-      KEPT_BYTES / this.#live.size,
-    );
+    const ahead = Math.min(head - lane.start, KEPT_BYTES / this.#live.size);
     if (ahead < MIN_AHEAD) return;
     let at = Math.max(lane.reserved, head - (head % PAGE));
     const until = Math.min(
@@ -345,12 +343,12 @@ export class RingDrain {
       at + MAX_AHEAD_AT_ONCE,
       lane.tail - (lane.tail % PAGE) + ringBytes,
     );
-    while (at < until) {
+    while (at < until && this.#head(lane.index) === head) {
       const offset = at % ringBytes;
-      const end = Math.min(until, at - offset + ringBytes);
       if (offset < lane.kept) {
         at += lane.kept - offset;
       } else {
+        const end = Math.min(until, at + AHEAD_PIECE, at - offset + ringBytes);
         if (!this.#ringOf(lane).mapping.populate(offset, end - at)) return;
         at = end;
       }
