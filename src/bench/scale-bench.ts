@@ -8,7 +8,7 @@ import { buildScale } from './programs.js';
 import { renderTable } from './table.js';
 import { median, pause } from './timed-target.js';
 
-const RUNS = 5;
+const RUNS = 3;
 const THREADS = 1000;
 const BUSY = 500;
 const RING = 1 << 20;

@@ -46,4 +46,4 @@ export { faultPoint } from './fault-point.js';
 export { FUTEX_OWNER_DIED, OWNER_ENTRY_BYTES, OwnerWord } from './owner-word.js';
 export { filePages } from './page-map.js';
 export { createExecutableFile, createMemoryFile } from './memory-file.js';
-export { haste, preferThread, urgency } from './urgency.js';
+export { haste, preferThread, urgency, whilePreferred } from './urgency.js';

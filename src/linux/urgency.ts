@@ -50,6 +50,17 @@ export function preferThread(tid: number): void {
   systemCall(SYS.setpriority, PRIO_PROCESS, tid, LEAST_NICE);
 }
 
+/** Does `work` while a thread has the largest share of the processors, where that is permitted. */
+export function whilePreferred<T>(tid: number, work: () => T): T {
+  const priority = systemCall(SYS.getpriority, PRIO_PROCESS, tid);
+  preferThread(tid);
+  try {
+    return work();
+  } finally {
+    systemCall(SYS.setpriority, PRIO_PROCESS, tid, NEUTRAL_PRIORITY - priority);
+  }
+}
+
 let hasteDepth = 0;
 let isHasty = false;
 

@@ -11,7 +11,9 @@ import {
   ptrace,
   ptraceSignalMask,
   readMaps,
+  readThreads,
   waitForThread,
+  whilePreferred,
   type Registers,
 } from '../linux/index.js';
 import type { HeldThread } from './hold.js';
@@ -25,6 +27,8 @@ const STRING_ROOM = 256;
 const NO_SYSTEM_CALL = -1n;
 const SIGTRAP = 5;
 const MAX_STOP_REPORTS = 8;
+/** Of so many threads one may wait long for the processor at each of its calls, were it not preferred meanwhile. */
+const CROWD = 64;
 
 /** Code of the process to make its threads do system calls with. @throws CannotError NO_SYSCALL */
 export function borrowCode(pid: number, memory: TargetMemory): BorrowedCode {
@@ -56,6 +60,11 @@ export class RemoteCalls {
    * happens.
    */
   run<T>(work: (call: RemoteCall, string: (text: string) => bigint) => T): T {
+    const isCrowded = (readThreads(this.#pid) ?? []).length >= CROWD;
+    return isCrowded ? whilePreferred(this.#thread.tid, () => this.#run(work)) : this.#run(work);
+  }
+
+  #run<T>(work: (call: RemoteCall, string: (text: string) => bigint) => T): T {
     const { tid, registers } = this.#thread;
     const saved = registers.copy();
     const mask = ptraceSignalMask.get(tid);

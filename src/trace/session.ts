@@ -45,8 +45,15 @@ const RESTORE_TRIES = 150;
 /** How long a debugger that came during the session is waited for at its end. */
 const OTHER_TRACER_MS = 5000;
 const OTHER_TRACER_PAUSE_MS = 100;
-const REMOVE_TRIES = 40;
+/**
+ * How long threads get to leave our code by themselves, some seconds in all: of hundreds that are busy some stand still in it, for
+ * want of a processor. Each look holds all of them, so the pauses between looks grow.
+ */
+const REMOVE_TRIES = 14;
 const REMOVE_PAUSE_MS = 25;
+const MAX_REMOVE_PAUSE_MS = 400;
+/** The memory of a process goes a moment before it is seen to have ended. */
+const END_TRIES = 40;
 const BYTES_PER_WORD = 4;
 
 /** What a session is made of. */
@@ -282,7 +289,7 @@ export class Session implements AsyncIterable<Call> {
 
   /** The agent's memory is no more: the target ended, or executed another program. */
   #vanished(): { why: SessionEnd; target: TargetEnd | undefined } {
-    for (let tries = 0; tries < REMOVE_TRIES; tries++) {
+    for (let tries = 0; tries < END_TRIES; tries++) {
       const target = this.#parts.watch.check();
       if (target !== undefined) return { why: endOf(target), target };
       pause(1);
@@ -314,7 +321,8 @@ export class Session implements AsyncIterable<Call> {
     this.#drain.finish();
     target.tryRemove();
     for (let tries = 0; !target.isRemoved && tries < REMOVE_TRIES; tries++) {
-      await new Promise((resolve) => setTimeout(resolve, REMOVE_PAUSE_MS));
+      const ms = Math.min(REMOVE_PAUSE_MS * 2 ** tries, MAX_REMOVE_PAUSE_MS);
+      await new Promise((resolve) => setTimeout(resolve, ms));
       target.tryRemove();
     }
     if (!target.isRemoved) {
