@@ -53,7 +53,7 @@ const BATCH_STOPPED = 1024;
 /** Changes between two looks at the clock where nobody is stopped. */
 const BATCH_RUNNING = 64;
 const NS_PER_SECOND = 1e9;
-/** A process that cannot even begin must not be started for ever. */
+/** Processes in a row that do not live to make one change: enough has been seen then. */
 const MAX_FUTILE_STARTS = 100;
 
 /**
@@ -84,7 +84,7 @@ export async function runCase(stressCase: StressCase, settings: StressSettings):
       });
       children.push(child);
       made += child.modifications;
-      futile = child.calls === 0 ? futile + 1 : 0;
+      futile = child.modifications === 0 ? futile + 1 : 0;
     }
   } finally {
     closeSync(fd);
