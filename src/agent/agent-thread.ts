@@ -33,7 +33,6 @@ export const AGENT_THREAD_FLAGS = 0x100 | 0x200 | 0x400 | 0x800 | 0x10000 | 0x40
 export const MREMAP_AWAY = 1 | 4;
 const MADV_REMOVE = 9;
 const PR_SET_NAME = 15;
-const SYS_PRCTL = 157;
 /** A pause before trying again what failed for want of mappings or memory. */
 const RETRY_NS = 50_000_000;
 const RETRIES = 1200;
@@ -60,7 +59,7 @@ export function agentThreadListing(places: AgentThreadPlaces): string {
     lea rdi, [rbx+${AGENT.name}]
     mov rsi, rdi
     mov edi, ${PR_SET_NAME}
-    mov eax, ${SYS_PRCTL}
+    mov eax, ${SYS.prctl}
     syscall
     mov eax, ${SYS.gettid}
     syscall

@@ -27,6 +27,7 @@
 // back into the slot, records, and returns to it.
 //
 // There is no lock, no allocation and no system call on these paths; a thread's very first event asks for its id.
+import { SYS } from '../linux/index.js';
 import {
   KIND_ENTRY,
   KIND_EXIT,
@@ -93,9 +94,6 @@ export const THREAD_POINTER_BY_REGISTER = Uint8Array.of(0xf3, 0x48, 0x0f, 0xae, 
 /** Labels at which heads and hooks enter the recorder. */
 export const RECORDER_ENTRIES = ['entry', 'entry_frame', 'leaf', 'exit', 'park'] as const;
 export type RecorderEntry = (typeof RECORDER_ENTRIES)[number];
-
-/** System call number of gettid. */
-const SYS_GETTID = 186;
 
 /** On a stack that is not known to be the thread's own, frames within this many bytes are taken to be on the same one. */
 const SAME_STACK_DISTANCE = 8 << 20;
@@ -735,7 +733,7 @@ find_try:
     cmp dword [rdi+${DATA.mayAskTid}], 0
     je find_asked
     push r11                         ; the kernel clobbers rcx and r11
-    mov eax, ${SYS_GETTID}
+    mov eax, ${SYS.gettid}
     syscall
     pop r11
 find_asked:

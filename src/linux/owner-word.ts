@@ -11,7 +11,6 @@ export const FUTEX_OWNER_DIED = 0x4000_0000;
 /** struct robust_list_head: next, futex_offset, list_op_pending. */
 const HEAD_SIZE = 24;
 const HEAD_OFFSET_WORD = 1;
-const SYS_SET_ROBUST_LIST = 273;
 
 /** The entry in the kernel's list lies this far before its word: one word of eight bytes, which points to the next entry. */
 export const OWNER_ENTRY_BYTES = 16;
@@ -30,7 +29,7 @@ function relink(): void {
     next = entry.address;
   }
   words[0] = next;
-  systemCall(SYS_SET_ROBUST_LIST, head.address, HEAD_SIZE);
+  systemCall(SYS.set_robust_list, head.address, HEAD_SIZE);
 }
 
 /** Ownership of a word, by the thread that makes it, until it is given up or the thread ends. */

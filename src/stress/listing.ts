@@ -9,6 +9,7 @@
 //   traps         SIGTRAP's handler is the protocol's `trap`; it may be interrupted by the storm, and nest in it
 //
 // Registers: rbx the thread's counters, everywhere; r15 and rbp as lowered code wants them.
+import { SYS } from '../linux/index.js';
 import type { LoweredProtocol } from '../x86/index.js';
 import type { Protocol } from '../protocol/index.js';
 import {
@@ -40,30 +41,6 @@ export interface StressProgram {
   readonly patching: Patching;
   readonly functions: readonly SiteFunction[];
 }
-
-/** System call numbers, arch/x86/entry/syscalls/syscall_64.tbl. */
-const SYS = {
-  open: 2,
-  mmap: 9,
-  mprotect: 10,
-  rt_sigaction: 13,
-  rt_sigreturn: 15,
-  pwrite64: 18,
-  mremap: 25,
-  nanosleep: 35,
-  getpid: 39,
-  clone: 56,
-  prctl: 157,
-  setrlimit: 160,
-  gettid: 186,
-  futex: 202,
-  timer_create: 222,
-  timer_settime: 223,
-  clock_gettime: 228,
-  exit_group: 231,
-  tgkill: 234,
-  membarrier: 324,
-} as const;
 
 /** Signals that nothing else uses: real-time ones. */
 const STORM_SIGNAL = 40;

@@ -1,7 +1,7 @@
 // What makes it safe to be killed while a thread of the target works for us. Before the thread is pointed anywhere, a signal
 // frame with all that it was doing lies on its stack, and the instruction behind every borrowed `syscall` returns into
 // rt_sigreturn. A thread that loses its tracer at any point makes at most one system call more, and then goes on as it was.
-import { readExtendedState, readMaps, type Mapping, type Registers } from '../linux/index.js';
+import { SYS, readExtendedState, readMaps, type Mapping, type Registers } from '../linux/index.js';
 import type { TargetMemory } from './memory.js';
 
 /** `syscall; ret`: what remote calls are made with. */
@@ -12,8 +12,6 @@ const SIGRETURN = Uint8Array.of(0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05);
 const POP_RAX_RET = Uint8Array.of(0x58, 0xc3);
 /** `syscall` alone */
 const SYSCALL = Uint8Array.of(0x0f, 0x05);
-const SYS_RT_SIGRETURN = 15n;
-const SYS_RESTART_SYSCALL = 219n;
 
 const MAX_SEARCHED = 8 << 20;
 
@@ -56,7 +54,7 @@ export function findBorrowedCode(pid: number, memory: TargetMemory): BorrowedCod
   const popRax = find(POP_RAX_RET);
   return {
     syscall: syscallRet,
-    wayBack: popRax === undefined ? undefined : [popRax, SYS_RT_SIGRETURN, syscallRet],
+    wayBack: popRax === undefined ? undefined : [popRax, BigInt(SYS.rt_sigreturn), syscallRet],
   };
 }
 
@@ -132,7 +130,7 @@ function resumed(registers: Registers): Registers {
       result === ERESTARTNOINTR ||
       result === ERESTARTNOHAND ||
       result === ERESTART_RESTARTBLOCK);
-  if (!isRestarted || call === SYS_RESTART_SYSCALL) return registers;
+  if (!isRestarted || call === BigInt(SYS.restart_syscall)) return registers;
   return registers
     .copy()
     .set('rax', call)
