@@ -1,5 +1,5 @@
-// The agent's thread in the target: it makes system calls for the tracer without anybody being held, and it turns every site
-// back by itself when the tracer dies. It sleeps on a robust futex that the tracer owns, has every signal blocked, uses no
+// The agent's thread in the target: it turns every site back without anybody being held, when it is told to and by itself when the
+// tracer dies. It sleeps on a robust futex that the tracer owns, has every signal blocked, uses no
 // C library and no thread block, and touches nothing of the program's.
 //
 // Turning a site back takes no hold, because `jmp` is one instruction: a thread is before it or behind it. All that is needed
@@ -17,22 +17,34 @@ import {
   readThreads,
   type OwnMapping,
 } from '../linux/index.js';
-import { pause, type RemoteCall } from '../target/index.js';
+import { pause, type PlannedCall, type RemoteCall } from '../target/index.js';
 import { assemble } from '../x86/index.js';
-import { AGENT, AGENT_STATE, CONTROL } from './layout.js';
+import { AGENT, CONTROL } from './layout.js';
 
+const PAGE = 4096;
 export const TEXT_RUN_SIZE = 16;
 
-/** What to do, besides system calls by their numbers. */
-const RESTORE_TEXT = -1;
-const LEAVE = -2;
+/** What to do. */
+const ACTION = { restoreText: 1, leave: 2 } as const;
 
 /** include/uapi/linux/sched.h: VM | FS | FILES | SIGHAND | THREAD | SYSVSEM | SETTLS */
-export const AGENT_THREAD_FLAGS = 0x100 | 0x200 | 0x400 | 0x800 | 0x10000 | 0x40000 | 0x80000;
+const AGENT_THREAD_FLAGS = 0x100 | 0x200 | 0x400 | 0x800 | 0x10000 | 0x40000 | 0x80000;
 /** include/uapi/linux/mman.h: MAYMOVE | DONTUNMAP */
-export const MREMAP_AWAY = 1 | 4;
+const MREMAP_AWAY = 1 | 4;
 const MADV_REMOVE = 9;
 const PR_SET_NAME = 15;
+
+/** System calls of the thread, and the one that makes it, with arguments of the kind that they will have. */
+export const AGENT_THREAD_CALLS: readonly PlannedCall[] = [
+  { name: 'clone', number: SYS.clone, arguments: [AGENT_THREAD_FLAGS, PAGE, 0, 0, PAGE] },
+  { name: 'prctl', number: SYS.prctl, arguments: [PR_SET_NAME, PAGE] },
+  { name: 'futex', number: SYS.futex, arguments: [PAGE, 0, 0, 0] },
+  { name: 'mremap', number: SYS.mremap, arguments: [PAGE, PAGE, PAGE, MREMAP_AWAY, 0] },
+  { name: 'munmap', number: SYS.munmap, arguments: [PAGE, PAGE] },
+  { name: 'nanosleep', number: SYS.nanosleep, arguments: [PAGE, 0] },
+  { name: 'madvise', number: SYS.madvise, arguments: [PAGE, PAGE, MADV_REMOVE] },
+  { name: 'exit', number: SYS.exit, arguments: [0] },
+];
 /** A pause before trying again what failed for want of mappings or memory. */
 const RETRY_NS = 50_000_000;
 const RETRIES = 1200;
@@ -61,10 +73,6 @@ export function agentThreadListing(places: AgentThreadPlaces): string {
     mov edi, ${PR_SET_NAME}
     mov eax, ${SYS.prctl}
     syscall
-    mov eax, ${SYS.gettid}
-    syscall
-    mov [rbx+${AGENT.tid}], eax
-    mov dword [rbx+${AGENT.state}], ${AGENT_STATE.running}
 next:
     mov eax, [rbx+${AGENT.command}]
     cmp eax, [rbx+${AGENT.done}]
@@ -81,23 +89,10 @@ next:
 
 serve:
     mov r14d, eax
-    mov rax, [rbx+${AGENT.number}]
-    cmp rax, ${LEAVE}
+    cmp dword [rbx+${AGENT.action}], ${ACTION.leave}
     je leave_now
-    cmp rax, ${RESTORE_TEXT}
-    je serve_restore
-    mov rdi, [rbx+${AGENT.arguments}]
-    mov rsi, [rbx+${AGENT.arguments + 8}]
-    mov rdx, [rbx+${AGENT.arguments + 16}]
-    mov r10, [rbx+${AGENT.arguments + 24}]
-    mov r8, [rbx+${AGENT.arguments + 32}]
-    mov r9, [rbx+${AGENT.arguments + 40}]
-    syscall
-    jmp served
-serve_restore:
     call restore
-served:
-    mov [rbx+${AGENT.result}], rax
+    mov [rbx+${AGENT.failed}], eax
     mov [rbx+${AGENT.done}], r14d
     jmp next
 
@@ -112,15 +107,14 @@ orphaned_try:
     je orphaned_done
     sub r15d, 1
     je orphaned_done
-    mov qword [rbx+${AGENT.arguments}], 0
-    mov qword [rbx+${AGENT.arguments + 8}], ${RETRY_NS}
-    lea rdi, [rbx+${AGENT.arguments}]
+    mov qword [rbx+${AGENT.pause}], 0
+    mov qword [rbx+${AGENT.pause + 8}], ${RETRY_NS}
+    lea rdi, [rbx+${AGENT.pause}]
     xor esi, esi
     mov eax, ${SYS.nanosleep}
     syscall
     jmp orphaned_try
 orphaned_done:
-    mov dword [rbx+${AGENT.state}], ${AGENT_STATE.restored}
     mov rdi, ${places.rings}
     mov rsi, ${places.ringBytes}
     mov edx, ${MADV_REMOVE}
@@ -172,12 +166,17 @@ export class AgentThread {
   readonly #owner: OwnerWord;
   readonly #words: Uint32Array;
   readonly #longs: BigInt64Array;
-  #tid = 0;
   #isForgotten = false;
 
-  private constructor(pid: number, mapping: OwnMapping) {
+  /** `tid` is its id as we know it. */
+  private constructor(
+    readonly tid: number,
+    pid: number,
+    owner: OwnerWord,
+    mapping: OwnMapping,
+  ) {
     this.#pid = pid;
-    this.#owner = new OwnerWord(mapping, AGENT.entry);
+    this.#owner = owner;
     this.#words = new Uint32Array(mapping.bytes);
     this.#longs = new BigInt64Array(mapping.bytes);
   }
@@ -192,46 +191,20 @@ export class AgentThread {
     mapping: OwnMapping,
     places: AgentThreadPlaces,
   ): AgentThread | undefined {
-    const thread = new AgentThread(pid, mapping);
+    // It looks at the word as soon as it runs.
+    const owner = new OwnerWord(mapping, AGENT.entry);
     new Uint8Array(mapping.bytes, AGENT.name, NAME.length).set(new TextEncoder().encode(NAME));
-    thread.#longs[AGENT.stack / 8] = BigInt(places.code);
+    new BigInt64Array(mapping.bytes)[AGENT.stack / 8] = BigInt(places.code);
     const { page } = places;
-    const result = call(SYS.clone, AGENT_THREAD_FLAGS, page + AGENT.stack, 0, 0, page + AGENT.threadBlock);
-    if (result > 0) {
-      // Among hundreds of busy threads it would not get the processor for seconds.
-      const tid = thread.#tidOf(result);
-      if (tid !== undefined) preferThread(tid);
-      return thread;
+    const own = call(SYS.clone, AGENT_THREAD_FLAGS, page + AGENT.stack, 0, 0, page + AGENT.threadBlock);
+    if (own < 0) {
+      owner.release();
+      return undefined;
     }
-    thread.#owner.release();
-    return undefined;
-  }
-
-  /** Its id, as we know it; 0 if it does not run yet. */
-  get tid(): number {
-    if (this.#tid !== 0 || this.#isForgotten) return this.#tid;
-    this.#await(() => this.#words[AGENT.state / 4] !== AGENT_STATE.none);
-    this.#tid = this.#tidOf(this.#words[AGENT.tid / 4]) ?? 0;
-    return this.#tid;
-  }
-
-  /** In a PID namespace of its own it has another id than the one that we know it by. */
-  #tidOf(own: number): number | undefined {
-    const isIt = (tid: number): boolean =>
-      (readStatus(this.#pid, tid)?.get('NSpid') ?? String(tid)).split(/\s+/).at(-1) === String(own);
-    return (readThreads(this.#pid) ?? []).reverse().find(isIt);
-  }
-
-  /** Has the thread make a system call. Returns what the kernel does. @throws CannotError AGENT_LOST */
-  call(n: number, ...args: (number | bigint)[]): number {
-    faultPoint();
-    args.forEach((value, i) => {
-      this.#longs[AGENT.arguments / 8 + i] = BigInt.asIntN(64, BigInt(value));
-    });
-    this.#longs[AGENT.number / 8] = BigInt(n);
-    this.#command();
-    this.#await(() => this.#words[AGENT.done / 4] === this.#words[AGENT.command / 4]);
-    return Number(this.#longs[AGENT.result / 8]);
+    const tid = tidOf(pid, own);
+    // Among hundreds of busy threads it would not get the processor for seconds.
+    preferThread(tid);
+    return new AgentThread(tid, pid, owner, mapping);
   }
 
   /** Tells it where the runs of text are that it is to turn back, by command or when we die: `count` of them from `address` on. */
@@ -243,16 +216,16 @@ export class AgentThread {
 
   /** Turns the text runs back to what the file has. Returns the number of those that could not be. @throws CannotError AGENT_LOST */
   restoreText(): number {
-    return this.call(RESTORE_TEXT);
+    this.#command(ACTION.restoreText);
+    this.#await(() => this.#words[AGENT.done / 4] === this.#words[AGENT.command / 4]);
+    return this.#words[AGENT.failed / 4];
   }
 
   /** Ends the thread, and waits until it has gone. */
   leave(): void {
     if (this.#isForgotten) return;
-    const { tid } = this;
-    this.#longs[AGENT.number / 8] = BigInt(LEAVE);
-    this.#command();
-    this.#await(() => !(readThreads(this.#pid) ?? []).includes(tid));
+    this.#command(ACTION.leave);
+    this.#await(() => !(readThreads(this.#pid) ?? []).includes(this.tid));
     this.forget();
   }
 
@@ -271,7 +244,9 @@ export class AgentThread {
     this.#owner.release();
   }
 
-  #command(): void {
+  #command(action: number): void {
+    faultPoint();
+    this.#words[AGENT.action / 4] = action;
     this.#words[AGENT.command / 4]++;
     this.#owner.wake();
   }
@@ -292,6 +267,13 @@ export class AgentThread {
       pause(POLL_MS);
     }
   }
+}
+
+/** The id of a thread as we know it, by that which the process knows: another one in a PID namespace of its own. */
+function tidOf(pid: number, own: number): number {
+  const isIt = (tid: number): boolean =>
+    (readStatus(pid, tid)?.get('NSpid') ?? String(tid)).split(/\s+/).at(-1) === String(own);
+  return (readThreads(pid) ?? []).reverse().find(isIt) ?? own;
 }
 
 /** Assembles the thread's code for its place. */

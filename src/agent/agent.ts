@@ -48,9 +48,8 @@ import {
   type ShadowPlaces,
 } from './journal.js';
 import {
-  AGENT_THREAD_FLAGS,
+  AGENT_THREAD_CALLS,
   AgentThread,
-  MREMAP_AWAY,
   TEXT_RUN_SIZE,
   emitAgentThread,
   rehearseAgentThread,
@@ -97,12 +96,7 @@ export const AGENT_CALLS: readonly PlannedCall[] = [
   { name: 'madvise', number: SYS.madvise, arguments: [PAGE, PAGE, MADV_DONTDUMP] },
   { name: 'close', number: SYS.close, arguments: [3] },
   { name: 'munmap', number: SYS.munmap, arguments: [PAGE, PAGE] },
-  { name: 'clone', number: SYS.clone, arguments: [AGENT_THREAD_FLAGS, PAGE, 0, 0, PAGE] },
-  { name: 'gettid', number: SYS.gettid, arguments: [] },
-  { name: 'futex', number: SYS.futex, arguments: [PAGE, 0, 0, 0] },
-  { name: 'mremap', number: SYS.mremap, arguments: [PAGE, PAGE, PAGE, MREMAP_AWAY, 0] },
-  { name: 'nanosleep', number: SYS.nanosleep, arguments: [PAGE, 0] },
-  { name: 'exit', number: SYS.exit, arguments: [0] },
+  ...AGENT_THREAD_CALLS,
 ];
 
 /** Stands for the tracer's process id when it has left on purpose. */

@@ -64,15 +64,13 @@ export const AGENT = {
   /** The tracer's list entry for the word that follows; then u32: the robust futex. */
   entry: 0,
   owner: OWNER_ENTRY_BYTES,
-  /** u32: number of the newest command; the command that was done last; AGENT_STATE; the thread's id as it knows it itself. */
+  /** u32: number of the newest command; that of the command that was done last; what to do; how many runs could not be turned back. */
   command: 64,
   done: 68,
-  state: 72,
-  tid: 76,
-  /** u64: what to do, its six arguments, what came of it. */
-  number: 80,
-  arguments: 88,
-  result: 136,
+  action: 72,
+  failed: 76,
+  /** struct timespec, for a pause. */
+  pause: 80,
   /** u64: address of the table of text runs {start, length}; how many there are. */
   runs: 144,
   runCount: 152,
@@ -95,8 +93,6 @@ export const AGENT = {
 
 /** Mappings that the agent's page has room for. */
 export const MAPPED_MAX = Math.floor((AGENT.name - AGENT.mapped) / 16);
-
-export const AGENT_STATE = { none: 0, running: 1, restored: 2 } as const;
 
 /** Offsets in a lane: private state that only its thread writes while it lives. All u64 unless said. */
 export const LANE = {
