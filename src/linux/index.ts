@@ -28,6 +28,9 @@ export {
   type WaitResult,
 } from './ptrace.js';
 export {
+  hasEnded,
+  hasGuard,
+  mappingAt,
   parseMaps,
   readAuxiliaryVector,
   readCommandLine,

@@ -45,6 +45,25 @@ export function parseMaps(text: string): Mapping[] {
   return mappings;
 }
 
+/** Index of the mapping that contains an address, in a list ascending as the kernel gives it; -1 if none does. */
+export function mappingAt(maps: readonly Mapping[], address: number): number {
+  let low = 0;
+  let high = maps.length;
+  while (low < high) {
+    const middle = (low + high) >>> 1;
+    if (maps[middle].end <= address) low = middle + 1;
+    else high = middle;
+  }
+  return low < maps.length && maps[low].start <= address ? low : -1;
+}
+
+/** True if a mapping has a guard right below: memory that nobody may touch, as C libraries put it below a thread's stack. */
+export function hasGuard(maps: readonly Mapping[], index: number): boolean {
+  if (index <= 0) return false;
+  const guard = maps[index - 1];
+  return guard.end === maps[index].start && guard.permissions.startsWith('---');
+}
+
 /** Most mappings that the kernel lets a process have (vm.max_map_count). */
 export function readMaxMapCount(): number | undefined {
   const text = readProc('/proc/sys/vm/max_map_count');
@@ -70,6 +89,11 @@ export function readStatus(pid: number, tid?: number): ReadonlyMap<string, strin
     if (colon > 0) fields.set(line.slice(0, colon), line.slice(colon + 1).trim());
   }
   return fields;
+}
+
+/** True if a process, or one thread of it, has ended: it is gone, or waits to be reaped. */
+export function hasEnded(pid: number, tid?: number): boolean {
+  return /^[ZX]/.test(readStatus(pid, tid)?.get('State') ?? 'X');
 }
 
 /** A thread's name: at most 15 characters. */

@@ -8,6 +8,7 @@ import {
   Registers,
   errnoName,
   faultPoint,
+  hasEnded,
   ptrace,
   readStatus,
   readThreads,
@@ -102,7 +103,7 @@ function seize(pid: number, tid: number, options: number): SeizeResult {
     });
   }
   // A zombie leader of a process whose other threads live on cannot be seized, and need not be.
-  if (/^[ZX]/.test(readStatus(pid, tid)?.get('State') ?? 'X')) return 'gone';
+  if (hasEnded(pid, tid)) return 'gone';
   throw new CannotError('NOT_PERMITTED', {
     tried: `hold thread ${tid} of process ${pid}`,
     why: `the kernel refused ptrace (${errnoName(-result)})`,

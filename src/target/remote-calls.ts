@@ -8,6 +8,8 @@ import {
   SYSCALL_STOP_BIT,
   errnoName,
   faultPoint,
+  hasGuard,
+  mappingAt,
   ptrace,
   ptraceSignalMask,
   readMaps,
@@ -117,12 +119,11 @@ export class RemoteCalls {
    */
   #isStackFrom(low: number): boolean {
     const maps = readMaps(this.#pid) ?? [];
-    const index = maps.findIndex((m) => m.start <= low && low < m.end);
+    const index = mappingAt(maps, low);
     if (index < 0) return false;
-    const stack = maps[index];
-    const guard = maps.at(index - 1);
-    const hasGuard = index > 0 && guard?.end === stack.start && guard.permissions.startsWith('---');
-    return (stack.path === '[stack]' || hasGuard) && Number(this.#thread.registers.get('rsp')) <= stack.end;
+    const { path, end } = maps[index];
+    const isStack = path === '[stack]' || hasGuard(maps, index);
+    return isStack && Number(this.#thread.registers.get('rsp')) <= end;
   }
 
   #prepare(

@@ -3,6 +3,10 @@
 import type { TargetMemory } from '../target/index.js';
 import { SITE_LENGTH } from '../x86/index.js';
 
+function siteBytes(all: Uint8Array, i: number): Uint8Array {
+  return all.subarray(i * SITE_LENGTH, (i + 1) * SITE_LENGTH);
+}
+
 /** Sites in ascending order of address, each with the bytes that must stand there now and those that are to. */
 export class SiteChanges {
   readonly addresses: Float64Array;
@@ -39,7 +43,7 @@ export class SiteChanges {
 
   /** The bytes that are to stand at site `i`. */
   wantedOf(i: number): Uint8Array {
-    return this.wanted.subarray(i * SITE_LENGTH, (i + 1) * SITE_LENGTH);
+    return siteBytes(this.wanted, i);
   }
 
   /** What undoes them. */
@@ -51,20 +55,24 @@ export class SiteChanges {
   without(indices: ReadonlySet<number>): SiteChanges {
     if (indices.size === 0) return this;
     const kept = Array.from(this.addresses.keys()).filter((i) => !indices.has(i));
-    const bytesOf = (all: Uint8Array, i: number): Uint8Array =>
-      all.subarray(i * SITE_LENGTH, (i + 1) * SITE_LENGTH);
     return SiteChanges.of(
       kept.map((i) => ({
         address: this.addresses[i],
-        expected: bytesOf(this.expected, i),
-        wanted: bytesOf(this.wanted, i),
+        expected: siteBytes(this.expected, i),
+        wanted: siteBytes(this.wanted, i),
       })),
     );
   }
 }
 
+export const PAGE = 4096;
+
+/** Start of the page that an address lies in. */
+export function pageOf(address: number): number {
+  return address - (address % PAGE);
+}
+
 /** Sites further apart than this are written separately: copying bytes that stay costs less than a system call. */
-const PAGE = 4096;
 const MAX_GAP = PAGE;
 const MAX_SPAN = 4 << 20;
 
@@ -129,7 +137,7 @@ export function applyChanges(memory: TargetMemory, changes: SiteChanges): Set<nu
  * page, and should we be killed in between, no site within a page may be half changed.
  */
 function extent({ addresses }: SiteChanges, from: number, to: number): [number, number] {
-  const start = addresses[from] - (addresses[from] % PAGE);
+  const start = pageOf(addresses[from]);
   return [start, addresses[to - 1] + SITE_LENGTH - start];
 }
 

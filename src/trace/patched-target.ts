@@ -1,7 +1,7 @@
 // A target with its sites changed: the part of a session that touches the process.
 import { AGENT_CALLS, Agent, HEAD_SIZE, type AgentOptions, type Cluster } from '../agent/index.js';
 import { CannotError, isSafepokeError } from '../errors/index.js';
-import { readMaps, readStatus, readThreads, type Mapping } from '../linux/index.js';
+import { hasEnded, readMaps, readStatus, readThreads, type Mapping } from '../linux/index.js';
 import {
   Hold,
   RemoteCalls,
@@ -149,7 +149,7 @@ export class PatchedTarget {
     const removeFrom = (hold: Hold): void => {
       // It may have executed another program meanwhile, in which other things lie where the agent was.
       if (!agent.isPresent()) return;
-      agent.remove(new RemoteCalls(pid, hold.callableThread(), memory, borrowCode(pid, memory)));
+      agent.remove(new RemoteCalls(pid, hold.callableThread(), memory, borrowed));
     };
     let prepared: Prepared;
     let text: TextRuns;
@@ -320,8 +320,8 @@ function withdraw(pid: number, agent: Agent, times: HoldTimes, removeFrom: (hold
 
 /** The leader, or another thread if the leader has ended before the rest. */
 function anyThread(pid: number, except = 0): number {
-  const isAlive = !/^[ZX]/.test(readStatus(pid)?.get('State') ?? 'X');
-  return isAlive ? pid : ((readThreads(pid) ?? []).find((tid) => tid !== pid && tid !== except) ?? pid);
+  if (!hasEnded(pid)) return pid;
+  return (readThreads(pid) ?? []).find((tid) => tid !== pid && tid !== except) ?? pid;
 }
 
 /** What need not be computed while threads are held. */

@@ -35,7 +35,8 @@ export interface Recovery {
  *   handler will return into its code, so that it must stay a little longer
  */
 export function recover(pid: number, memory: TargetMemory, times: HoldTimes): Recovery | undefined {
-  const shared = (readMaps(pid) ?? []).find((m) => m.path === SHARED_PATH);
+  const allShared = (readMaps(pid) ?? []).filter((m) => m.path === SHARED_PATH);
+  const shared = allShared.at(0);
   const files = sharedFiles(pid);
   if (shared === undefined && files.length === 0) return undefined;
   const tried = `trace process ${pid}`;
@@ -61,7 +62,7 @@ export function recover(pid: number, memory: TargetMemory, times: HoldTimes): Re
   }
   const ranges = [...(journal?.ranges ?? page.mapped.map((range) => ({ ...range, isCode: true })))];
   // The session may have been killed before it had noted what it had just mapped.
-  for (const { start, end } of (readMaps(pid) ?? []).filter((m) => m.path === SHARED_PATH)) {
+  for (const { start, end } of allShared) {
     if (!ranges.some((r) => r.address === start))
       ranges.push({ address: start, length: end - start, isCode: false });
   }
@@ -75,7 +76,8 @@ export function recover(pid: number, memory: TargetMemory, times: HoldTimes): Re
       // It may have executed another program since the journal was read: nothing of it is left then.
       if (shared !== undefined && readAgentPage(memory, shared.start)?.tracerStart !== page.tracerStart)
         return undefined;
-      if (journal !== undefined) {
+      // Once is enough: nobody turns them again.
+      if (journal !== undefined && tries === 0) {
         memory.writeWord(journal.control, 0n);
         restoreSites(memory, journal.sites, isCode);
       }

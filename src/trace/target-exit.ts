@@ -1,6 +1,6 @@
 // How a target that is not our child ended. Linux 6.15 and later tell it to whoever held a pidfd; before that nobody but the
 // parent knows.
-import { PidFile, readStatus, waitForThread } from '../linux/index.js';
+import { PidFile, hasEnded, waitForThread } from '../linux/index.js';
 
 /** How a process ended, as far as it can be known. */
 export type TargetEnd =
@@ -31,8 +31,7 @@ export class ExitWatch {
       else if (result.kind === 'error') this.#end = { kind: 'unknown' };
       return this.#end;
     }
-    const state = readStatus(this.#pid)?.get('State');
-    if (state !== undefined && !/^[ZX]/.test(state)) return undefined;
+    if (!hasEnded(this.#pid)) return undefined;
     const status = this.#file?.exitStatus();
     if (status === undefined) this.#end = { kind: 'unknown' };
     else if ((status & 0x7f) === 0) this.#end = { kind: 'exited', status: (status >> 8) & 0xff };

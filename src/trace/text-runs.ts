@@ -4,9 +4,8 @@
 import { filePages } from '../linux/index.js';
 import type { TargetMemory } from '../target/index.js';
 import { SITE_LENGTH } from '../x86/index.js';
-import type { SiteChanges } from './patch.js';
+import { PAGE, pageOf, type SiteChanges } from './patch.js';
 
-const PAGE = 4096;
 /** Longer runs are cut: a run is read whole to look for changes that are not ours. */
 const MAX_RUN = 4 << 20;
 
@@ -51,10 +50,6 @@ export function planTextRuns(pid: number, memory: TargetMemory, changes: SiteCha
     from = to;
   }
   return runs;
-}
-
-function pageOf(address: number): number {
-  return address - (address % PAGE);
 }
 
 /** End of the page that a site at `address` ends in. */

@@ -1,6 +1,6 @@
 // What the agent must know of threads, read from outside while they are held.
 import type { KnownThread } from '../agent/index.js';
-import { readStatus, type Mapping } from '../linux/index.js';
+import { hasGuard, mappingAt, readStatus, type Mapping } from '../linux/index.js';
 import type { HeldThread, Module, TargetMemory } from '../target/index.js';
 
 /**
@@ -54,18 +54,6 @@ export function findTidOffset(
   );
 }
 
-/** Index of the mapping that contains an address, in a list ascending as the kernel gives it; -1 if none does. */
-function mappingAt(maps: readonly Mapping[], address: number): number {
-  let low = 0;
-  let high = maps.length;
-  while (low < high) {
-    const middle = (low + high) >>> 1;
-    if (maps[middle].end <= address) low = middle + 1;
-    else high = middle;
-  }
-  return low < maps.length && maps[low].start <= address ? low : -1;
-}
-
 /** The range that surely belongs to one thread's stack and to nothing else; empty where that cannot be told. */
 export function stackRange(
   maps: readonly Mapping[],
@@ -80,10 +68,9 @@ export function stackRange(
   }
   // A thread made by the C library: guard pages, then the stack, and the thread block at its upper end.
   const index = mappingAt(maps, threadPointer);
-  if (index <= 0) return { low: 0, size: 0 };
-  const [guard, stack] = [maps[index - 1], maps[index]];
-  const hasGuard = guard.end === stack.start && guard.permissions.startsWith('---');
-  return hasGuard ? { low: stack.start, size: threadPointer - stack.start } : { low: 0, size: 0 };
+  if (!hasGuard(maps, index)) return { low: 0, size: 0 };
+  const { start } = maps[index];
+  return { low: start, size: threadPointer - start };
 }
 
 /** What to tell the agent of the threads that are there when tracing begins. Threads without a thread pointer are left out. */

@@ -1,4 +1,4 @@
-import { readStatus } from '../linux/index.js';
+import { hasEnded } from '../linux/index.js';
 import { Loader, TargetMemory, readModules } from '../target/index.js';
 
 const POLL_MS = 1;
@@ -10,17 +10,13 @@ const POLL_MS = 1;
 export async function whenLoaded(pid: number): Promise<boolean> {
   let before: string | undefined;
   for (;;) {
-    if (!isAlive(pid)) return false;
+    if (hasEnded(pid)) return false;
     const now = loadedIn(pid);
     // Twice the same: the loader calls itself consistent for a moment before it begins.
     if (now !== undefined && now === before) return true;
     before = now;
     await new Promise((resolve) => setTimeout(resolve, POLL_MS));
   }
-}
-
-function isAlive(pid: number): boolean {
-  return !/^[ZX]/.test(readStatus(pid)?.get('State') ?? 'X');
 }
 
 /** What is loaded, as a text to compare; undefined while that is not settled. */
