@@ -14,18 +14,7 @@ static const char *const count_names[] = {"step", "work", 0};
 static volatile long sink;
 extern char **environ;
 
-NOINLINE long step(long n) {
-  COUNT(STEP);
-  sink = n;
-  return n + 1;
-}
-
-NOINLINE long work(long n) {
-  COUNT(WORK);
-  long sum = 0;
-  for (long i = 0; i < n; i++) sum += step(i) - i;
-  return sum;
-}
+#include "work.h"
 
 static int wait_for(pid_t pid) {
   int status = -1;

@@ -38,18 +38,7 @@ NOINLINE void handle(int signal, siginfo_t *info, void *context) {
   }
 }
 
-NOINLINE long step(long n) {
-  COUNT(STEP);
-  sink = n;
-  return n + 1;
-}
-
-NOINLINE long work(long n) {
-  COUNT(WORK);
-  long sum = 0;
-  for (long i = 0; i < n; i++) sum += step(i) - i;
-  return sum;
-}
+#include "work.h"
 
 static atomic_int wrong;
 

@@ -17,18 +17,7 @@ static _Thread_local volatile long sink;
 static atomic_int bad;
 extern char **environ;
 
-NOINLINE long step(long n) {
-  COUNT(STEP);
-  sink = n;
-  return n + 1;
-}
-
-NOINLINE long work(long n) {
-  COUNT(WORK);
-  long sum = 0;
-  for (long i = 0; i < n; i++) sum += step(i) - i;
-  return sum;
-}
+#include "work.h"
 
 static void expect(pid_t pid, int wanted) {
   int status = -1;
