@@ -226,7 +226,7 @@ export class AgentThread {
     if (this.#isForgotten) return;
     this.#command(ACTION.leave);
     this.#await(() => !(readThreads(this.#pid) ?? []).includes(this.tid));
-    this.forget();
+    this.#forget();
   }
 
   /** Lets it do what it does when we die. */
@@ -234,11 +234,11 @@ export class AgentThread {
     if (this.#isForgotten) return;
     this.#words[AGENT.owner / 4] |= FUTEX_OWNER_DIED;
     this.#owner.wake();
-    this.forget();
+    this.#forget();
   }
 
   /** The word is ours no more: the target has gone, or the thread has. */
-  forget(): void {
+  #forget(): void {
     if (this.#isForgotten) return;
     this.#isForgotten = true;
     this.#owner.release();

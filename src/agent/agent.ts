@@ -537,9 +537,9 @@ export class Agent {
     this.#mapped.length = 0;
   }
 
-  /** Frees what safepoke itself holds. */
+  /** Frees what safepoke itself holds. What is still in the target is left to its thread, and to a session to come. */
   close(): void {
-    this.#thread?.forget();
+    this.abandon();
     this.#page.unmap();
     this.headers.unmap();
     closeSync(this.#sharedFile);

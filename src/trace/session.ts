@@ -308,7 +308,6 @@ export class Session implements AsyncIterable<Call> {
       onNote(
         'that tracer does not let go: safepoke’s code stays in the process, and records nothing; attach once more when the tracer is gone, and all is put back',
       );
-      target.agent.abandon();
       return false;
     }
     const { restored, foreign, breakpoints } = result;
@@ -325,10 +324,8 @@ export class Session implements AsyncIterable<Call> {
       await new Promise((resolve) => setTimeout(resolve, ms));
       target.tryRemove();
     }
-    if (!target.isRemoved) {
+    if (!target.isRemoved)
       onNote('a signal handler will return into safepoke’s code: it stays mapped, unused');
-      target.agent.abandon();
-    }
     return restored;
   }
 
