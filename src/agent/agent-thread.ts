@@ -1,5 +1,5 @@
-// The agent's thread in the target: it turns every site back without anybody being held, when it is told to and by itself when the
-// tracer dies. It sleeps on a robust futex that the tracer owns, has every signal blocked, uses no
+// The agent's thread in the target: it makes system calls for us and turns every site back, without anybody being held; the latter
+// also by itself when the tracer dies. It sleeps on a robust futex that the tracer owns, has every signal blocked, uses no
 // C library and no thread block, and touches nothing of the program's.
 //
 // Turning a site back takes no hold, because `jmp` is one instruction: a thread is before it or behind it. All that is needed
@@ -19,13 +19,13 @@ import {
 } from '../linux/index.js';
 import { pause, type PlannedCall, type RemoteCall } from '../target/index.js';
 import { assemble } from '../x86/index.js';
-import { AGENT, CONTROL } from './layout.js';
+import { AGENT, CALL, CALLS_MAX, CONTROL } from './layout.js';
 
 const PAGE = 4096;
 export const TEXT_RUN_SIZE = 16;
 
 /** What to do. */
-const ACTION = { restoreText: 1, leave: 2 } as const;
+const ACTION = { restoreText: 1, leave: 2, makeCalls: 3 } as const;
 
 /** include/uapi/linux/sched.h: VM | FS | FILES | SIGHAND | THREAD | SYSVSEM | SETTLS */
 const AGENT_THREAD_FLAGS = 0x100 | 0x200 | 0x400 | 0x800 | 0x10000 | 0x40000 | 0x80000;
@@ -59,15 +59,12 @@ const POLL_MS = 0.1;
 export interface AgentThreadPlaces {
   readonly page: number;
   readonly code: number;
-  readonly control: number;
-  readonly rings: number;
-  readonly ringBytes: number;
 }
 
-/** The thread's code. It needs no relocation but its own address, and ends by exit(2). */
-export function agentThreadListing(places: AgentThreadPlaces): string {
+/** The thread's code, for any place. It begins with the address of the agent's pages in r9, and ends by exit(2). */
+export function agentThreadListing(): string {
   return `
-    mov rbx, ${places.page}
+    mov rbx, r9
     lea rdi, [rbx+${AGENT.name}]
     mov rsi, rdi
     mov edi, ${PR_SET_NAME}
@@ -91,14 +88,38 @@ serve:
     mov r14d, eax
     cmp dword [rbx+${AGENT.action}], ${ACTION.leave}
     je leave_now
+    cmp dword [rbx+${AGENT.action}], ${ACTION.makeCalls}
+    je make_calls
     call restore
     mov [rbx+${AGENT.failed}], eax
+served:
     mov [rbx+${AGENT.done}], r14d
     jmp next
 
+make_calls:
+    lea r12, [rbx+${AGENT.calls}]
+    mov r13d, [rbx+${AGENT.callCount}]
+make_next:
+    test r13, r13
+    je served
+    mov rax, [r12+${CALL.number}]
+    mov rdi, [r12+${CALL.arguments}]
+    mov rsi, [r12+${CALL.arguments + 8}]
+    mov rdx, [r12+${CALL.arguments + 16}]
+    mov r10, [r12+${CALL.arguments + 24}]
+    mov r8, [r12+${CALL.arguments + 32}]
+    mov r9, [r12+${CALL.arguments + 40}]
+    syscall
+    mov [r12+${CALL.result}], rax
+    add r12, ${CALL.size}
+    sub r13, 1
+    jmp make_next
+
 ; The tracer is gone. Stop recording, turn the text back, free the rings. The code stays: threads may be in it.
 orphaned:
-    mov rax, ${places.control}
+    mov rax, [rbx+${AGENT.control}]
+    test rax, rax
+    je leave_now
     mov qword [rax+${CONTROL.enabled}], 0
     mov r15d, ${RETRIES}
 orphaned_try:
@@ -115,8 +136,8 @@ orphaned_try:
     syscall
     jmp orphaned_try
 orphaned_done:
-    mov rdi, ${places.rings}
-    mov rsi, ${places.ringBytes}
+    mov rdi, [rbx+${AGENT.rings}]
+    mov rsi, [rbx+${AGENT.ringBytes}]
     mov edx, ${MADV_REMOVE}
     mov eax, ${SYS.madvise}
     syscall
@@ -162,19 +183,17 @@ restore_done:
 
 /** The tracer's side of the thread. */
 export class AgentThread {
+  readonly #ownTid: number;
+  #tid: number | undefined;
   readonly #pid: number;
   readonly #owner: OwnerWord;
   readonly #words: Uint32Array;
   readonly #longs: BigInt64Array;
   #isForgotten = false;
 
-  /** `tid` is its id as we know it. */
-  private constructor(
-    readonly tid: number,
-    pid: number,
-    owner: OwnerWord,
-    mapping: OwnMapping,
-  ) {
+  /** `ownTid` is its id as the process knows it. */
+  private constructor(ownTid: number, pid: number, owner: OwnerWord, mapping: OwnMapping) {
+    this.#ownTid = ownTid;
     this.#pid = pid;
     this.#owner = owner;
     this.#words = new Uint32Array(mapping.bytes);
@@ -196,15 +215,25 @@ export class AgentThread {
     new Uint8Array(mapping.bytes, AGENT.name, NAME.length).set(new TextEncoder().encode(NAME));
     new BigInt64Array(mapping.bytes)[AGENT.stack / 8] = BigInt(places.code);
     const { page } = places;
-    const own = call(SYS.clone, AGENT_THREAD_FLAGS, page + AGENT.stack, 0, 0, page + AGENT.threadBlock);
+    const stack = page + AGENT.stack;
+    // It begins with the registers of the thread that clones it, so that the sixth argument, of which there is none, gets there too.
+    const own = call(SYS.clone, AGENT_THREAD_FLAGS, stack, 0, 0, page + AGENT.threadBlock, page);
     if (own < 0) {
       owner.release();
       return undefined;
     }
-    const tid = tidOf(pid, own);
-    // Among hundreds of busy threads it would not get the processor for seconds.
-    preferThread(tid);
-    return new AgentThread(tid, pid, owner, mapping);
+    return new AgentThread(own, pid, owner, mapping);
+  }
+
+  /** Gets it the processor sooner: among hundreds of busy threads it would wait for seconds. */
+  prefer(): void {
+    preferThread(this.tid);
+  }
+
+  /** Its id as we know it. */
+  get tid(): number {
+    this.#tid ??= tidOf(this.#pid, this.#ownTid);
+    return this.#tid;
   }
 
   /** Tells it where the runs of text are that it is to turn back, by command or when we die: `count` of them from `address` on. */
@@ -214,10 +243,38 @@ export class AgentThread {
     this.#longs[AGENT.runCount / 8] = BigInt(count);
   }
 
+  /** Tells it what to turn off and to free should we die. From then on it is of use. */
+  setMemory(control: number, rings: number, ringBytes: number): void {
+    this.#longs[AGENT.ringBytes / 8] = BigInt(ringBytes);
+    this.#longs[AGENT.rings / 8] = BigInt(rings);
+    this.#longs[AGENT.control / 8] = BigInt(control);
+  }
+
+  /** Has it make one system call. Returns the result, or -errno. @throws CannotError AGENT_LOST */
+  readonly call: RemoteCall = (n, ...args) => this.calls([[n, ...args]])[0];
+
+  /** Has it make system calls one after the other, whatever each returns: {number, arguments...}. @throws CannotError AGENT_LOST */
+  calls(list: readonly (readonly (number | bigint)[])[]): number[] {
+    const results: number[] = [];
+    for (let from = 0; from < list.length; from += CALLS_MAX) {
+      const some = list.slice(from, from + CALLS_MAX);
+      some.forEach((call, i) => {
+        const at = (AGENT.calls + i * CALL.size) / 8;
+        for (let word = 0; word < CALL.result / 8; word++)
+          this.#longs[at + word] = BigInt(call.at(word) ?? 0);
+      });
+      this.#words[AGENT.callCount / 4] = some.length;
+      this.#perform(ACTION.makeCalls);
+      some.forEach((_, i) => {
+        results.push(Number(this.#longs[(AGENT.calls + i * CALL.size + CALL.result) / 8]));
+      });
+    }
+    return results;
+  }
+
   /** Turns the text runs back to what the file has. Returns the number of those that could not be. @throws CannotError AGENT_LOST */
   restoreText(): number {
-    this.#command(ACTION.restoreText);
-    this.#await(() => this.#words[AGENT.done / 4] === this.#words[AGENT.command / 4]);
+    this.#perform(ACTION.restoreText);
     return this.#words[AGENT.failed / 4];
   }
 
@@ -242,6 +299,11 @@ export class AgentThread {
     if (this.#isForgotten) return;
     this.#isForgotten = true;
     this.#owner.release();
+  }
+
+  #perform(action: number): void {
+    this.#command(action);
+    this.#await(() => this.#words[AGENT.done / 4] === this.#words[AGENT.command / 4]);
   }
 
   #command(action: number): void {
@@ -276,22 +338,10 @@ function tidOf(pid: number, own: number): number {
   return (readThreads(pid) ?? []).reverse().find(isIt) ?? own;
 }
 
-/** Assembles the thread's code for its place. */
-export function emitAgentThread(places: AgentThreadPlaces): Uint8Array {
-  return assemble(agentThreadListing(places), BigInt(places.code)).bytes;
-}
+let assembled: Uint8Array | undefined;
 
-/**
- * Assembles the code once for a place somewhere. The assembler takes ten times as long for the first listing as for the next one,
- * and the true place is only known while a thread is held.
- */
-export function rehearseAgentThread(): void {
-  const somewhere = 0x7f00_0000_0000;
-  emitAgentThread({
-    page: somewhere,
-    code: somewhere,
-    control: somewhere,
-    rings: somewhere,
-    ringBytes: somewhere,
-  });
+/** The thread's code. The first to ask waits some milliseconds for it. */
+export function agentThreadCode(): Uint8Array {
+  assembled ??= assemble(agentThreadListing(), 0n).bytes;
+  return assembled;
 }

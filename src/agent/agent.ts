@@ -40,6 +40,7 @@ import {
   type AgentGeometry,
 } from './layout.js';
 import {
+  CODE_NAME,
   SHARED_NAME,
   encodeJournal,
   journalBytes,
@@ -47,13 +48,7 @@ import {
   type Journal,
   type ShadowPlaces,
 } from './journal.js';
-import {
-  AGENT_THREAD_CALLS,
-  AgentThread,
-  TEXT_RUN_SIZE,
-  emitAgentThread,
-  rehearseAgentThread,
-} from './agent-thread.js';
+import { AGENT_THREAD_CALLS, AgentThread, TEXT_RUN_SIZE, agentThreadCode } from './agent-thread.js';
 import { readShadowEntries, restoreReturnAddresses, shadowBase } from './shadow-stacks.js';
 import { THREAD_POINTER_BY_REGISTER } from './recorder.js';
 import { emitRegion, regionBytes, type CodeRegion, type StubSite } from './stubs.js';
@@ -90,7 +85,12 @@ export const AGENT_CALLS: readonly PlannedCall[] = [
   {
     name: 'mmap of code',
     number: SYS.mmap,
-    arguments: [PAGE, PAGE, PROT.read | PROT.exec, MAP.private | MAP.anonymous | MAP.fixedNoReplace, -1],
+    arguments: [PAGE, PAGE, PROT.read | PROT.exec, MAP.private | MAP.anonymous, -1],
+  },
+  {
+    name: 'mmap of shared code',
+    number: SYS.mmap,
+    arguments: [PAGE, PAGE, PROT.read | PROT.exec, MAP.shared | MAP.fixedNoReplace, 3],
   },
   { name: 'madvise', number: SYS.madvise, arguments: [PAGE, PAGE, MADV_WIPEONFORK] },
   { name: 'madvise', number: SYS.madvise, arguments: [PAGE, PAGE, MADV_DONTDUMP] },
@@ -165,7 +165,12 @@ export class Agent {
   readonly #shared: number;
   readonly #sharedFile: number;
   readonly #mapped: Mapped[];
-  readonly #codePlaces: readonly Mapped[];
+  /** Where each cluster's code is, and the memory that it lies in, from which we can write it. */
+  readonly #codePlaces: Mapped[] = [];
+  #code: OwnMapping | undefined;
+  #isFurnished = false;
+  readonly #pid: number;
+  readonly #isLocked: boolean;
   readonly #page: OwnMapping;
   readonly #journalRoom: number;
   #thread: AgentThread | undefined;
@@ -173,15 +178,18 @@ export class Agent {
   #preparedLanes = 0;
 
   private constructor(
+    pid: number,
     memory: TargetMemory,
     options: AgentOptions,
     geometry: AgentGeometry,
     places: { control: number; data: number; shared: number },
     sharedFile: number,
     mapped: Mapped[],
-    codePlaces: readonly Mapped[],
+    isLocked: boolean,
     journalRoom: number,
   ) {
+    this.#pid = pid;
+    this.#isLocked = isLocked;
     this.#journalRoom = journalRoom;
     this.#memory = memory;
     this.#options = options;
@@ -191,7 +199,6 @@ export class Agent {
     this.#shared = places.shared;
     this.#sharedFile = sharedFile;
     this.#mapped = mapped;
-    this.#codePlaces = codePlaces;
     const both = PROT.read | PROT.write;
     this.#page = mapOwn(AGENT.size, both, MAP.shared, sharedFile, SHARED.agent);
     this.headers = mapOwn(geometry.rings - SHARED.headers, both, MAP.shared, sharedFile, SHARED.headers);
@@ -199,11 +206,12 @@ export class Agent {
 
   /** To be called before a thread is held for `map`: what that will do then takes far less time. */
   static rehearse(): void {
-    rehearseAgentThread();
+    agentThreadCode();
   }
 
   /**
-   * Maps the agent's memory into a process of which a thread is held; `emit` then fills it in, with nobody held.
+   * Maps the agent's memory into a process of which a thread is held, and starts its thread; `furnish` and `emit` do the rest, with
+   * nobody held. Where it may have no thread, the held one furnishes it.
    *
    * @throws CannotError NO_MEMORY, NO_MEMORY_NEAR, REMOTE_CALL; nothing is left in the process then
    */
@@ -217,7 +225,6 @@ export class Agent {
   ): Agent {
     const calls = new RemoteCalls(pid, hold.callableThread(), memory, borrowed);
     const mapped: Mapped[] = [];
-    const codePlaces: Mapped[] = [];
     const siteCount = clusters.reduce((sum, cluster) => sum + cluster.sites.length, 0);
     // Control page, data, journal: mapped in one piece. The ranges are this, the rings, and one for each cluster.
     const journalRoom = journalBytes(clusters.length + OTHER_RANGES, siteCount);
@@ -227,17 +234,9 @@ export class Agent {
       let sharedFile = -1;
       // After mlockall(MCL_FUTURE) all that is mapped is filled at once: our empty rings would take all memory there is.
       const isLocked = !/^0 kB$/.test(readStatus(pid)?.get('VmLck') ?? '0 kB');
-      const map = (length: number, prot: number, flags: number, hint = 0, fd = -1): number => {
-        const result = call(SYS.mmap, hint, length, isLocked ? PROT.none : prot, flags, fd, 0);
-        if (result <= 0) return result;
-        mapped.push({ address: result, length });
-        if (sharedFile >= 0) writeMapped(sharedFile, mapped);
-        if (isLocked) {
-          const next = 'see whether a filter forbids munlock and mprotect to it';
-          expectSuccess(call(SYS.munlock, result, length), `unlock memory in process ${pid}`, next);
-          expectSuccess(call(SYS.mprotect, result, length, prot), `map memory into process ${pid}`, next);
-        }
-        return result;
+      const map = (length: number, prot: number, flags: number, fd = -1): number => {
+        const place = { hint: 0, length, prot, flags, fd, offset: 0 };
+        return mapNoted(pid, call, place, isLocked, mapped, sharedFile);
       };
       try {
         const fd = expectSuccess(
@@ -254,7 +253,7 @@ export class Agent {
             geometry = planGeometry(lanes, options.ringBytes, options.maxShadowEntries);
             sizeShared(pid, file, geometry.sharedBytes);
             const { sharedBytes } = geometry;
-            const shared = map(sharedBytes, PROT.read | PROT.write, MAP.shared | MAP.noReserve, 0, fd);
+            const shared = map(sharedBytes, PROT.read | PROT.write, MAP.shared | MAP.noReserve, fd);
             if (shared === ENOMEM) continue;
             expectSuccess(
               shared,
@@ -282,25 +281,19 @@ export class Agent {
         if (places === undefined || geometry === undefined) {
           throw noMemory(pid);
         }
-        // A dump of the target's memory is not to go through all of the empty rings; where it may not be said, it does.
-        call(SYS.madvise, places.shared, geometry.sharedBytes, MADV_DONTDUMP);
-        expectSuccess(
-          call(SYS.madvise, places.control, PAGE, MADV_WIPEONFORK),
-          `prepare process ${pid} for fork`,
-          'use Linux 4.14 or later',
-        );
-        for (const cluster of clusters) codePlaces.push(mapNear(pid, cluster, map));
         const agent = new Agent(
+          pid,
           memory,
           options,
           geometry,
           places,
           sharedFile,
           mapped,
-          codePlaces,
+          isLocked,
           journalRoom,
         );
-        if (options.withThread) agent.#startThread(pid, call, map);
+        if (options.withThread) agent.#startThread(call, map);
+        if (agent.#thread === undefined) agent.furnish(clusters, call);
         return agent;
       } catch (error) {
         for (const { address, length } of mapped) call(SYS.munmap, address, length);
@@ -311,24 +304,69 @@ export class Agent {
   }
 
   /** Starts the agent's thread, if the process may have one more. */
-  #startThread(
-    pid: number,
-    call: RemoteCall,
-    map: (length: number, prot: number, flags: number) => number,
-  ): void {
+  #startThread(call: RemoteCall, map: (length: number, prot: number, flags: number) => number): void {
     const code = map(PAGE, PROT.read | PROT.exec, MAP.private | MAP.anonymous);
     if (code < 0) return;
     this.#threadCode = code;
+    const places = { page: this.#shared + SHARED.agent, code };
+    this.#memory.write(code, agentThreadCode());
+    this.#thread = AgentThread.start(this.#pid, call, this.#page, places);
+  }
+
+  /**
+   * Maps code within reach of each cluster, and prepares the process for forks and dumps. By the agent's own thread, as a rule.
+   *
+   * @throws CannotError NO_MEMORY, NO_MEMORY_NEAR, REMOTE_CALL; `remove` takes away what there is then
+   */
+  furnish(clusters: readonly Cluster[], call: RemoteCall | undefined = this.#thread?.call): void {
+    if (this.#isFurnished || call === undefined) return;
+    this.#isFurnished = true;
+    this.#thread?.prefer();
     const { rings, sharedBytes } = this.geometry;
-    const places = {
-      page: this.#shared + SHARED.agent,
-      code,
-      control: this.control,
-      rings: this.#shared + rings,
-      ringBytes: sharedBytes - rings,
-    };
-    this.#memory.write(code, emitAgentThread(places));
-    this.#thread = AgentThread.start(pid, call, this.#page, places);
+    // A dump of the target's memory is not to go through all of the empty rings; where it may not be said, it does.
+    call(SYS.madvise, this.#shared, sharedBytes, MADV_DONTDUMP);
+    expectSuccess(
+      call(SYS.madvise, this.control, PAGE, MADV_WIPEONFORK),
+      `prepare process ${this.#pid} for fork`,
+      'use Linux 4.14 or later',
+    );
+    this.#mapCode(clusters, call);
+    this.#thread?.setMemory(this.control, this.#shared + rings, sharedBytes - rings);
+  }
+
+  #mapCode(clusters: readonly Cluster[], call: RemoteCall): void {
+    const pid = this.#pid;
+    const name = this.#shared + SHARED.agent + AGENT.codeName;
+    new Uint8Array(this.#page.bytes, AGENT.codeName, CODE_NAME.length).set(
+      new TextEncoder().encode(CODE_NAME),
+    );
+    const fd = expectSuccess(
+      call(SYS.memfd_create, name, MFD_CLOEXEC),
+      `make memory for code in process ${pid}`,
+      'see whether a seccomp filter forbids memfd_create to it',
+    );
+    try {
+      const file = openSync(`/proc/${pid}/fd/${fd}`, 'r+');
+      try {
+        const bytes = clusters.reduce((sum, { sites }) => sum + regionBytes(sites), 0);
+        sizeShared(pid, file, bytes);
+        this.#code = mapOwn(bytes, PROT.read | PROT.write, MAP.shared, file);
+      } finally {
+        closeSync(file);
+      }
+      let offset = 0;
+      for (const cluster of clusters) {
+        const place = mapNear(pid, cluster, (length, hint) => {
+          const flags = MAP.shared | MAP.fixedNoReplace;
+          const wanted = { hint, length, prot: PROT.read | PROT.exec, flags, fd, offset };
+          return mapNoted(pid, call, wanted, this.#isLocked, this.#mapped, this.#sharedFile);
+        });
+        this.#codePlaces.push(place);
+        offset += place.length;
+      }
+    } finally {
+      call(SYS.close, fd);
+    }
   }
 
   /** The agent's own thread in the target; undefined where it may have none. */
@@ -353,6 +391,7 @@ export class Agent {
     this.#fillData();
     this.#preparedLanes = Math.min(threads + SPARE_LANES, this.geometry.lanes - 1);
     for (let lane = 0; lane <= this.#preparedLanes; lane++) this.#writeSentinel(lane);
+    let offset = 0;
     clusters.forEach((cluster, i) => {
       const place = this.#codePlaces[i];
       const region = emitRegion(
@@ -364,17 +403,29 @@ export class Agent {
         this.geometry,
       );
       // What lies behind, a bound too generous, is never executed.
-      this.#memory.write(place.address, region.bytes.subarray(0, region.used));
+      faultPoint();
+      this.#codeBytes(offset, region.used).set(region.bytes.subarray(0, region.used));
       this.regions.push(region);
+      offset += place.length;
     });
   }
 
   /** Makes recorders do without the word at the thread pointer: some thread has none. Before any site is changed. */
   distrustThreadPointers(): void {
-    for (const { address, threadPointerReads } of this.regions) {
-      for (const offset of threadPointerReads)
-        this.#memory.write(Number(address) + offset, THREAD_POINTER_BY_REGISTER);
+    let region = 0;
+    for (const { bytes, threadPointerReads } of this.regions) {
+      for (const offset of threadPointerReads) {
+        const { length } = THREAD_POINTER_BY_REGISTER;
+        this.#codeBytes(region + offset, length).set(THREAD_POINTER_BY_REGISTER);
+      }
+      region += bytes.length;
     }
+  }
+
+  /** The memory of code as we see it. */
+  #codeBytes(offset: number, length: number): Uint8Array {
+    if (this.#code === undefined) throw new Error('code is written before there is room for it');
+    return new Uint8Array(this.#code.bytes, offset, length);
   }
 
   /** Offset of a thread's id from its thread pointer; 0: not known. */
@@ -542,6 +593,7 @@ export class Agent {
     this.abandon();
     this.#page.unmap();
     this.headers.unmap();
+    this.#code?.unmap();
     closeSync(this.#sharedFile);
   }
 
@@ -673,12 +725,30 @@ function noMemory(pid: number): CannotError {
   });
 }
 
-/** Maps room for a region from which all of the cluster's sites can be reached, nearest gaps first. */
-function mapNear(
+/** Maps memory in a process and notes it in the agent's page, if that is there; `locked`: it is not to be filled at once. */
+function mapNoted(
   pid: number,
-  cluster: Cluster,
-  map: (length: number, prot: number, flags: number, hint: number) => number,
-): Mapped {
+  call: RemoteCall,
+  place: { hint: number; length: number; prot: number; flags: number; fd: number; offset: number },
+  isLocked: boolean,
+  mapped: Mapped[],
+  sharedFile: number,
+): number {
+  const { hint, length, prot, flags, fd, offset } = place;
+  const result = call(SYS.mmap, hint, length, isLocked ? PROT.none : prot, flags, fd, offset);
+  if (result <= 0) return result;
+  mapped.push({ address: result, length });
+  if (sharedFile >= 0) writeMapped(sharedFile, mapped);
+  if (isLocked) {
+    const next = 'see whether a filter forbids munlock and mprotect to it';
+    expectSuccess(call(SYS.munlock, result, length), `unlock memory in process ${pid}`, next);
+    expectSuccess(call(SYS.mprotect, result, length, prot), `map memory into process ${pid}`, next);
+  }
+  return result;
+}
+
+/** Maps room for a region from which all of the cluster's sites can be reached, nearest gaps first. */
+function mapNear(pid: number, cluster: Cluster, map: (length: number, hint: number) => number): Mapped {
   const length = regionBytes(cluster.sites);
   const lowest = Math.max(LOWEST_ADDRESS, cluster.high - REACH);
   const highest = cluster.low + REACH - length;
@@ -700,8 +770,7 @@ function mapNear(
     .filter((start) => start >= lowest && start <= highest)
     .sort((a, b) => Math.abs(a - middle) - Math.abs(b - middle));
   for (const place of places) {
-    const flags = MAP.private | MAP.anonymous | MAP.fixedNoReplace;
-    const result = map(length, PROT.read | PROT.exec, flags, place);
+    const result = map(length, place);
     if (result === place) return { address: place, length };
     if (result > 0 || result === EEXIST) continue;
     // A limit of the whole process: no other place would be better.

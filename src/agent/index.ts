@@ -6,7 +6,7 @@ export {
   type Cluster,
   type KnownThread,
 } from './agent.js';
-export { SHARED_PATH, readAgentPage, readJournal, type Journal } from './journal.js';
+export { CODE_PATH, SHARED_PATH, readAgentPage, readJournal, type Journal } from './journal.js';
 export { restoreReturnAddresses } from './shadow-stacks.js';
 export { AGENT, HEADER, LANE_STATE } from './layout.js';
 export { HEAD_SIZE, HEAD_TRAMPOLINE } from './recorder.js';

@@ -39,6 +39,9 @@ const MAX_SITES = 1 << 24;
 /** How the kernel shows the shared region in /proc/PID/maps. */
 export const SHARED_NAME = 'safepoke';
 export const SHARED_PATH = `/memfd:${SHARED_NAME} (deleted)`;
+/** The same for code. */
+export const CODE_NAME = 'safepoke-code';
+export const CODE_PATH = `/memfd:${CODE_NAME} (deleted)`;
 
 export interface JournalRange {
   readonly address: number;

@@ -3,8 +3,9 @@
 //   control   one page, private, MADV_WIPEONFORK: a forked child reads zeros here and so never records
 //   data      private, copied by fork, because a child returns through the same swapped return addresses:
 //               header, trusted ranges, queue of free lanes, cache from thread to lane, lanes, shadow stacks
-//   shared    a memfd that the tracer maps as well: the agent's page, lane headers, then rings; it outlives the target
-//   code      per cluster of modules, within +-2 GiB of their text: recorder, heads, bodies (recorder.ts, stubs.ts)
+//   shared    a memfd that the tracer maps as well: the agent's pages, lane headers, then rings; it outlives the target
+//   code      per cluster of modules, within +-2 GiB of their text: recorder, heads, bodies (recorder.ts, stubs.ts); a second
+//             memfd, which the tracer can write while threads execute it, and which forked children keep
 //
 // A *lane* belongs to one thread for as long as that thread lives. Lane 0 belongs to nobody: an empty cache slot leads to
 // it, and its thread pointer fits no thread.
@@ -57,9 +58,9 @@ export const HASH_MULTIPLIER = 0x9e37_79b1;
 export const HASH_SHIFT = 6;
 
 /** Offsets in the shared region. */
-export const SHARED = { agent: 0, headers: PAGE } as const;
+export const SHARED = { agent: 0, headers: 2 * PAGE } as const;
 
-/** Offsets in the agent's page: what its thread is told and tells (agent-thread.ts), and what a later session must find. */
+/** Offsets in the agent's pages: what its thread is told and tells (agent-thread.ts), and what a later session must find. */
 export const AGENT = {
   /** The tracer's list entry for the word that follows; then u32: the robust futex. */
   entry: 0,
@@ -71,6 +72,12 @@ export const AGENT = {
   failed: 76,
   /** struct timespec, for a pause. */
   pause: 80,
+  /** u32: how many of the calls below to make. */
+  callCount: 96,
+  /** u64: what the thread turns off and frees when it is orphaned: the control page, the rings and their length; 0: not yet. */
+  control: 104,
+  rings: 112,
+  ringBytes: 120,
   /** u64: address of the table of text runs {start, length}; how many there are. */
   runs: 144,
   runCount: 152,
@@ -82,17 +89,33 @@ export const AGENT = {
   /** u64: how many mappings there are; then {address, length} of each, as soon as it is made. */
   mappedCount: 184,
   mapped: 192,
-  /** Name of the thread, ended by a zero. */
+  /** Name of the memory that code lies in; name of the thread. Each ended by a zero. */
+  codeName: 2016,
   name: 2032,
   /** A thread block of zeros. */
   threadBlock: 2048,
   /** First word popped from the stack, which grows down from here: the address to begin at. */
   stack: 4080,
-  size: PAGE,
+  /** System calls to make, a `CALL` each. */
+  calls: PAGE,
+  size: 2 * PAGE,
 } as const;
 
 /** Mappings that the agent's page has room for. */
-export const MAPPED_MAX = Math.floor((AGENT.name - AGENT.mapped) / 16);
+export const MAPPED_MAX = Math.floor((AGENT.codeName - AGENT.mapped) / 16);
+
+/** A system call for the agent's thread to make. All u64. */
+export const CALL = {
+  number: 0,
+  /** Six of them. */
+  arguments: 8,
+  /** What the kernel returned. */
+  result: 56,
+  size: 64,
+} as const;
+
+/** System calls that can be asked for at once. */
+export const CALLS_MAX = (AGENT.size - AGENT.calls) / CALL.size;
 
 /** Offsets in a lane: private state that only its thread writes while it lives. All u64 unless said. */
 export const LANE = {

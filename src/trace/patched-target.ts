@@ -132,6 +132,7 @@ export class PatchedTarget {
     };
     if (adopted !== undefined) {
       const agent = map(adopted);
+      agent.furnish(clusters);
       agent.emit(clusters, 1);
       const prepared = prepare(agent, sites, memory);
       const text = prepareText(pid, agent, memory, prepared.changes.changes);
@@ -156,6 +157,7 @@ export class PatchedTarget {
     let maps: readonly Mapping[];
     let all: Hold;
     try {
+      agent.furnish(clusters);
       agent.emit(clusters, (readThreads(pid) ?? []).length);
       prepared = prepare(agent, sites, memory);
       text = prepareText(pid, agent, memory, prepared.changes.changes);

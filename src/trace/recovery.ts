@@ -1,6 +1,7 @@
 // Putting right what a session left behind that was killed.
 import {
   AGENT,
+  CODE_PATH,
   SHARED_PATH,
   readAgentPage,
   readJournal,
@@ -35,8 +36,8 @@ export interface Recovery {
  *   handler will return into its code, so that it must stay a little longer
  */
 export function recover(pid: number, memory: TargetMemory, times: HoldTimes): Recovery | undefined {
-  const allShared = (readMaps(pid) ?? []).filter((m) => m.path === SHARED_PATH);
-  const shared = allShared.at(0);
+  const allShared = (readMaps(pid) ?? []).filter((m) => m.path === SHARED_PATH || m.path === CODE_PATH);
+  const shared = allShared.find((m) => m.path === SHARED_PATH);
   const files = sharedFiles(pid);
   if (shared === undefined && files.length === 0) return undefined;
   const tried = `trace process ${pid}`;
@@ -62,9 +63,9 @@ export function recover(pid: number, memory: TargetMemory, times: HoldTimes): Re
   }
   const ranges = [...(journal?.ranges ?? page.mapped.map((range) => ({ ...range, isCode: true })))];
   // The session may have been killed before it had noted what it had just mapped.
-  for (const { start, end } of allShared) {
+  for (const { start, end, path } of allShared) {
     if (!ranges.some((r) => r.address === start))
-      ranges.push({ address: start, length: end - start, isCode: false });
+      ranges.push({ address: start, length: end - start, isCode: path === CODE_PATH });
   }
   const isCode = (address: bigint): boolean =>
     ranges.some((r) => r.isCode && address >= BigInt(r.address) && address < BigInt(r.address + r.length));
@@ -107,7 +108,7 @@ function sharedFiles(pid: number): number[] {
   try {
     return readdirSync(`/proc/${pid}/fd`)
       .map(Number)
-      .filter((fd) => readLink(`/proc/${pid}/fd/${fd}`) === SHARED_PATH);
+      .filter((fd) => [SHARED_PATH, CODE_PATH].includes(readLink(`/proc/${pid}/fd/${fd}`) ?? ''));
   } catch {
     return [];
   }
