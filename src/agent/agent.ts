@@ -169,8 +169,10 @@ export class Agent {
   readonly #codePlaces: Mapped[] = [];
   #code: OwnMapping | undefined;
   #isFurnished = false;
+  #reserved = 0;
   readonly #pid: number;
-  readonly #isLocked: boolean;
+  /** The process locks memory (mlock). */
+  readonly isLocked: boolean;
   readonly #page: OwnMapping;
   readonly #journalRoom: number;
   #thread: AgentThread | undefined;
@@ -189,7 +191,7 @@ export class Agent {
     journalRoom: number,
   ) {
     this.#pid = pid;
-    this.#isLocked = isLocked;
+    this.isLocked = isLocked;
     this.#journalRoom = journalRoom;
     this.#memory = memory;
     this.#options = options;
@@ -359,7 +361,7 @@ export class Agent {
         const place = mapNear(pid, cluster, (length, hint) => {
           const flags = MAP.shared | MAP.fixedNoReplace;
           const wanted = { hint, length, prot: PROT.read | PROT.exec, flags, fd, offset };
-          return mapNoted(pid, call, wanted, this.#isLocked, this.#mapped, this.#sharedFile);
+          return mapNoted(pid, call, wanted, this.isLocked, this.#mapped, this.#sharedFile);
         });
         this.#codePlaces.push(place);
         offset += place.length;
@@ -372,6 +374,26 @@ export class Agent {
   /** The agent's own thread in the target; undefined where it may have none. */
   get thread(): AgentThread | undefined {
     return this.#thread;
+  }
+
+  /** Has the agent's thread reserve address space. Undefined: there is none to be had. `remove` frees it, and recovery, until it is forgotten. */
+  reserve(length: number): number | undefined {
+    const thread = this.#thread;
+    if (thread === undefined) return undefined;
+    const flags = MAP.private | MAP.anonymous | MAP.noReserve;
+    const place = { hint: 0, length, prot: PROT.none, flags, fd: -1, offset: 0 };
+    const result = mapNoted(this.#pid, thread.call, place, false, this.#mapped, this.#sharedFile);
+    if (result <= 0) return undefined;
+    this.#reserved = result;
+    return result;
+  }
+
+  /** Says that what was reserved last is not to be freed as a whole any more. */
+  forgetReserved(): void {
+    const index = this.#mapped.findIndex(({ address }) => address === this.#reserved);
+    if (index < 0) return;
+    this.#mapped.splice(index, 1);
+    writeMapped(this.#sharedFile, this.#mapped);
   }
 
   /** Tells the agent's thread which runs of text hold sites, for it to turn back. */

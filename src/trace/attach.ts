@@ -274,6 +274,7 @@ function start({ pid, options, memory, times, adopted, isChild, before, since }:
     memory,
     times,
     seccompFilter: before.seccompFilter,
+    way: options.way,
     adopted,
     agent: {
       ringBytes,

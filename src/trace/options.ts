@@ -1,3 +1,5 @@
+import type { WayName } from './ways.js';
+
 /** What to trace and how; shared by `attach` and `run`. */
 export interface TraceOptions {
   /**
@@ -19,6 +21,8 @@ export interface TraceOptions {
   readonly newestBytes?: number;
   /** The session ends (`loaded`) when a library is loaded that the filters name, so that another can trace it as well. */
   readonly untilLoaded?: boolean;
+  /** The only way in which code may be changed; functions that it cannot change are refused. None: what disturbs the target least. */
+  readonly way?: WayName;
   /** Told what the session has done and met, a line at a time. */
   readonly onNote?: (line: string) => void;
 }

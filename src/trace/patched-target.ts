@@ -1,7 +1,15 @@
 // A target with its sites changed: the part of a session that touches the process.
 import { AGENT_CALLS, Agent, HEAD_SIZE, type AgentOptions, type Cluster } from '../agent/index.js';
 import { CannotError, isSafepokeError } from '../errors/index.js';
-import { hasEnded, readMaps, readStatus, readThreads, type Mapping } from '../linux/index.js';
+import {
+  SYS,
+  hasEnded,
+  readMaps,
+  readStatus,
+  readThreads,
+  type Mapping,
+  type Registers,
+} from '../linux/index.js';
 import {
   Hold,
   RemoteCalls,
@@ -12,19 +20,21 @@ import {
   type HoldTimes,
 } from '../target/index.js';
 import {
+  PAGE,
   PreparedChanges,
   SiteChanges,
   appliedOnes,
-  applyChanges,
   areApplied,
+  pageOf,
   putJump,
   restoreUnderBreakpoint,
 } from './patch.js';
-import type { PlannedSite, RefusedFunction } from './site-plan.js';
+import type { PlannedSite, RefusedFunction, SessionRefusalReason } from './site-plan.js';
 import { NO_TEXT_RUNS, isOnlyOurs, planTextRuns, type TextRuns } from './text-runs.js';
 import { findSavedInstructionPointers, findTidOffset, knownThreads } from './thread-facts.js';
 import type { Module } from '../target/index.js';
 import { SITE_LENGTH } from '../x86/index.js';
+import { HeldWay, PageFlip, type Way, type WayName } from './ways.js';
 
 /** Clusters of modules are kept small enough that every stub reaches every site. */
 const MAX_CLUSTER = 1 << 30;
@@ -40,6 +50,8 @@ export interface PatchRequest {
   readonly times: HoldTimes;
   /** Its seccomp filters must be asked before it makes system calls for us. */
   readonly seccompFilter: boolean;
+  /** The only way in which sites may be changed; undefined: whichever is best. */
+  readonly way: WayName | undefined;
   /** A thread that we hold already, of a program that has not run; it is let go when all is done. */
   readonly adopted: Hold | undefined;
 }
@@ -74,6 +86,8 @@ export class PatchedTarget {
   readonly lanes: ReadonlyMap<number, number>;
   /** Sites that were given up at the last moment. */
   readonly refused: readonly RefusedFunction[];
+  /** Number of sites by the way in which they were changed. */
+  readonly ways: Readonly<Partial<Record<WayName, number>>>;
   readonly #pid: number;
   readonly #memory: TargetMemory;
   readonly #times: HoldTimes;
@@ -91,7 +105,9 @@ export class PatchedTarget {
     refused: readonly RefusedFunction[],
     changes: SiteChanges,
     text: TextRuns,
+    ways: Readonly<Partial<Record<WayName, number>>>,
   ) {
+    this.ways = ways;
     this.#text = text;
     this.#pid = request.pid;
     this.#memory = request.memory;
@@ -104,7 +120,8 @@ export class PatchedTarget {
   }
 
   /**
-   * Maps the agent with one thread held, emits all code with none held, and changes the sites with all held.
+   * Maps the agent with one thread held, emits all code with none held, and changes the sites: with all held, or with none where
+   * every site can be changed so.
    *
    * @throws CannotError; the target is as before then
    */
@@ -133,10 +150,10 @@ export class PatchedTarget {
     if (adopted !== undefined) {
       const agent = map(adopted);
       agent.furnish(clusters);
+      undirtyPage(memory, agent, adopted.threads[0].registers);
       agent.emit(clusters, 1);
-      const prepared = prepare(agent, sites, memory);
-      const text = prepareText(pid, agent, memory, prepared.changes.changes);
-      return install(request, adopted, agent, sites, prepared, text, readMaps(pid) ?? []);
+      const ready = getReady(request, agent, sites);
+      return install(request, adopted, ready, chooseWays(request, ready), readMaps(pid) ?? []);
     }
     if (withThread) Agent.rehearse();
     const one = Hold.one(pid, anyThread(pid), times);
@@ -152,26 +169,40 @@ export class PatchedTarget {
       if (!agent.isPresent()) return;
       agent.remove(new RemoteCalls(pid, hold.callableThread(), memory, borrowed));
     };
-    let prepared: Prepared;
-    let text: TextRuns;
+    let ready: Ready;
+    let choice: Choice;
     let maps: readonly Mapping[];
     let all: Hold;
     try {
       agent.furnish(clusters);
       agent.emit(clusters, (readThreads(pid) ?? []).length);
-      prepared = prepare(agent, sites, memory);
-      text = prepareText(pid, agent, memory, prepared.changes.changes);
-      // A mapping that is made between this and the hold is missed: its thread's stack is not known at once, no more.
-      maps = readMaps(pid) ?? [];
-      all = Hold.all(pid, times, agent.thread?.tid);
+      ready = getReady(request, agent, sites);
+      choice = chooseWays(request, ready);
     } catch (error) {
       withdraw(pid, agent, times, removeFrom);
       throw error;
     }
+    const wasFlipped = choice.held.size === 0;
+    if (wasFlipped) {
+      const flipped = flipPages(request, ready, choice);
+      if (flipped !== undefined) return flipped;
+      choice = { flipped: new Set(), held: new Set(sites.keys()) };
+    }
     try {
-      return install(request, all, agent, sites, prepared, text, maps);
+      // A mapping that is made between this and the hold is missed: its thread's stack is not known at once, no more.
+      maps = readMaps(pid) ?? [];
+      all = Hold.all(pid, times, agent.thread?.tid);
     } catch (error) {
-      removeFrom(all);
+      if (wasFlipped) agent.abandon();
+      else withdraw(pid, agent, times, removeFrom);
+      throw error;
+    }
+    try {
+      return install(request, all, ready, choice, maps);
+    } catch (error) {
+      // Where a part was flipped, threads may be in our code.
+      if (wasFlipped) agent.abandon();
+      else removeFrom(all);
       throw error;
     } finally {
       all.release();
@@ -187,8 +218,9 @@ export class PatchedTarget {
     refused: readonly RefusedFunction[],
     changes: SiteChanges,
     text: TextRuns,
+    ways: Readonly<Partial<Record<WayName, number>>>,
   ): PatchedTarget {
-    return new PatchedTarget(request, sites, agent, lanes, refused, changes, text);
+    return new PatchedTarget(request, sites, agent, lanes, refused, changes, text, ways);
   }
 
   /**
@@ -295,11 +327,27 @@ export function anyoneInside(
   );
 }
 
+/** include/uapi/asm-generic/mman-common.h */
+const MADV_DONTNEED = 4;
+
+/**
+ * A program that has not begun was stopped by a breakpoint at its entry, which made the page there a copy of the process's own. It
+ * gets the file's again, if that has the same bytes.
+ */
+function undirtyPage(memory: TargetMemory, agent: Agent, registers: Registers): void {
+  const page = pageOf(Number(registers.get('rip')));
+  const before = memory.read(page, PAGE);
+  agent.thread?.call(SYS.madvise, page, PAGE, MADV_DONTNEED);
+  if (Buffer.compare(memory.read(page, PAGE), before) !== 0) memory.write(page, before);
+}
+
 /** Finds the runs of text that can be taken away, and tells the agent's thread, before anything is changed. */
 function prepareText(pid: number, agent: Agent, memory: TargetMemory, changes: SiteChanges): TextRuns {
   if (agent.thread === undefined) return NO_TEXT_RUNS;
   const text = planTextRuns(pid, memory, changes);
   agent.writeTextRuns(text);
+  // Where memory is locked, the pages would come back unlocked: they are taken away if we die only.
+  if (agent.isLocked) return NO_TEXT_RUNS;
   // Nothing has been changed, so that this changes nothing either: it tells whether the kernel does it at all.
   if (agent.thread.restoreText() === 0) return text;
   agent.writeTextRuns([]);
@@ -326,15 +374,18 @@ function anyThread(pid: number, except = 0): number {
   return (readThreads(pid) ?? []).find((tid) => tid !== pid && tid !== except) ?? pid;
 }
 
-/** What need not be computed while threads are held. */
-interface Prepared {
+/** All that is computed and emitted while no thread is held. */
+interface Ready {
+  readonly agent: Agent;
+  readonly sites: readonly PlannedSite[];
   readonly interior: Interior;
   /** For each site, in their order. */
   readonly changes: PreparedChanges;
+  readonly text: TextRuns;
 }
 
 /** Nobody is held. Writes the journal: whatever happens from now on can be undone. */
-function prepare(agent: Agent, sites: readonly PlannedSite[], memory: TargetMemory): Prepared {
+function getReady({ pid, memory }: PatchRequest, agent: Agent, sites: readonly PlannedSite[]): Ready {
   const changes = new SiteChanges(
     new Float64Array(sites.length),
     new Uint8Array(sites.length * SITE_LENGTH),
@@ -350,26 +401,74 @@ function prepare(agent: Agent, sites: readonly PlannedSite[], memory: TargetMemo
     }
   }
   agent.writeJournal(changes.addresses, changes.expected);
-  return { interior: new Interior(sites), changes: new PreparedChanges(memory, changes) };
+  const prepared = new PreparedChanges(memory, changes);
+  const text = prepareText(pid, agent, memory, changes);
+  return { agent, sites, interior: new Interior(sites), changes: prepared, text };
+}
+
+/** How each site is to be changed, by index; those that are in neither are refused, as the way that is wished for cannot change them. */
+interface Choice {
+  readonly flipped: ReadonlySet<number>;
+  readonly held: ReadonlySet<number>;
+}
+
+/**
+ * Holding all threads once is the price of the first site that needs it; the others are cheapest written in that hold too. A program
+ * that has not begun stands still anyway.
+ */
+function chooseWays({ pid, memory, way, adopted }: PatchRequest, ready: Ready): Choice {
+  const { agent, sites, changes, text } = ready;
+  const none: ReadonlySet<number> = new Set();
+  const all = new Set(sites.keys());
+  if (way === 'held') return { flipped: none, held: all };
+  const reached = new PageFlip(pid, agent, memory, text).reaches(changes.changes);
+  const flipped = new Set([...reached].filter((i) => sites[i].isOneInstruction));
+  if (flipped.size === sites.length) return { flipped, held: none };
+  if (way === undefined) return { flipped: none, held: all };
+  const hooks = new Set([...all].filter((i) => sites[i].kind === 'hook' && !flipped.has(i)));
+  const hasFunction = [...flipped].some((i) => sites[i].kind !== 'hook');
+  if (hasFunction && (hooks.size === 0 || adopted !== undefined)) return { flipped, held: hooks };
+  const [hook] = hooks;
+  throw new CannotError('NEEDS_HOLD', {
+    tried: `change the code of process ${pid} by page flips only`,
+    why: hasFunction
+      ? `${sites[hook].function.name} must be changed as well, for exceptions, and its site is more than one instruction`
+      : 'no function that was asked for has a site of one instruction on a page that can be flipped',
+    next: hasFunction
+      ? 'use --entry-only, which needs no such preparation, start the program with `safepoke run`, or leave --way out'
+      : 'leave --way out, or compile with -pg -mfentry -mnop-mcount',
+  });
+}
+
+/** Changes the sites with nobody held. Undefined: not all could be changed so, and another way may be taken. */
+function flipPages(request: PatchRequest, ready: Ready, choice: Choice): PatchedTarget | undefined {
+  const { agent } = ready;
+  // Nobody has looked at the threads. They get lanes when they first record, as threads do that start later.
+  agent.distrustThreadPointers();
+  try {
+    return new Changing(request, ready, choice).flip().finish(new Map());
+  } catch (error) {
+    // Threads may be in our code by now: its thread turns it back, and the next session takes it away.
+    agent.abandon();
+    throw error;
+  }
 }
 
 /** All threads are held: gives them lanes, moves them out of the sites, changes the sites. */
 function install(
   request: PatchRequest,
   hold: Hold,
-  agent: Agent,
-  sites: readonly PlannedSite[],
-  prepared: Prepared,
-  text: TextRuns,
+  ready: Ready,
+  choice: Choice,
   maps: readonly Mapping[],
 ): PatchedTarget {
   const { pid, memory } = request;
+  const { agent, sites, interior } = ready;
   if (!hold.threads.every((thread) => pointsToItself(thread, memory))) agent.distrustThreadPointers();
   const threads = knownThreads(pid, hold.threads, maps, agent.tidOffset, memory);
   const assigned = agent.assignLanes(threads.map((t) => t.known));
   const lanes = new Map(assigned.map((lane, i) => [lane, threads[i].tid]));
 
-  const { interior, changes: all } = prepared;
   const impossible = new Set<PlannedSite>();
   for (const thread of hold.threads) {
     const rip = Number(thread.registers.get('rip'));
@@ -390,35 +489,78 @@ function install(
     }
   }
   if (sites.some((site) => site.kind === 'hook' && impossible.has(site))) throw busyUnwinder(pid);
-  const refused: RefusedFunction[] = [];
-  const refusedIndices = new Set<number>();
-  if (impossible.size > 0) {
-    sites.forEach((site, i) => {
-      if (!impossible.has(site)) return;
-      refusedIndices.add(i);
-      refused.push({ function: site.function, module: site.module, reason: 'thread-inside' });
-    });
-  }
-  const changes = all.changes.without(refusedIndices);
-  agent.enable(true);
-  const foreign = applyAllOrNone(
-    memory,
-    refusedIndices.size === 0 ? all : new PreparedChanges(memory, changes),
-  );
-  for (const index of foreign) {
-    const site = interior.siteAt(changes.addresses[index]);
-    if (site !== undefined) refused.push({ function: site.function, module: site.module, reason: 'changed' });
-  }
-  return PatchedTarget.of(request, sites, agent, lanes, refused, changes.without(foreign), text);
+  const changing = new Changing(request, ready, choice);
+  if (choice.flipped.size > 0) changing.flip();
+  const target = changing.write(impossible).finish(lanes);
+  if (target === undefined) throw new Error('what is written while all are held is written or refused');
+  return target;
 }
 
-/** Makes all changes but those where other bytes stand, which are returned; or, where one cannot be made, none. */
-function applyAllOrNone(memory: TargetMemory, prepared: PreparedChanges): Set<number> {
-  try {
-    return prepared.apply();
-  } catch (error) {
-    applyChanges(memory, prepared.changes.reversed());
-    throw error;
+/** Makes the changes of a choice, one way after the other. */
+class Changing {
+  readonly #request: PatchRequest;
+  readonly #ready: Ready;
+  readonly #choice: Choice;
+  readonly #refused = new Map<number, SessionRefusalReason>();
+  readonly #ways: Partial<Record<WayName, number>> = {};
+  #isComplete = true;
+
+  constructor(request: PatchRequest, ready: Ready, choice: Choice) {
+    this.#request = request;
+    this.#ready = ready;
+    this.#choice = choice;
+    ready.sites.forEach((_, i) => {
+      if (!choice.flipped.has(i) && !choice.held.has(i)) this.#refused.set(i, 'needs-hold');
+    });
+    ready.agent.enable(true);
+  }
+
+  flip(): this {
+    const { pid, memory } = this.#request;
+    const { agent, text } = this.#ready;
+    this.#apply(new PageFlip(pid, agent, memory, text), this.#choice.flipped);
+    return this;
+  }
+
+  /** All threads are held, and none is within a site but those that are `impossible`. */
+  write(impossible: ReadonlySet<PlannedSite>): this {
+    const { sites, changes } = this.#ready;
+    const wanted = new Set(this.#choice.held);
+    if (impossible.size > 0) {
+      for (const i of this.#choice.held) {
+        if (!impossible.has(sites[i])) continue;
+        wanted.delete(i);
+        this.#refused.set(i, 'thread-inside');
+      }
+    }
+    this.#apply(new HeldWay(this.#request.memory, changes), wanted);
+    return this;
+  }
+
+  /** Undefined: a way could not make some changes that another can; nothing is wrong with those that it made. */
+  finish(lanes: ReadonlyMap<number, number>): PatchedTarget | undefined {
+    const { agent, sites, changes, text } = this.#ready;
+    if (!this.#isComplete && this.#request.way === undefined) return undefined;
+    const refused = [...this.#refused].map(([i, reason]) => ({
+      function: sites[i].function,
+      module: sites[i].module,
+      reason,
+    }));
+    const made = changes.changes.without(new Set(this.#refused.keys()));
+    return PatchedTarget.of(this.#request, sites, agent, lanes, refused, made, text, this.#ways);
+  }
+
+  #apply(way: Way, indices: ReadonlySet<number>): void {
+    if (indices.size === 0) return;
+    const all = this.#ready.changes.changes;
+    const others = new Set(indices.size === all.length ? [] : all.addresses.keys());
+    for (const i of indices) others.delete(i);
+    const { foreign, failed } = way.apply(all.without(others));
+    const numbered = foreign.size + failed.size === 0 ? [] : [...indices].sort((a, b) => a - b);
+    for (const i of foreign) this.#refused.set(numbered[i], 'changed');
+    for (const i of failed) this.#refused.set(numbered[i], 'needs-hold');
+    if (failed.size > 0) this.#isComplete = false;
+    this.#ways[way.name] = indices.size - foreign.size - failed.size;
   }
 }
 
@@ -440,11 +582,6 @@ function pointsToItself(thread: HeldThread, memory: TargetMemory): boolean {
 class Interior {
   /** `sites` ascend by address. */
   constructor(private readonly sites: readonly PlannedSite[]) {}
-
-  siteAt(address: number): PlannedSite | undefined {
-    const site = this.sites.at(this.#firstFrom(address));
-    return site?.address === address ? site : undefined;
-  }
 
   /** The site within whose displaced instructions an address lies, their first byte excepted: from there all is well. */
   siteAround(address: number): PlannedSite | undefined {

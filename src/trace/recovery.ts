@@ -61,7 +61,11 @@ export function recover(pid: number, memory: TargetMemory, times: HoldTimes): Re
       next: 'end that one first',
     });
   }
-  const ranges = [...(journal?.ranges ?? page.mapped.map((range) => ({ ...range, isCode: true })))];
+  const ranges = [...(journal?.ranges ?? [])];
+  for (const range of page.mapped) {
+    if (!ranges.some(({ address }) => address === range.address))
+      ranges.push({ ...range, isCode: journal === undefined });
+  }
   // The session may have been killed before it had noted what it had just mapped.
   for (const { start, end, path } of allShared) {
     if (!ranges.some((r) => r.address === start))

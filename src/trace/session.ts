@@ -457,6 +457,7 @@ export class Session implements AsyncIterable<Call> {
     return {
       pid: parts.pid,
       patched: parts.target.sites.filter((s) => s.kind !== 'hook').length - parts.target.refused.length,
+      ways: parts.target.ways,
       refused,
       records: this.#drain.records,
       dropped: this.#drain.dropped + this.#drain.abandoned + this.#drain.laneless,

@@ -18,13 +18,15 @@ import type { ModuleFunctions, ModuleSelection } from './selection.js';
 
 /** Reasons that only a running process, or the whole of a module, gives; the others are RefusalReason. */
 export type SessionRefusalReason =
-  RefusalReason | 'changed' | 'go-runtime' | 'managed-code' | 'thread-inside' | 'out-of-reach';
+  RefusalReason | 'changed' | 'go-runtime' | 'managed-code' | 'needs-hold' | 'thread-inside' | 'out-of-reach';
 
 export const SESSION_REFUSALS: Readonly<Record<SessionRefusalReason, string>> = {
   ...REFUSAL_EXPLANATIONS,
   changed: 'its bytes in memory are not those of the file: somebody else has changed them',
   'go-runtime': 'the Go runtime moves stacks and reads return addresses, which must stay its own',
   'managed-code': 'it belongs to a virtual machine, whose stacks are not those of C',
+  'needs-hold':
+    'it can only be changed while all threads are held (its site is more than one instruction, or its page cannot be flipped), which --way page-flip rules out',
   'thread-inside': 'a signal handler will return into its first instructions',
   'out-of-reach': 'its first instructions refer to something that cannot be reached from a stub',
 };
@@ -45,6 +47,8 @@ export interface PlannedSite {
   /** Address in the process. */
   readonly address: number;
   readonly displacedLength: number;
+  /** No thread can be within it: it may be changed while threads run. */
+  readonly isOneInstruction: boolean;
   readonly stub: StubSite;
   /** Puts the `SITE_LENGTH` bytes that stand there, and will again, into `into` from index `at` on. */
   putOriginal(into: Uint8Array, at: number): void;
@@ -98,6 +102,10 @@ class Site implements PlannedSite, StubSite {
 
   get displacedLength(): number {
     return this.candidate.displacedLength;
+  }
+
+  get isOneInstruction(): boolean {
+    return this.candidate.displacedCount === 1;
   }
 
   get stub(): StubSite {

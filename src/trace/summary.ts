@@ -3,6 +3,8 @@ export interface SessionSummary {
   readonly pid: number;
   /** Sites that were changed, unwinder hooks not counted. */
   readonly patched: number;
+  /** How sites were changed: number of sites by way, unwinder hooks counted. */
+  readonly ways: Readonly<Record<string, number>>;
   /** Functions that were asked for and not traced, by reason. */
   readonly refused: Readonly<Record<string, number>>;
   /** Records taken. */

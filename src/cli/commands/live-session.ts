@@ -39,6 +39,7 @@ function sessionOptions(options: LiveOptions, terminal: Terminal): SessionOption
     ...(options.keep === 'newest'
       ? { newestBytes: options.size === undefined ? DEFAULT_NEWEST_BYTES : parseSize(options.size) }
       : {}),
+    ...(options.way === 'auto' ? {} : { way: options.way }),
     ...(options.followDlopen === true ? { untilLoaded: true } : {}),
     onNote: (line) => {
       terminal.warn(line);

@@ -13,6 +13,7 @@ export interface LiveOptions {
   readonly format: 'graph' | 'jsonl';
   readonly summary?: string;
   readonly keep: 'oldest' | 'newest';
+  readonly way: 'auto' | 'held' | 'page-flip';
   readonly size?: string;
   readonly follow?: boolean;
   readonly followDlopen?: boolean;
@@ -49,6 +50,11 @@ export function addLiveOptions(command: Command): Command {
       new Option('--keep <which>', 'what a recording keeps: all, or with --size only the newest')
         .choices(['oldest', 'newest'])
         .default('oldest'),
+    )
+    .addOption(
+      new Option('--way <way>', 'the only way in which code may be changed')
+        .choices(['auto', 'held', 'page-flip'])
+        .default('auto'),
     )
     .option('--size <size>', 'with --keep newest: bytes of records to keep (default 64M)')
     .option('--follow', 'go on in the program that the process executes (execve), in FILE.2 and so on')
