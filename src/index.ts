@@ -51,16 +51,20 @@ export function openRecording(path: string): RecordingFile {
   return new RecordingFile(path);
 }
 
-export { Session, examineMachine, listFunctions, whenLoaded } from './trace/index.js';
+export { ControlServer, Session, control, examineMachine, listFunctions, whenLoaded } from './trace/index.js';
 export type {
+  ControlAnswer,
+  ControlRequest,
   Finding,
   FunctionListing,
   ListedFunction,
   RefusedFunction,
   SessionEnd,
+  SessionStatus,
   SessionSummary,
   TargetEnd,
   TraceOptions,
+  WayName,
 } from './trace/index.js';
 
 /** Options of `attach` and `run`. */

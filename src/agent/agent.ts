@@ -50,8 +50,15 @@ import {
 } from './journal.js';
 import { AGENT_THREAD_CALLS, AgentThread, TEXT_RUN_SIZE, agentThreadCode } from './agent-thread.js';
 import { readShadowEntries, restoreReturnAddresses, shadowBase } from './shadow-stacks.js';
-import { THREAD_POINTER_BY_REGISTER } from './recorder.js';
-import { emitRegion, regionBytes, type CodeRegion, type StubSite } from './stubs.js';
+import { HEAD_SIZE, THREAD_POINTER_BY_REGISTER } from './recorder.js';
+import {
+  HEAD_SWITCH_BYTES,
+  emitRegion,
+  headSwitch,
+  regionBytes,
+  type CodeRegion,
+  type StubSite,
+} from './stubs.js';
 
 const PAGE = 4096;
 const TWO_TO_32 = 2 ** 32;
@@ -441,6 +448,28 @@ export class Agent {
         this.#codeBytes(region + offset, length).set(THREAD_POINTER_BY_REGISTER);
       }
       region += bytes.length;
+    }
+  }
+
+  /** Has the heads of these sites record, or not, from now on: one store each, with threads running. Indices over all clusters. */
+  switchHeads(indices: Iterable<number>, on: boolean): void {
+    if (this.#code === undefined) throw new Error('code is switched before there is any');
+    const words = new BigUint64Array(this.#code.bytes);
+    const starts: { first: number; offset: number; region: CodeRegion }[] = [];
+    let first = 0;
+    let offset = 0;
+    for (const region of this.regions) {
+      starts.push({ first, offset, region });
+      first += region.bodies.length;
+      offset += region.bytes.length;
+    }
+    for (const index of indices) {
+      const place = starts.findLast((start) => start.first <= index);
+      if (place === undefined) continue;
+      const { region } = place;
+      const head = place.offset + Number(region.heads - region.address) + (index - place.first) * HEAD_SIZE;
+      faultPoint();
+      Atomics.store(words, head / HEAD_SWITCH_BYTES, headSwitch(region, index - place.first, on));
     }
   }
 

@@ -48,6 +48,9 @@ export interface CodeRegion {
   readonly threadPointerReads: readonly number[];
 }
 
+/** Bytes of a head that one aligned store changes: its first branch, and the beginning of the second. */
+export const HEAD_SWITCH_BYTES = 8;
+
 const CALL_REL32 = 0xe8;
 const JMP_REL32 = 0xe9;
 const INT3 = 0xcc;
@@ -63,6 +66,18 @@ const ENTRY_OF: Readonly<Record<HeadKind, RecorderEntry>> = {
   leaf: 'leaf',
   hook: 'park',
 };
+
+/**
+ * What the first bytes of a head become: as emitted, or a jump past the recorder to the body. Only these bytes differ, within which
+ * there is one branch in either state, and they are aligned to their number: one store changes them, whoever executes them. (AMD64
+ * Architecture Programmer's Manual, vol. 2, 7.6.1: a naturally aligned quadword is fetched whole.)
+ */
+export function headSwitch(region: CodeRegion, index: number, on: boolean): bigint {
+  const at = Number(region.heads - region.address) + index * HEAD_SIZE;
+  const bytes = region.bytes.slice(at, at + HEAD_SWITCH_BYTES);
+  if (!on) putBranch(bytes, 0, JMP_REL32, region.bodies[index] - (Number(region.address) + at));
+  return new DataView(bytes.buffer).getBigUint64(0, true);
+}
 
 /** Bytes to map for a region with these sites. */
 export function regionBytes(sites: readonly StubSite[]): number {

@@ -45,7 +45,7 @@ export function matches(pattern: Pattern, candidate: FunctionSymbol): boolean {
 }
 
 /** The same, for a function of a module that is known to match. */
-export function matchesFunction(pattern: Pattern, candidate: FunctionSymbol): boolean {
+export function matchesFunction(pattern: Pattern, candidate: Pick<FunctionSymbol, 'names'>): boolean {
   return candidate.names.some((name) => matchesForms(pattern, name));
 }
 

@@ -263,6 +263,11 @@ export class PatchedTarget {
     }
   }
 
+  /** Has sites record, or not, from now on; they are given by index. No thread is held, and each sees either state whole. */
+  switch(indices: Iterable<number>, on: boolean): void {
+    this.agent.switchHeads(indices, on);
+  }
+
   /** True once the agent's memory is gone from the target. */
   get isRemoved(): boolean {
     return this.#isRemoved;

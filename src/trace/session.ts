@@ -18,7 +18,8 @@ import { pause, type HoldTimes } from '../target/index.js';
 import type { DetachResult, PatchedTarget } from './patched-target.js';
 import { RingDrain } from './ring-drain.js';
 import type { RefusedFunction } from './site-plan.js';
-import type { SessionEnd, SessionSummary } from './summary.js';
+import type { SessionEnd, SessionStatus, SessionSummary } from './summary.js';
+import { Switches } from './switches.js';
 import type { ExitWatch, TargetEnd } from './target-exit.js';
 import type { TimeStamp } from './time-stamp.js';
 
@@ -94,6 +95,7 @@ export class Session implements AsyncIterable<Call> {
   readonly #consumers: Consumer[] = [];
   readonly #writes: { lane: number; words: Uint32Array }[] = [];
   #writeBytes = 0;
+  #switches: Switches | undefined;
   #stopWanted = false;
   #wake: (() => void) | undefined;
   #detached = false;
@@ -156,6 +158,39 @@ export class Session implements AsyncIterable<Call> {
       if (end !== undefined) return end;
       await new Promise((resolve) => setTimeout(resolve, TARGET_CHECK_MS));
     }
+  }
+
+  /**
+   * Switches functions on or off: those of the session that one of the patterns matches (globs, `/regular expressions/`,
+   * `MODULE!PATTERN`). No thread is held. A call that has begun is recorded to its end. Returns how many match.
+   *
+   * @throws UsageError for a bad pattern
+   */
+  switch(patterns: readonly string[], on: boolean): number {
+    const { target } = this.#parts;
+    if (this.#detached) return 0;
+    this.#switches ??= new Switches(target);
+    return this.#switches.switch(patterns, on);
+  }
+
+  /** What the session is doing. */
+  get status(): SessionStatus {
+    const { pid, target, times, refused } = this.#parts;
+    const functions = target.sites.filter((site) => site.kind !== 'hook').length - target.refused.length;
+    const off = this.#switches?.off ?? 0;
+    return {
+      pid,
+      on: functions - off,
+      off,
+      refused: refused.length,
+      records: this.#drain.records,
+      dropped: this.#drain.dropped + this.#drain.abandoned + this.#drain.laneless,
+      threads: this.#drain.threads,
+      ways: target.ways,
+      switched: this.#switches?.count ?? 0,
+      switch_us: Math.round(this.#switches?.lastUs ?? 0),
+      held_us: Math.round(times.longestUs),
+    };
   }
 
   /** Sends the target a signal, as kill(2) does. */
@@ -458,6 +493,7 @@ export class Session implements AsyncIterable<Call> {
       pid: parts.pid,
       patched: parts.target.sites.filter((s) => s.kind !== 'hook').length - parts.target.refused.length,
       ways: parts.target.ways,
+      switched: this.#switches?.count ?? 0,
       refused,
       records: this.#drain.records,
       dropped: this.#drain.dropped + this.#drain.abandoned + this.#drain.laneless,

@@ -5,6 +5,8 @@ export interface SessionSummary {
   readonly patched: number;
   /** How sites were changed: number of sites by way, unwinder hooks counted. */
   readonly ways: Readonly<Record<string, number>>;
+  /** How often a function was switched on or off while the session ran. */
+  readonly switched: number;
   /** Functions that were asked for and not traced, by reason. */
   readonly refused: Readonly<Record<string, number>>;
   /** Records taken. */
@@ -40,3 +42,17 @@ export interface SessionSummary {
  * `stopped`: by us; `loaded`: by us, since a library came that is to be traced as well; `exited`, `killed`, `gone`: the target ended (`gone`: how is not known); `exec`: it became another program.
  */
 export type SessionEnd = 'stopped' | 'loaded' | 'exited' | 'killed' | 'gone' | 'exec';
+
+/** What a session is doing at the moment; the names are those of the summary. */
+export interface SessionStatus extends Pick<
+  SessionSummary,
+  'pid' | 'records' | 'dropped' | 'threads' | 'ways' | 'switched' | 'held_us'
+> {
+  /** Functions that record now, and those that are switched off. */
+  readonly on: number;
+  readonly off: number;
+  /** Functions that were asked for and are not traced. */
+  readonly refused: number;
+  /** How long the last switch took. */
+  readonly switch_us: number;
+}

@@ -11,6 +11,7 @@ export type RegisterCommand = (program: Command, terminal: Terminal, setStatus: 
 const commands: ReadonlyMap<string, () => Promise<RegisterCommand>> = new Map([
   ['run', async () => (await import('./run.js')).registerRun],
   ['attach', async () => (await import('./attach.js')).registerAttach],
+  ['control', async () => (await import('./control.js')).registerControl],
   ['functions', async () => (await import('./functions.js')).registerFunctions],
   ['graph', async () => (await import('./graph.js')).registerGraph],
   ['report', async () => (await import('./report.js')).registerReport],

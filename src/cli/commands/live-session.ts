@@ -3,6 +3,7 @@ import { writeFileSync } from 'node:fs';
 import { constants } from 'node:os';
 import {
   CannotError,
+  ControlServer,
   GraphOutput,
   JsonLinesOutput,
   TextBatch,
@@ -117,6 +118,7 @@ export async function followOne(
   const signals = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
   for (const name of signals) process.on(name, onSignal);
   const timers: NodeJS.Timeout[] = [];
+  let control: ControlServer | undefined;
   try {
     const isOver = (): boolean => signal !== undefined || (endAt !== undefined && performance.now() > endAt);
     session = await beginWhenLoaded(options, isOver, () => begin(wanted));
@@ -152,6 +154,7 @@ export async function followOne(
       }
     };
     timers.push(setInterval(flush, FLUSH_MS));
+    control = await listen(begun, terminal);
     let summary: SessionSummary | undefined;
     try {
       summary = await begun.done;
@@ -167,8 +170,20 @@ export async function followOne(
     if (summary !== undefined) tell(terminal, options, summary);
     return { session: begun, summary, signal };
   } finally {
+    control?.close();
     for (const timer of timers) clearInterval(timer);
     for (const name of signals) process.off(name, onSignal);
+  }
+}
+
+/** For `safepoke control`. Whoever cannot have that still has the trace. */
+async function listen(session: Session, terminal: Terminal): Promise<ControlServer | undefined> {
+  try {
+    return await ControlServer.open(session);
+  } catch (error) {
+    if (!isSafepokeError(error)) throw error;
+    terminal.warn(error.message);
+    return undefined;
   }
 }
 

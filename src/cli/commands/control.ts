@@ -1,0 +1,72 @@
+import { UsageError, control, formatCount, type ControlAnswer, type SessionStatus } from '../../index.js';
+import { parseCount } from '../units.js';
+import type { RegisterCommand } from './index.js';
+import { collect } from './trace-options.js';
+
+const US_PER_MS = 1000;
+
+interface ControlFlags {
+  readonly pid: string;
+  readonly on?: readonly string[];
+  readonly off?: readonly string[];
+  readonly status?: boolean;
+  readonly json?: boolean;
+}
+
+export const registerControl: RegisterCommand = (program, terminal) => {
+  program
+    .command('control')
+    .description('Switch functions of a running trace on and off, and see what it is doing.')
+    .requiredOption('-p, --pid <pid>', 'the process that is traced')
+    .option('--on <pattern>', 'have these functions record (repeatable); before --off', collect)
+    .option('--off <pattern>', 'have these functions not record (repeatable)', collect)
+    .option('--status', 'print what the session is doing, which is also done without --on and --off')
+    .option('--json', 'print the status as a JSON object')
+    .action(async (flags: ControlFlags) => {
+      const on = flags.on ?? [];
+      const off = flags.off ?? [];
+      const answer = await control(parseCount(flags.pid, 'a process id', 1), { on, off });
+      const changes = on.length + off.length > 0;
+      if (changes) {
+        checkMatched(answer.matchedOn, on);
+        checkMatched(answer.matchedOff, off);
+        terminal.note(`safepoke: ${describeChange(answer)}`);
+      }
+      if (changes && flags.status !== true && flags.json !== true) return;
+      const { status } = answer;
+      terminal.data(flags.json === true ? `${JSON.stringify(status)}\n` : describeStatus(status));
+    });
+};
+
+function checkMatched(matched: number, patterns: readonly string[]): void {
+  if (patterns.length === 0 || matched > 0) return;
+  throw new UsageError('NO_MATCH', {
+    tried: `switch ${patterns.join(' ')}`,
+    why: 'the session traces no function that matches',
+    next: 'give a pattern of those that it was started with (-F)',
+  });
+}
+
+function describeChange({ matchedOn, matchedOff, status }: ControlAnswer): string {
+  const parts = [];
+  if (matchedOn > 0) parts.push(`${matchedOn} on`);
+  if (matchedOff > 0) parts.push(`${matchedOff} off`);
+  return `${parts.join(', ')}, in ${(status.switch_us / US_PER_MS).toFixed(2)} ms; no thread was held`;
+}
+
+function describeStatus(status: SessionStatus): string {
+  const ways = Object.entries(status.ways).map(([way, sites]) => `${formatCount(sites)} ${way}`);
+  const rows: readonly (readonly [string, string])[] = [
+    ['process', String(status.pid)],
+    [
+      'functions',
+      `${formatCount(status.on)} on, ${formatCount(status.off)} off, ${formatCount(status.refused)} refused`,
+    ],
+    ['records', `${formatCount(status.records)}, ${formatCount(status.dropped)} dropped`],
+    ['threads', formatCount(status.threads)],
+    ['sites', ways.join(', ')],
+    ['switched', `${formatCount(status.switched)} functions`],
+    ['held', `${(status.held_us / US_PER_MS).toFixed(1)} ms at longest`],
+  ];
+  return rows.map(([name, value]) => `${name.padEnd(10)} ${value}\n`).join('');
+}
