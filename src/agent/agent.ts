@@ -49,7 +49,7 @@ import {
   type ShadowPlaces,
 } from './journal.js';
 import { AGENT_THREAD_CALLS, AgentThread, TEXT_RUN_SIZE, agentThreadCode } from './agent-thread.js';
-import { readShadowEntries, restoreReturnAddresses, shadowBase } from './shadow-stacks.js';
+import { areOnOwnStacks, readShadowEntries, restoreReturnAddresses, shadowBase } from './shadow-stacks.js';
 import { HEAD_SIZE, THREAD_POINTER_BY_REGISTER } from './recorder.js';
 import {
   HEAD_SWITCH_BYTES,
@@ -581,9 +581,21 @@ export class Agent {
     return true;
   }
 
-  /** Puts every swapped return address back. All threads are held and none is inside the recorder. Returns how many. */
-  restoreReturnAddresses(): number {
-    return restoreReturnAddresses(this.#memory, this.#places);
+  /** Puts swapped return addresses back, of one thread or of all: they are held and not inside the recorder. Returns how many. */
+  restoreReturnAddresses(threadPointer?: bigint): number {
+    if (threadPointer === undefined) return restoreReturnAddresses(this.#memory, this.#places);
+    let restored = 0;
+    const words = new BigUint64Array(this.headers.bytes, 0, (this.geometry.lanes * HEADER.size) / 8);
+    for (let lane = 1; lane < this.geometry.lanes; lane++) {
+      if (words[(lane * HEADER.size + HEADER.threadPointer) / 8] === threadPointer)
+        restored += restoreReturnAddresses(this.#memory, this.#places, lane);
+    }
+    return restored;
+  }
+
+  /** True if nobody returns through a swapped return address but the thread that it was swapped for. The sites have been restored. */
+  areReturnsOwn(): boolean {
+    return areOnOwnStacks(this.#memory, this.#places);
   }
 
   /**

@@ -40,19 +40,55 @@ export function readShadowEntries(
   return entries;
 }
 
+/** A lane with the calls that are open in it, oldest first. */
+interface OpenLane {
+  readonly stackLow: bigint;
+  readonly stackSize: bigint;
+  readonly entries: readonly ShadowEntry[];
+}
+
+/** Those of so many lanes from `first` on in which a return address is swapped. */
+function* openLanes(
+  memory: TargetMemory,
+  places: ShadowPlaces,
+  first = 1,
+  count = places.lanes - 1,
+): Generator<OpenLane> {
+  const table = memory.read(places.data + places.laneTable + first * LANE.size, count * LANE.size);
+  const view = new DataView(table.buffer, table.byteOffset);
+  for (let lane = first; lane < first + count; lane++) {
+    const get = (offset: number): bigint => view.getBigUint64((lane - first) * LANE.size + offset, true);
+    const all = readShadowEntries(memory, places, lane, Number(get(LANE.shadow)));
+    const entries = all.filter(({ slot, parked }) => slot !== 0n && !parked);
+    if (entries.length === 0) continue;
+    yield {
+      stackLow: get(LANE.stackLow),
+      stackSize: get(LANE.stackSize),
+      entries,
+    };
+  }
+}
+
 /**
- * Puts every swapped return address of every lane back. All threads are held and none is inside the recorder. Returns how many
+ * True if each swapped return address is on the stack of the thread whose lane says so: then nobody else returns through it. Sites
+ * have been restored, so that this stays so; threads may be running.
+ */
+export function areOnOwnStacks(memory: TargetMemory, places: ShadowPlaces): boolean {
+  for (const { stackLow, stackSize, entries } of openLanes(memory, places)) {
+    if (entries.some(({ slot }) => slot < stackLow || slot >= stackLow + stackSize)) return false;
+  }
+  return true;
+}
+
+/**
+ * Puts swapped return addresses back, of one lane or of all. Their threads are held and not inside the recorder. Returns how many
  * there were.
  */
-export function restoreReturnAddresses(memory: TargetMemory, places: ShadowPlaces): number {
+export function restoreReturnAddresses(memory: TargetMemory, places: ShadowPlaces, lane?: number): number {
   let restored = 0;
-  const table = memory.read(places.data + places.laneTable, places.lanes * LANE.size);
-  const view = new DataView(table.buffer, table.byteOffset);
-  for (let lane = 1; lane < places.lanes; lane++) {
-    const top = Number(view.getBigUint64(lane * LANE.size + LANE.shadow, true));
+  for (const open of lane === undefined ? openLanes(memory, places) : openLanes(memory, places, lane, 1)) {
     // Newest first: of a chain of tail calls the newest stands in the slot.
-    for (const entry of readShadowEntries(memory, places, lane, top).reverse()) {
-      if (entry.slot === 0n || entry.parked) continue;
+    for (const entry of [...open.entries].reverse()) {
       if (memory.readWord(Number(entry.slot)) !== entry.trampoline) continue;
       memory.writeWord(Number(entry.slot), entry.returnAddress);
       restored++;

@@ -95,6 +95,8 @@ export class PatchedTarget {
   readonly #text: TextRuns;
   /** No thread is in our code, and none will return into it. */
   #isUnused = false;
+  /** Threads that were seen outside of our code, after the sites had been restored. */
+  readonly #outside = new Set<number>();
   #isRemoved = false;
 
   private constructor(
@@ -295,26 +297,62 @@ export class PatchedTarget {
     return true;
   }
 
+  /**
+   * Sees whether every thread is out of our code, and will not return into it. With the sites restored no way into it is left but
+   * swapped return addresses, and these are put back. None is moved out: each leaves by itself. Threads are looked at one after the
+   * other, each held for a moment, unless a return address is on a stack that its thread does not own: a coroutine's perhaps, on which
+   * any thread may go on.
+   */
   #tryLeaveCode(): boolean {
-    const hold = Hold.all(this.#pid, this.#times, this.agent.thread?.tid);
+    const isOurs = (rip: bigint): boolean => this.agent.ownsCode(rip);
+    const agentTid = this.agent.thread?.tid;
+    if (!this.agent.areReturnsOwn()) {
+      const hold = Hold.all(this.#pid, this.#times, agentTid);
+      try {
+        if (anyoneInside(this.#pid, hold, this.#memory, isOurs)) return false;
+        this.agent.restoreReturnAddresses();
+        this.#isUnused = true;
+      } finally {
+        hold.release();
+      }
+      return true;
+    }
+    for (;;) {
+      const threads = readThreads(this.#pid) ?? [];
+      const left = threads.filter((tid) => tid !== agentTid && !this.#outside.has(tid));
+      if (left.length === 0) break;
+      const maps = readMaps(this.#pid) ?? [];
+      for (const tid of left) if (!this.#isOutside(tid, maps, isOurs)) return false;
+    }
+    this.#isUnused = true;
+    return true;
+  }
+
+  #isOutside(tid: number, maps: readonly Mapping[], isOurs: (rip: bigint) => boolean): boolean {
+    const hold = Hold.one(this.#pid, tid, this.#times);
     try {
-      this.#leaveCode(hold);
+      for (const thread of hold.threads) {
+        if (isInside(thread, maps, this.#memory, isOurs)) return false;
+        this.agent.restoreReturnAddresses(thread.registers.get('fs_base'));
+      }
+      this.#outside.add(tid);
+      return true;
     } finally {
       hold.release();
     }
-    return this.#isUnused;
   }
+}
 
-  /**
-   * Sees whether a held thread is in our code, or a signal handler will return into it. If not, no way into it is left but
-   * swapped return addresses, and these are put back. None is moved out: with the sites restored, each leaves by itself.
-   */
-  #leaveCode(hold: Hold): void {
-    const isOurs = (rip: bigint): boolean => this.agent.ownsCode(rip);
-    if (anyoneInside(this.#pid, hold, this.#memory, isOurs)) return;
-    this.agent.restoreReturnAddresses();
-    this.#isUnused = true;
-  }
+function isInside(
+  thread: HeldThread,
+  maps: readonly Mapping[],
+  memory: TargetMemory,
+  isOurs: (rip: bigint) => boolean,
+): boolean {
+  return (
+    isOurs(thread.registers.get('rip')) ||
+    findSavedInstructionPointers(thread, maps, memory).some(({ rip }) => isOurs(BigInt(rip)))
+  );
 }
 
 /** True if a held thread executes code of ours, or will return into it from a signal handler. */
@@ -325,11 +363,7 @@ export function anyoneInside(
   isOurs: (rip: bigint) => boolean,
 ): boolean {
   const maps = readMaps(pid) ?? [];
-  return hold.threads.some(
-    (thread) =>
-      isOurs(thread.registers.get('rip')) ||
-      findSavedInstructionPointers(thread, maps, memory).some(({ rip }) => isOurs(BigInt(rip))),
-  );
+  return hold.threads.some((thread) => isInside(thread, maps, memory, isOurs));
 }
 
 /** include/uapi/asm-generic/mman-common.h */
