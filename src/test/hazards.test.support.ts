@@ -3,6 +3,7 @@ import { limitHazards } from './hazards-limits.test.support.js';
 import { processHazards } from './hazards-processes.test.support.js';
 import { threadHazards } from './hazards-threads.test.support.js';
 import { tracerHazards } from './hazards-tracers.test.support.js';
+import { wayHazards } from './hazards-ways.test.support.js';
 import type { Hazard } from './rounds.test.support.js';
 
 export const hazards: readonly Hazard[] = [
@@ -10,4 +11,5 @@ export const hazards: readonly Hazard[] = [
   ...processHazards,
   ...limitHazards,
   ...tracerHazards,
+  ...wayHazards,
 ];

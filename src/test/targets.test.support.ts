@@ -57,11 +57,21 @@ export function build(source: string, ...flags: string[]): string {
   if (existsSync(path)) return path;
   const compiler = source.endsWith('.cc') ? 'g++' : 'gcc';
   const optimise = flags.some((flag) => flag.startsWith('-O')) ? [] : ['-O2'];
-  execFileSync(compiler, [...optimise, ...ALWAYS, ...flags, '-o', path, join(sources, source)], {
-    stdio: ['ignore', 'ignore', 'inherit'],
-  });
+  const run = (...args: string[]): void => {
+    execFileSync(compiler, [...optimise, ...ALWAYS, ...args], { stdio: ['ignore', 'ignore', 'inherit'] });
+  };
+  if (!flags.includes('-mnop-mcount')) {
+    run(...flags, '-o', path, join(sources, source));
+    return path;
+  }
+  // Linked with -pg it would profile itself, by a signal that interrupts its system calls.
+  run(...flags, '-c', '-o', `${path}.o`, join(sources, source));
+  run('-no-pie', '-o', path, `${path}.o`);
   return path;
 }
+
+/** Has the compiler leave a nop of five bytes at each entry: a site of one instruction. */
+export const ONE_NOP = ['-pg', '-mfentry', '-mnop-mcount', '-mrecord-mcount', '-fno-pie'] as const;
 
 /** How one run of safepoke ended. */
 export interface Ran {
