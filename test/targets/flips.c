@@ -1,5 +1,5 @@
 // Code that is switched while everything runs it: busy threads, a timer storm, threads with every signal blocked, vfork children,
-// and children that share the memory on a stack of their own. "flips THREADS"; told "run", "quiet" and "batch ROUNDS".
+// and children that share the memory on a stack of their own. "flips THREADS [locked | sealed]"; told "run", "quiet" and "batch ROUNDS".
 #define _GNU_SOURCE
 #include <errno.h>
 #include <pthread.h>
@@ -7,6 +7,8 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -89,6 +91,19 @@ static void *body(void *argument) {
   return 0;
 }
 
+/** Since Linux 6.10, arch/x86/entry/syscalls/syscall_64.tbl */
+enum { SYS_MSEAL = 462 };
+
+/** Protects the program's text from being moved. Returns what it is then. */
+static const char *protect(const char *how) {
+  static char result[32];
+  unsigned long start = (unsigned long)step & ~0xffful, end = ((unsigned long)handle | 0xfff) + 1;
+  if (strcmp(how, "locked") == 0 && mlockall(MCL_CURRENT) != 0) abort();
+  if (strcmp(how, "sealed") == 0 && syscall(SYS_MSEAL, start, end - start, 0) != 0) return "";
+  snprintf(result, sizeof result, ", %s", how);
+  return result;
+}
+
 static void until_idle(int threads) {
   while (idle < threads) usleep(500);
   storming = 0;
@@ -108,7 +123,7 @@ int main(int argc, char **argv) {
   }
   char line[64];
   until_idle(threads);
-  puts("ready");
+  printf("ready%s\n", argc > 2 ? protect(argv[2]) : "");
   fflush(stdout);
   while (fgets(line, sizeof line, stdin)) {
     long rounds;

@@ -1,0 +1,152 @@
+// How code is changed: which way is taken, which is refused, and what may not be disturbed by it.
+import assert from 'node:assert/strict';
+import { closeSync, openSync, readFileSync, readSync, writeSync } from 'node:fs';
+import { test } from 'node:test';
+import { attach, control, isSafepokeError } from '../index.js';
+import { ONE_NOP, Running, Target, build, changedBytes, pause, safepoke } from './targets.test.support.js';
+
+const FUNCTIONS = ['step', 'mix', 'handle'];
+const BUFFER = 1 << 20;
+
+function maps(pid: number): string {
+  return readFileSync(`/proc/${pid}/maps`, 'latin1');
+}
+
+/** The code of the error that attaching ends with. */
+function refusal(pid: number, options: Parameters<typeof attach>[1]): string {
+  try {
+    void attach(pid, options).stop();
+  } catch (error) {
+    if (isSafepokeError(error)) return error.code;
+    throw error;
+  }
+  return 'attached';
+}
+
+test('sites of one instruction are flipped without being asked for it, and the memory map is afterwards what it was', async () => {
+  const target = await Target.ready(build('flips.c', ...ONE_NOP), '4');
+  const before = maps(target.pid);
+  target.say('run');
+  const session = attach(target.pid, { filters: FUNCTIONS, entryOnly: true, bufferBytes: BUFFER });
+  await pause(50);
+  target.say('quiet');
+  await target.expect(/wrong=0/);
+  const { ways, records, restored, removed } = await session.stop();
+  assert.deepEqual({ ways, restored, removed }, { ways: { 'page-flip': 3 }, restored: true, removed: true });
+  assert.ok(records > 0);
+  assert.equal(maps(target.pid), before);
+  assert.equal(changedBytes(target.pid), 0);
+  await target.finish();
+});
+
+test('a site of several instructions is changed in a hold, or refused where page flips are the only way', async () => {
+  const target = await Target.ready(build('flips.c', '-O0'), '4');
+  const session = attach(target.pid, { filters: FUNCTIONS, entryOnly: true, bufferBytes: BUFFER });
+  assert.deepEqual((await session.stop()).ways, { held: 3 });
+  assert.equal(refusal(target.pid, { filters: FUNCTIONS, entryOnly: true, way: 'page-flip' }), 'NEEDS_HOLD');
+  assert.equal(changedBytes(target.pid), 0);
+  await target.finish();
+});
+
+test('where exits are recorded, hooks for exceptions need a hold: page flips alone are refused with the reason', async () => {
+  const target = await Target.ready(build('flips.c', ...ONE_NOP), '4');
+  assert.equal(refusal(target.pid, { filters: FUNCTIONS, way: 'page-flip' }), 'NEEDS_HOLD');
+  await target.finish();
+});
+
+test('a page that somebody has changed is not flipped: what stands there would be lost', async () => {
+  const target = await Target.ready(build('flips.c', ...ONE_NOP), '4');
+  const file = openSync(`/proc/${target.pid}/mem`, 'r+');
+  // The same bytes: but the page is the process's own from now on, and nobody knows whose.
+  const text = maps(target.pid)
+    .split('\n')
+    .find((line) => line.includes('r-xp') && line.includes('flips'));
+  assert.ok(text !== undefined);
+  const start = parseInt(text, 16);
+  const end = parseInt(text.split('-')[1], 16);
+  for (let page = start; page < end; page += 4096) {
+    const bytes = new Uint8Array(1);
+    readSync(file, bytes, 0, 1, page);
+    writeSync(file, bytes, 0, 1, page);
+  }
+  closeSync(file);
+  const session = attach(target.pid, { filters: FUNCTIONS, entryOnly: true, bufferBytes: BUFFER });
+  assert.deepEqual((await session.stop()).ways, { held: 3 });
+  assert.equal(refusal(target.pid, { filters: FUNCTIONS, entryOnly: true, way: 'page-flip' }), 'NEEDS_HOLD');
+  assert.equal(changedBytes(target.pid), 0);
+  await target.finish();
+});
+
+for (const [protection, why] of [
+  ['locked', 'its pages would come back unlocked'],
+  ['sealed', 'the kernel forbids it'],
+] as const) {
+  test(`text that is ${protection} is not flipped, since ${why}; in a hold it is changed and changed back`, async () => {
+    const target = new Target(build('flips.c', ...ONE_NOP), '4', protection);
+    // Linux has mseal(2) since 6.10; without it nothing is sealed, and page flips it is.
+    const isProtected = (await target.expect(/^ready/)) === `ready, ${protection}`;
+    const session = attach(target.pid, { filters: FUNCTIONS, entryOnly: true, bufferBytes: BUFFER });
+    target.say('run');
+    await pause(20);
+    target.say('quiet');
+    await target.expect(/wrong=0/);
+    const { ways, restored } = await session.stop();
+    assert.deepEqual(
+      { ways, restored },
+      { ways: { [isProtected ? 'held' : 'page-flip']: 3 }, restored: true },
+    );
+    assert.equal(changedBytes(target.pid), 0);
+    await target.finish();
+  });
+}
+
+/** The program that a safepoke of the test's has started, once it can be talked to about it. */
+async function targetOf(running: Running): Promise<number> {
+  for (;;) {
+    const pid = Number(
+      readFileSync(`/proc/${running.child.pid}/task/${running.child.pid}/children`, 'utf8').trim(),
+    );
+    try {
+      if (pid > 0) await control(pid, { on: [], off: [] });
+      if (pid > 0) return pid;
+    } catch (error) {
+      if (!isSafepokeError(error) || running.child.exitCode !== null) throw error;
+    }
+    await pause(20);
+  }
+}
+
+test('a program started under trace with page flips is never held, however often its functions are switched', async () => {
+  const running = Running.run(['--way', 'page-flip', '-F', 'mix'], build('busy.c', ...ONE_NOP), '2');
+  const pid = await targetOf(running);
+  for (let i = 0; i < 20; i++) {
+    assert.equal((await control(pid, { on: [], off: ['mix'] })).matchedOff, 1);
+    assert.equal((await control(pid, { on: ['mix'], off: [] })).matchedOn, 1);
+  }
+  const { status } = await control(pid, { on: [], off: [] });
+  assert.deepEqual({ on: status.on, off: status.off, held: status.held_us }, { on: 1, off: 0, held: 0 });
+  running.child.stdin.end();
+  const { summary, stderr } = await running.ended();
+  assert.equal(summary.exit_status, 0, stderr);
+  assert.deepEqual({ held: summary.held_us, switched: summary.switched }, { held: 0, switched: 40 });
+  assert.equal(summary.ways['page-flip'], 1);
+});
+
+test('who talks to a session that is not there, or about functions that it does not trace, is told so', async () => {
+  const target = await Target.ready(build('flips.c', ...ONE_NOP), '2');
+  const none = safepoke('control', '-p', String(target.pid), '--off', 'mix');
+  assert.equal(none.status, 1);
+  assert.match(none.stderr, /no safepoke of yours traces it/);
+  const running = await Running.attach(target.pid, '-F', 'mix');
+  while (safepoke('control', '-p', String(target.pid)).status !== 0) await pause(20);
+  const unknown = safepoke('control', '-p', String(target.pid), '--off', 'nothing*');
+  assert.equal(unknown.status, 2);
+  assert.match(unknown.stderr, /traces no function that matches/);
+  const off = safepoke('control', '-p', String(target.pid), '--off', 'm*', '--status');
+  assert.deepEqual(
+    { status: off.status, found: /functions +0 on, 1 off/.test(off.stdout) },
+    { status: 0, found: true },
+  );
+  await running.stop();
+  await target.finish();
+});
