@@ -44,6 +44,7 @@ export {
   readThreads,
   type Mapping,
 } from './proc.js';
+export { readRemoteRanges, type MemoryRange } from './remote-memory.js';
 export { PidFile } from './pid-file.js';
 export { faultPoint } from './fault-point.js';
 export { FUTEX_OWNER_DIED, OWNER_ENTRY_BYTES, OwnerWord } from './owner-word.js';

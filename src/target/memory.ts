@@ -1,6 +1,6 @@
 import { closeSync, openSync, readSync, writeSync } from 'node:fs';
 import { CannotError } from '../errors/index.js';
-import { faultPoint } from '../linux/index.js';
+import { faultPoint, readRemoteRanges, type MemoryRange } from '../linux/index.js';
 
 /**
  * The memory of a process through /proc/PID/mem, which reads and writes r-x text (as a debugger may) and reports bad
@@ -44,6 +44,17 @@ export class TargetMemory {
       done += count;
     }
     return bytes.subarray(0, done);
+  }
+
+  /** Each range as `readSome` reads it, but in far less time where there are many. */
+  readMany(ranges: readonly MemoryRange[]): Uint8Array[] {
+    const all = new Uint8Array(ranges.reduce((sum, { length }) => sum + length, 0));
+    const whole = readRemoteRanges(this.#pid, ranges, all);
+    let at = 0;
+    return ranges.map(({ address, length }, i) => {
+      at += length;
+      return i < whole ? all.subarray(at - length, at) : this.readSome(address, length);
+    });
   }
 
   /** Reads exactly `length` bytes. @throws CannotError MEMORY */

@@ -351,7 +351,7 @@ function isInside(
 ): boolean {
   return (
     isOurs(thread.registers.get('rip')) ||
-    findSavedInstructionPointers(thread, maps, memory).some(({ rip }) => isOurs(BigInt(rip)))
+    findSavedInstructionPointers([thread], maps, memory)[0].some(({ rip }) => isOurs(BigInt(rip)))
   );
 }
 
@@ -503,7 +503,7 @@ function install(
 ): PatchedTarget {
   const { pid, memory } = request;
   const { agent, sites, interior } = ready;
-  if (!hold.threads.every((thread) => pointsToItself(thread, memory))) agent.distrustThreadPointers();
+  if (!pointToThemselves(hold.threads, memory)) agent.distrustThreadPointers();
   const threads = knownThreads(pid, hold.threads, maps, agent.tidOffset, memory);
   const assigned = agent.assignLanes(threads.map((t) => t.known));
   const lanes = new Map(assigned.map((lane, i) => [lane, threads[i].tid]));
@@ -521,11 +521,11 @@ function install(
         hold.writeRegisters(thread);
       }
     }
-    // A handler that runs on this thread will return to where the signal came.
-    for (const saved of findSavedInstructionPointers(thread, maps, memory)) {
-      const inside = interior.siteAround(saved.rip);
-      if (inside !== undefined) impossible.add(inside);
-    }
+  }
+  // A handler that runs on a thread will return to where the signal came.
+  for (const { rip } of findSavedInstructionPointers(hold.threads, maps, memory).flat()) {
+    const inside = interior.siteAround(rip);
+    if (inside !== undefined) impossible.add(inside);
   }
   if (sites.some((site) => site.kind === 'hook' && impossible.has(site))) throw busyUnwinder(pid);
   const changing = new Changing(request, ready, choice);
@@ -611,10 +611,14 @@ function busyUnwinder(pid: number): CannotError {
   });
 }
 
-/** True if the word at the thread pointer is the thread pointer, as the ABI has it and the recorder's fast paths want it. */
-function pointsToItself(thread: HeldThread, memory: TargetMemory): boolean {
-  const pointer = thread.registers.get('fs_base');
-  return pointer !== 0n && memory.readWord(Number(pointer)) === pointer;
+/** True if the word at each thread pointer is that pointer, as the ABI has it and the recorder's fast paths want it. */
+function pointToThemselves(threads: readonly HeldThread[], memory: TargetMemory): boolean {
+  const pointers = threads.map((thread) => thread.registers.get('fs_base'));
+  const words = memory.readMany(pointers.map((pointer) => ({ address: Number(pointer), length: 8 })));
+  return words.every((word, i) => {
+    const isThere = pointers[i] !== 0n && word.length === 8;
+    return isThere && new DataView(word.buffer, word.byteOffset).getBigUint64(0, true) === pointers[i];
+  });
 }
 
 /** Finds sites by addresses. */

@@ -27,9 +27,12 @@ export function namespaceTid(pid: number, tid: number): number {
   return Number(ids.at(-1) ?? tid);
 }
 
-function readTid(memory: TargetMemory, address: number): number | undefined {
-  const bytes = memory.readSome(address, 4);
-  return bytes.length === 4 ? new DataView(bytes.buffer, bytes.byteOffset).getUint32(0, true) : undefined;
+/** pid_t */
+const TID_SIZE = 4;
+
+function tidIn(bytes: Uint8Array): number | undefined {
+  if (bytes.length < TID_SIZE) return undefined;
+  return new DataView(bytes.buffer, bytes.byteOffset).getUint32(0, true);
 }
 
 /** Offset of the thread id in the thread block, if one is right for all threads that have a block; 0 if none is. */
@@ -49,7 +52,7 @@ export function findTidOffset(
   }
   return (
     TID_OFFSETS.find((offset) =>
-      blocks.every(({ pointer, tid }) => readTid(memory, pointer + offset) === tid),
+      blocks.every(({ pointer, tid }) => tidIn(memory.readSome(pointer + offset, TID_SIZE)) === tid),
     ) ?? 0
   );
 }
@@ -83,9 +86,15 @@ export function knownThreads(
 ): { tid: number; known: KnownThread }[] {
   const result: { tid: number; known: KnownThread }[] = [];
   const ownTids = hasOwnTids(pid);
-  for (const thread of threads) {
+  const withBlock = threads.filter((thread) => thread.registers.get('fs_base') !== 0n);
+  const ids = memory.readMany(
+    withBlock.map((thread) => ({
+      address: Number(thread.registers.get('fs_base')) + tidOffset,
+      length: TID_SIZE,
+    })),
+  );
+  withBlock.forEach((thread, i) => {
     const threadPointer = thread.registers.get('fs_base');
-    if (threadPointer === 0n) continue;
     const range = stackRange(maps, Number(threadPointer), thread.tid === pid);
     const tid = ownTids ? namespaceTid(pid, thread.tid) : thread.tid;
     const tidPointer = Number(threadPointer) + tidOffset;
@@ -95,12 +104,12 @@ export function knownThreads(
         threadPointer,
         tid,
         // A thread that the C library did not make has no such field.
-        tidPointer: tidOffset !== 0 && readTid(memory, tidPointer) === tid ? tidPointer : undefined,
+        tidPointer: tidOffset !== 0 && tidIn(ids[i]) === tid ? tidPointer : undefined,
         stackLow: range.low,
         stackSize: range.size,
       },
     });
-  }
+  });
   return result;
 }
 
@@ -120,17 +129,39 @@ const USER_CS = 0x33;
 const USER_SS = 0x2b;
 const MAX_SCANNED_STACK = 64 << 20;
 
-/** Finds signal frames on the stack that a held thread is on: where handlers will return to. */
+/** What is read at once. */
+const SCANNED_AT_ONCE = 64 << 20;
+
+/** Finds signal frames on the stacks that held threads are on: for each thread, where handlers will return to. */
 export function findSavedInstructionPointers(
-  thread: HeldThread,
+  threads: readonly HeldThread[],
   maps: readonly Mapping[],
   memory: TargetMemory,
-): SavedInstructionPointer[] {
-  const from = Math.floor(Number(thread.registers.get('rsp')) / 8) * 8;
-  const stack = maps.at(mappingAt(maps, from));
-  if (stack === undefined || from < stack.start || from >= stack.end) return [];
-  const bytes = memory.readSome(from, Math.min(stack.end - from, MAX_SCANNED_STACK));
-  const words = new Uint32Array(bytes.buffer, bytes.byteOffset, Math.floor(bytes.length / 4));
+): SavedInstructionPointer[][] {
+  const ranges = threads.map((thread) => {
+    const address = Math.floor(Number(thread.registers.get('rsp')) / 8) * 8;
+    const stack = maps.at(mappingAt(maps, address));
+    const isThere = stack !== undefined && address >= stack.start && address < stack.end;
+    return { address, length: isThere ? Math.min(stack.end - address, MAX_SCANNED_STACK) : 0 };
+  });
+  const found: SavedInstructionPointer[][] = [];
+  for (let from = 0; from < ranges.length;) {
+    let to = from;
+    let bytes = 0;
+    do bytes += ranges[to++].length;
+    while (to < ranges.length && bytes + ranges[to].length <= SCANNED_AT_ONCE);
+    const some = ranges.slice(from, to);
+    memory.readMany(some).forEach((stack, i) => found.push(signalFrames(some[i].address, stack)));
+    from = to;
+  }
+  return found;
+}
+
+/** The saved instruction pointers in a piece of stack. */
+function signalFrames(from: number, bytes: Uint8Array): SavedInstructionPointer[] {
+  // Ranges are read one behind the other, whatever their lengths.
+  const aligned = bytes.byteOffset % 4 === 0 ? bytes : bytes.slice();
+  const words = new Uint32Array(aligned.buffer, aligned.byteOffset, Math.floor(aligned.length / 4));
   const found: SavedInstructionPointer[] = [];
   for (let i = 0; i + SS_WORD < words.length; i += 2) {
     if ((words[i + CS_WORD] & 0xffff) !== USER_CS || words[i + SS_WORD] >>> 16 !== USER_SS) continue;
