@@ -37,6 +37,7 @@ import {
   SHARED,
   TRUSTED_MAX,
   planGeometry,
+  roundToPage,
   type AgentGeometry,
 } from './layout.js';
 import {
@@ -80,7 +81,13 @@ export const AGENT_CALLS: readonly PlannedCall[] = [
   {
     name: 'mmap',
     number: SYS.mmap,
-    arguments: [0, PAGE, PROT.read | PROT.write, MAP.private | MAP.anonymous | MAP.noReserve, -1],
+    arguments: [
+      PAGE,
+      PAGE,
+      PROT.read | PROT.write,
+      MAP.private | MAP.anonymous | MAP.noReserve | MAP.fixed,
+      -1,
+    ],
   },
   {
     name: 'mmap of shared memory',
@@ -91,6 +98,11 @@ export const AGENT_CALLS: readonly PlannedCall[] = [
     name: 'mmap of code',
     number: SYS.mmap,
     arguments: [PAGE, PAGE, PROT.read | PROT.exec, MAP.private | MAP.anonymous | MAP.fixedNoReplace, -1],
+  },
+  {
+    name: 'mmap of the thread’s code',
+    number: SYS.mmap,
+    arguments: [PAGE, PAGE, PROT.read | PROT.exec, MAP.private | MAP.anonymous | MAP.fixed, -1],
   },
   { name: 'madvise', number: SYS.madvise, arguments: [PAGE, PAGE, MADV_WIPEONFORK] },
   { name: 'madvise', number: SYS.madvise, arguments: [PAGE, PAGE, MADV_DONTDUMP] },
@@ -108,8 +120,8 @@ const MAPPINGS_WANTED = 8;
 /** Lanes made ready beyond the number of threads seen: more may have come when all are held. */
 const SPARE_LANES = 16;
 
-/** Ranges besides those of the clusters: our own data, what is shared, the agent thread's code. */
-const OTHER_RANGES = 3;
+/** Ranges besides those of the clusters: what is shared, with our own data behind it; in that the agent thread's code. */
+const OTHER_RANGES = 2;
 
 /** Code that wants stubs: sites whose addresses lie between `low` and `high`. */
 export interface Cluster {
@@ -151,6 +163,9 @@ interface Mapped {
   readonly address: number;
   readonly length: number;
 }
+
+/** Maps memory into the target. Returns its address, or -errno. */
+type MapAt = (address: number, length: number, prot: number, flags: number, fd?: number) => number;
 
 /** The agent's presence in one target. */
 export class Agent {
@@ -222,21 +237,30 @@ export class Agent {
     // Control page, data, journal: mapped in one piece. The ranges are this, the rings, and one for each cluster.
     const journalRoom = journalBytes(clusters.length + OTHER_RANGES, siteCount);
     const ownBytes = (geometry: AgentGeometry): number =>
-      PAGE + geometry.dataBytes + journalRoom + siteCount * TEXT_RUN_SIZE;
+      roundToPage(PAGE + geometry.dataBytes + journalRoom + siteCount * TEXT_RUN_SIZE);
     return calls.run((call, string) => {
       let sharedFile = -1;
       // After mlockall(MCL_FUTURE) all that is mapped is filled at once: our empty rings would take all memory there is.
       const isLocked = !/^0 kB$/.test(readStatus(pid)?.get('VmLck') ?? '0 kB');
-      const map = (length: number, prot: number, flags: number, hint = 0, fd = -1): number => {
-        const result = call(SYS.mmap, hint, length, isLocked ? PROT.none : prot, flags, fd, 0);
-        if (result <= 0) return result;
-        mapped.push({ address: result, length });
-        if (sharedFile >= 0) writeMapped(sharedFile, mapped);
-        if (isLocked) {
+      const mapAt: MapAt = (address, length, prot, flags, fd = -1) => {
+        const result = call(SYS.mmap, address, length, isLocked ? PROT.none : prot, flags, fd, 0);
+        if (result > 0 && address === 0) mapped.push({ address: result, length });
+        if (result > 0 && isLocked) {
           const next = 'see whether a filter forbids munlock and mprotect to it';
           expectSuccess(call(SYS.munlock, result, length), `unlock memory in process ${pid}`, next);
           expectSuccess(call(SYS.mprotect, result, length, prot), `map memory into process ${pid}`, next);
         }
+        return result;
+      };
+      // Noted first: should we die in between, nobody else would know whose it is.
+      const mapNoted: MapAt = (address, length, prot, flags) => {
+        mapped.push({ address, length });
+        writeMapped(sharedFile, mapped);
+        const result = mapAt(address, length, prot, flags);
+        if (result === address) return result;
+        mapped.pop();
+        writeMapped(sharedFile, mapped);
+        if (result > 0) call(SYS.munmap, result, length);
         return result;
       };
       try {
@@ -254,25 +278,24 @@ export class Agent {
             geometry = planGeometry(lanes, options.ringBytes, options.maxShadowEntries);
             sizeShared(pid, file, geometry.sharedBytes);
             const { sharedBytes } = geometry;
-            const shared = map(sharedBytes, PROT.read | PROT.write, MAP.shared | MAP.noReserve, 0, fd);
+            // One mapping, which has a name; our own pages then take the place of those behind the file's end. Should we
+            // die in between, it is found by its name, and all that lies in it is ours.
+            const length = sharedBytes + ownBytes(geometry) + PAGE;
+            const flags = MAP.shared | MAP.noReserve;
+            const shared = mapAt(0, length, PROT.read | PROT.write, flags, fd);
             if (shared === ENOMEM) continue;
-            expectSuccess(
-              shared,
-              `map memory into process ${pid}`,
-              'see whether a limit or a filter forbids mmap to it',
-            );
-            const anonymous = MAP.private | MAP.anonymous | MAP.noReserve;
-            const own = map(ownBytes(geometry), PROT.read | PROT.write, anonymous);
+            const next = 'see whether a limit or a filter forbids mmap to it';
+            expectSuccess(shared, `map memory into process ${pid}`, next);
+            writeMapped(file, mapped);
+            const anonymous = MAP.private | MAP.anonymous | MAP.noReserve | MAP.fixed;
+            const at = shared + sharedBytes;
+            const own = mapAt(at, ownBytes(geometry), PROT.read | PROT.write, anonymous);
             if (own === ENOMEM) {
-              call(SYS.munmap, shared, sharedBytes);
+              call(SYS.munmap, shared, length);
               mapped.pop();
               continue;
             }
-            expectSuccess(
-              own,
-              `map memory into process ${pid}`,
-              'see whether a limit or a filter forbids mmap to it',
-            );
+            expectSuccess(own, `map memory into process ${pid}`, next);
             places = { control: own, data: own + PAGE, shared };
             break;
           }
@@ -289,7 +312,7 @@ export class Agent {
           `prepare process ${pid} for fork`,
           'use Linux 4.14 or later',
         );
-        for (const cluster of clusters) codePlaces.push(mapNear(pid, cluster, map));
+        for (const cluster of clusters) codePlaces.push(mapNear(pid, cluster, mapNoted));
         const agent = new Agent(
           memory,
           options,
@@ -300,7 +323,7 @@ export class Agent {
           codePlaces,
           journalRoom,
         );
-        if (options.withThread) agent.#startThread(pid, call, map);
+        if (options.withThread) agent.#startThread(pid, call, mapAt, places.control + ownBytes(geometry));
         return agent;
       } catch (error) {
         for (const { address, length } of mapped) call(SYS.munmap, address, length);
@@ -311,12 +334,8 @@ export class Agent {
   }
 
   /** Starts the agent's thread, if the process may have one more. */
-  #startThread(
-    pid: number,
-    call: RemoteCall,
-    map: (length: number, prot: number, flags: number) => number,
-  ): void {
-    const code = map(PAGE, PROT.read | PROT.exec, MAP.private | MAP.anonymous);
+  #startThread(pid: number, call: RemoteCall, mapAt: MapAt, at: number): void {
+    const code = mapAt(at, PAGE, PROT.read | PROT.exec, MAP.private | MAP.anonymous | MAP.fixed);
     if (code < 0) return;
     this.#threadCode = code;
     const { rings, sharedBytes } = this.geometry;
@@ -490,11 +509,15 @@ export class Agent {
    */
   writeJournal(addresses: Float64Array, originals: Uint8Array): void {
     // The agent's thread is done for when it is out of its code.
-    const code = new Set([...this.#codePlaces.map(({ address }) => address), this.#threadCode]);
+    const code = new Set(this.#codePlaces.map(({ address }) => address));
+    const threadCode = { address: this.#threadCode, length: PAGE, isCode: true };
     const journal: Omit<Journal, 'sites'> = {
       ...this.#places,
       control: this.control,
-      ranges: this.#mapped.map(({ address, length }) => ({ address, length, isCode: code.has(address) })),
+      ranges: [
+        ...this.#mapped.map(({ address, length }) => ({ address, length, isCode: code.has(address) })),
+        ...(this.#threadCode === 0 ? [] : [threadCode]),
+      ],
     };
     const address = this.data + this.geometry.dataBytes;
     this.#memory.write(address, encodeJournal(journal, addresses, originals));
@@ -621,18 +644,18 @@ export class Agent {
   }
 }
 
-/** The order in which to unmap: what lists the others is there to the end. */
-export function sharedLast<T extends { readonly address: number }>(
-  ranges: readonly T[],
-  shared: number,
-): T[] {
+/** What to unmap, in this order: what lists the others is there to the end, and what lies within another goes with it. */
+export function sharedLast<T extends Mapped>(ranges: readonly T[], shared: number): T[] {
+  const isWithin = (a: T, b: T): boolean =>
+    a.length < b.length && a.address >= b.address && a.address + a.length <= b.address + b.length;
+  const outer = ranges.filter((a) => !ranges.some((b) => isWithin(a, b)));
   return [
-    ...ranges.filter(({ address }) => address !== shared),
-    ...ranges.filter(({ address }) => address === shared),
+    ...outer.filter(({ address }) => address !== shared),
+    ...outer.filter(({ address }) => address === shared),
   ];
 }
 
-/** Notes who we are, and the mappings made so far, in the agent's page. */
+/** Notes who we are, and the mappings made so far, perhaps the next one too, in the agent's page. */
 function writeMapped(sharedFile: number, mapped: readonly Mapped[]): void {
   const some = mapped.slice(0, MAPPED_MAX);
   const words = [BigInt(process.pid), readStartTime(process.pid) ?? 0n, BigInt(some.length)];
@@ -674,11 +697,7 @@ function noMemory(pid: number): CannotError {
 }
 
 /** Maps room for a region from which all of the cluster's sites can be reached, nearest gaps first. */
-function mapNear(
-  pid: number,
-  cluster: Cluster,
-  map: (length: number, prot: number, flags: number, hint: number) => number,
-): Mapped {
+function mapNear(pid: number, cluster: Cluster, mapAt: MapAt): Mapped {
   const length = regionBytes(cluster.sites);
   const lowest = Math.max(LOWEST_ADDRESS, cluster.high - REACH);
   const highest = cluster.low + REACH - length;
@@ -701,7 +720,7 @@ function mapNear(
     .sort((a, b) => Math.abs(a - middle) - Math.abs(b - middle));
   for (const place of places) {
     const flags = MAP.private | MAP.anonymous | MAP.fixedNoReplace;
-    const result = map(length, PROT.read | PROT.exec, flags, place);
+    const result = mapAt(place, length, PROT.read | PROT.exec, flags);
     if (result === place) return { address: place, length };
     if (result > 0 || result === EEXIST) continue;
     // A limit of the whole process: no other place would be better.

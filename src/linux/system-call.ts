@@ -35,6 +35,7 @@ const mmapFunction = libc.func(
 export const SYS = {
   open: 2,
   close: 3,
+  poll: 7,
   mmap: 9,
   mprotect: 10,
   munmap: 11,
@@ -68,6 +69,7 @@ export const SYS = {
   timer_create: 222,
   timer_settime: 223,
   clock_gettime: 228,
+  clock_nanosleep: 230,
   exit_group: 231,
   tgkill: 234,
   set_robust_list: 273,
@@ -141,6 +143,7 @@ export const PROT = { none: 0, read: 1, write: 2, exec: 4 } as const;
 export const MAP = {
   shared: 0x01,
   private: 0x02,
+  fixed: 0x10,
   anonymous: 0x20,
   noReserve: 0x4000,
   fixedNoReplace: 0x100000,

@@ -361,6 +361,13 @@ export function isTraced(pid: number): boolean {
   return changedBytes(pid) > 0 && tracerOf(pid).every((tracer) => tracer === '0');
 }
 
+/** The lines of /proc/PID/maps, but for what grows by itself. */
+export function mapsOf(pid: number): string[] {
+  return readFileSync(`/proc/${pid}/maps`, 'utf8')
+    .split('\n')
+    .filter((line) => !line.endsWith('[heap]') && !line.endsWith('[stack]'));
+}
+
 function tracerOf(pid: number): string[] {
   return readdirSync(`/proc/${pid}/task`).map((tid) => statusField(pid, 'TracerPid', tid));
 }

@@ -10,7 +10,7 @@ import {
 } from '../agent/index.js';
 import { readlinkSync, readdirSync } from 'node:fs';
 import { CannotError } from '../errors/index.js';
-import { SYS, readMaps, readStartTime } from '../linux/index.js';
+import { SYS, readMaps, readStartTime, type Mapping } from '../linux/index.js';
 import { Hold, RemoteCalls, borrowCode, pause, type HoldTimes, type TargetMemory } from '../target/index.js';
 import { SITE_LENGTH } from '../x86/index.js';
 import { SiteChanges, applyChanges, jumpTarget, restoreUnderBreakpoint } from './patch.js';
@@ -35,7 +35,8 @@ export interface Recovery {
  *   handler will return into its code, so that it must stay a little longer
  */
 export function recover(pid: number, memory: TargetMemory, times: HoldTimes): Recovery | undefined {
-  const allShared = (readMaps(pid) ?? []).filter((m) => m.path === SHARED_PATH);
+  const maps = readMaps(pid) ?? [];
+  const allShared = maps.filter((m) => m.path === SHARED_PATH);
   const shared = allShared.at(0);
   const files = sharedFiles(pid);
   if (shared === undefined && files.length === 0) return undefined;
@@ -60,7 +61,13 @@ export function recover(pid: number, memory: TargetMemory, times: HoldTimes): Re
       next: 'end that one first',
     });
   }
-  const ranges = [...(journal?.ranges ?? page.mapped.map((range) => ({ ...range, isCode: true })))];
+  // Without a journal the session was about to map or to unmap what it lists: each may be there or not.
+  const isThere = ({ address, length }: { address: number; length: number }): boolean =>
+    address === shared?.start ||
+    maps.some((m) => m.start === address && m.end === address + length && isAgentCode(m));
+  const ranges = [
+    ...(journal?.ranges ?? page.mapped.filter(isThere).map((range) => ({ ...range, isCode: true }))),
+  ];
   // The session may have been killed before it had noted what it had just mapped.
   for (const { start, end } of allShared) {
     if (!ranges.some((r) => r.address === start))
@@ -100,6 +107,11 @@ export function recover(pid: number, memory: TargetMemory, times: HoldTimes): Re
     why: 'a signal handler of it will return into code of a session that was killed',
     next: 'try again in a moment; its functions have their own code back already',
   });
+}
+
+/** True if a mapping looks like those that heads and bodies are emitted into. */
+function isAgentCode({ permissions, path }: Mapping): boolean {
+  return permissions === 'r-xp' && path === '';
 }
 
 /** Descriptors of memory of ours that a session had no time to close. */
