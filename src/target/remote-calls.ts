@@ -106,7 +106,7 @@ export class RemoteCalls {
     const { tid, registers } = this.#thread;
     const { wayBack } = this.#borrowed;
     if (wayBack === undefined) return undefined;
-    const frame = buildReturnFrame(tid, registers, mask, wayBack);
+    const frame = buildReturnFrame(tid, registers, mask, wayBack, this.#memory);
     if (frame === undefined || !this.#isStackFrom(frame.address - STRING_ROOM)) return undefined;
     const former = this.#memory.read(frame.address, frame.bytes.length);
     this.#memory.write(frame.address, frame.bytes);
