@@ -12,7 +12,7 @@ const sessions = fileURLToPath(new URL('sessions.js', import.meta.url));
 
 /** What the thread does that works for the tracer, in turn. */
 const LEADERS = ['compute', 'sleep', 'call', 'wait'];
-const THREADS = '3';
+const THREADS = '2';
 /** A round goes through each of so many fault points; the next round through their neighbours. */
 const STRIDE = 7;
 /** More fault points than a session has. */
@@ -101,18 +101,21 @@ async function tracing(
   return { pid: child.pid, ended };
 }
 
+/** Goes on where the turn before stopped, so that a long soak comes to all points with all leaders. */
+let turn = Math.floor(Math.random() * STRIDE * LEADERS.length);
+
 /** It kills itself at every seventh of its fault points, until it gets through. */
 async function atFaultPoints(rounds: Rounds): Promise<void> {
-  const first = Math.floor(Math.random() * STRIDE);
-  const targets = await Promise.all(LEADERS.map((leader) => Target.ready(build('busy.c'), THREADS, leader)));
   while (rounds.next()) {
-    // So many rounds as there are leaders, and each has been at the same points.
-    const turn = Math.floor(rounds.done / LEADERS.length);
-    const target = targets[rounds.done % LEADERS.length];
+    turn++;
+    const leader = LEADERS[turn % LEADERS.length];
+    const target = await Target.ready(build('busy.c'), THREADS, leader);
+    // Its threads have memory of their own from their first answer on.
+    await assertWell(target, 'before');
     const before = stateOf(target.pid);
-    for (let point = 1 + ((first + turn) % STRIDE); ; point += STRIDE) {
+    for (let point = 1 + (Math.floor(turn / LEADERS.length) % STRIDE); ; point += STRIDE) {
       assert.ok(point < MANY);
-      const when = `fault point ${point}, ${LEADERS[rounds.done % LEADERS.length]}`;
+      const when = `fault point ${point}, ${leader}`;
       const { ended } = await tracing(target.pid, 1, point);
       const how = await ended;
       if (how !== 'SIGKILL') {
@@ -122,29 +125,25 @@ async function atFaultPoints(rounds: Rounds): Promise<void> {
       }
       await assertRecovers(target, before, rounds, when);
     }
+    await target.finish();
   }
-  for (const target of targets) await target.finish();
 }
 
 /** Killed at any moment of sessions that come and go. */
 async function atAnyMoment(rounds: Rounds): Promise<void> {
-  const targets = await Promise.all(LEADERS.map((leader) => Target.ready(build('busy.c'), THREADS, leader)));
-  while (rounds.next()) {
-    const target = targets[rounds.done % LEADERS.length];
-    const before = stateOf(target.pid);
+  const leader = LEADERS[++turn % LEADERS.length];
+  const target = await Target.ready(build('busy.c'), THREADS, leader);
+  await assertWell(target, 'before');
+  const before = stateOf(target.pid);
+  while (rounds.next(target.pid)) {
     const tracer = await tracing(target.pid, MANY, 0);
     const ms = Math.random() * SESSIONS_MS;
     await pause(ms);
     process.kill(tracer.pid, 'SIGKILL');
     assert.equal(await tracer.ended, 'SIGKILL');
-    await assertRecovers(
-      target,
-      before,
-      rounds,
-      `killed after ${ms} ms, ${LEADERS[rounds.done % LEADERS.length]}`,
-    );
+    await assertRecovers(target, before, rounds, `killed after ${ms} ms, ${leader}`);
   }
-  for (const target of targets) await target.finish();
+  await target.finish();
 }
 
 export const deathHazards: readonly Hazard[] = [
