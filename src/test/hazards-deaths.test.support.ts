@@ -42,8 +42,12 @@ function textOf(pid: number): string {
       .filter(({ permissions, path }) => permissions.startsWith('r-x') && path.startsWith('/'))
       .map(({ start, end }) => {
         const bytes = Buffer.alloc(end - start);
-        readSync(memory, bytes, 0, bytes.length, start);
-        return bytes;
+        try {
+          return bytes.subarray(0, readSync(memory, bytes, 0, bytes.length, start));
+        } catch {
+          // Text that was just taken away: it was still in the list.
+          return Buffer.alloc(0);
+        }
       });
     return Buffer.concat(parts).toString('latin1');
   } finally {
@@ -131,7 +135,9 @@ async function atFaultPoints(rounds: Rounds): Promise<void> {
 
 /** Killed at any moment of sessions that come and go. */
 async function atAnyMoment(rounds: Rounds): Promise<void> {
-  const leader = LEADERS[++turn % LEADERS.length];
+  // A thread in epoll_wait gets a false EINTR if the tracer dies before it has seen it stop: nobody can keep it from that.
+  const leaders = LEADERS.filter((leader) => leader !== 'wait');
+  const leader = leaders[++turn % leaders.length];
   const target = await Target.ready(build('busy.c'), THREADS, leader);
   await assertWell(target, 'before');
   const before = stateOf(target.pid);
