@@ -50,15 +50,34 @@ export function fresh(name: string): string {
 /** gcc would turn calls into loops, and there would be nothing to count. */
 const ALWAYS = ['-g0', '-pthread', '-fno-optimize-sibling-calls'];
 
+/** Not gcc's: links with musl instead of the system's C library. */
+const MUSL = '-musl';
+
 /** Compiles test/targets/`source` and returns the program's path; the same flags give the same program. */
 export function build(source: string, ...flags: string[]): string {
-  const name = `${source}${flags.join('')}`.replaceAll(/[^A-Za-z0-9.]+/g, '_');
-  const path = join(folder, name);
-  if (existsSync(path)) return path;
-  const compiler = source.endsWith('.cc') ? 'g++' : 'gcc';
+  const compiler = flags.includes(MUSL) ? 'musl-gcc' : source.endsWith('.cc') ? 'g++' : 'gcc';
   const optimise = flags.some((flag) => flag.startsWith('-O')) ? [] : ['-O2'];
-  execFileSync(compiler, [...optimise, ...ALWAYS, ...flags, '-o', path, join(sources, source)], {
+  const given = flags.filter((flag) => flag !== MUSL);
+  return compile(source, flags, (path) => [compiler, ...optimise, ...ALWAYS, ...given, '-o', path]);
+}
+
+/** The same for a Go program. */
+export function buildGo(source: string): string {
+  return compile(source, [], (path) => ['go', 'build', '-o', path]);
+}
+
+function compile(
+  source: string,
+  flags: readonly string[],
+  command: (path: string) => readonly string[],
+): string {
+  const path = join(folder, `${source}${flags.join('')}`.replaceAll(/[^A-Za-z0-9.]+/g, '_'));
+  if (existsSync(path)) return path;
+  const [compiler, ...args] = command(path);
+  execFileSync(compiler, [...args, join(sources, source)], {
     stdio: ['ignore', 'ignore', 'inherit'],
+    // Go has no place to keep what it has compiled where there is no home.
+    env: { ...process.env, GOCACHE: join(folder, 'go'), GO111MODULE: 'off' },
   });
   return path;
 }
