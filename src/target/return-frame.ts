@@ -109,7 +109,7 @@ const ERESTARTNOINTR = -513n;
 const ERESTARTNOHAND = -514n;
 const ERESTART_RESTARTBLOCK = -516n;
 const EINTR = -4n;
-const SYSCALL_LENGTH = 2n;
+export const SYSCALL_LENGTH = 2n;
 
 /** Calls that the kernel, once it has begun them again, goes on calling restart_syscall. */
 const RESTARTED: ReadonlySet<number> = new Set([SYS.poll, SYS.nanosleep, SYS.futex, SYS.clock_nanosleep]);

@@ -17,12 +17,16 @@ import {
 
 const ROUNDS = 8;
 
-/** Attaches to a program and leaves it, again and again, while it works; each answer must be as wanted. */
+/**
+ * Attaches to a program and leaves it, again and again, while it works; each answer must be as wanted. `own`: whether it maps and
+ * unmaps memory itself.
+ */
 async function comeAndGo(
   target: Target,
   filters: readonly string[],
   line: string,
   wanted: RegExp,
+  own: 'steady' | 'moving' = 'steady',
 ): Promise<void> {
   target.say(line);
   await target.expect(wanted);
@@ -35,7 +39,7 @@ async function comeAndGo(
     const { restored, removed, records } = await session.stop();
     assert.deepEqual([restored, removed, changedBytes(target.pid)], [true, true, 0]);
     assert.ok(records > 0);
-    assert.deepEqual(mapsOf(target.pid), before);
+    if (own === 'steady') assert.deepEqual(mapsOf(target.pid), before);
   }
   target.say(line);
   await target.expect(wanted);
@@ -102,7 +106,7 @@ test('LuaJIT compiles, throws and switches coroutines alike under trace', async 
     assert.equal(summary.exit_status, 0);
     assert.ok(totalCalls(summary) > 1000);
     const target = await Target.ready('luajit', script);
-    await comeAndGo(target, filters, '100000', /^6765\t305050\t1000\t2104$/);
+    await comeAndGo(target, filters, '100000', /^6765\t305050\t1000\t2104$/, 'moving');
     await target.finish();
   }
 });

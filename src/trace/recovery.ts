@@ -90,9 +90,10 @@ export function recover(pid: number, memory: TargetMemory, times: HoldTimes): Re
       }
       // The agent's own thread counts too: it ends by itself, now that its tracer has.
       if (anyoneInside(pid, hold, memory, isCode)) continue;
+      const calls = new RemoteCalls(pid, hold.callableThread(), memory, borrowed);
       if (journal !== undefined) restoreReturnAddresses(memory, journal);
       if (shared !== undefined) memory.writeWord(shared.start + AGENT.journal, 0n);
-      new RemoteCalls(pid, hold.callableThread(), memory, borrowed).run((call) => {
+      calls.run((call) => {
         for (const { address, length } of sharedLast(ranges, shared?.start ?? 0))
           call(SYS.munmap, address, length);
         for (const file of files) call(SYS.close, file);
