@@ -75,6 +75,7 @@ export const SYS = {
   set_robust_list: 273,
   fallocate: 285,
   process_vm_readv: 310,
+  kcmp: 312,
   memfd_create: 319,
   membarrier: 324,
   pidfd_open: 434,

@@ -6,4 +6,5 @@ export { hasFsgsbase, preflight, type Preflight } from './preflight.js';
 export { RemoteCalls, STILL_LENT, borrowCode, expectSuccess, type RemoteCall } from './remote-calls.js';
 export type { BorrowedCode } from './return-frame.js';
 export { checkSeccomp, type PlannedCall } from './seccomp.js';
+export { awaitUnshared, refuseShared } from './sharers.js';
 export { findProgram, killStopped, spawnStopped, type SpawnedProgram } from './spawn.js';

@@ -9,6 +9,7 @@ import {
   Loader,
   STILL_LENT,
   TargetMemory,
+  awaitUnshared,
   findProgram,
   killStopped,
   pause,
@@ -107,6 +108,7 @@ export function attachTo(pid: number, options: TraceOptions & Recorded = {}): Se
   const since = performance.now();
   checkOptions(options);
   const before = preflight(pid);
+  awaitUnshared(pid);
   const memory = new TargetMemory(pid);
   haste.begin();
   try {

@@ -1,13 +1,21 @@
 // A target with its sites changed: the part of a session that touches the process.
 import { AGENT_CALLS, Agent, HEAD_SIZE, type AgentOptions, type Cluster } from '../agent/index.js';
 import { CannotError, isSafepokeError } from '../errors/index.js';
-import { hasEnded, readMaps, readStatus, readThreads, type Mapping } from '../linux/index.js';
+import {
+  hasEnded,
+  processesSharing,
+  readMaps,
+  readStatus,
+  readThreads,
+  type Mapping,
+} from '../linux/index.js';
 import {
   Hold,
   RemoteCalls,
   TargetMemory,
   checkSeccomp,
   borrowCode,
+  refuseShared,
   type HeldThread,
   type HoldTimes,
 } from '../target/index.js';
@@ -167,6 +175,7 @@ export class PatchedTarget {
       throw error;
     }
     try {
+      refuseShared(pid);
       return install(request, all, agent, sites, prepared, text, maps);
     } catch (error) {
       removeFrom(all);
@@ -273,6 +282,8 @@ export class PatchedTarget {
   #leaveCode(hold: Hold): void {
     const isOurs = (rip: bigint): boolean => this.agent.ownsCode(rip);
     if (anyoneInside(this.#pid, hold, this.#memory, isOurs)) return;
+    // Such a process is not held, and has come since the session began.
+    if (processesSharing(this.#pid).length > 0) return;
     this.agent.restoreReturnAddresses();
     this.#isUnused = true;
   }
