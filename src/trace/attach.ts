@@ -346,8 +346,13 @@ function start({ pid, options, memory, times, adopted, isChild, before, since }:
     return new Session(parts);
   } catch (error) {
     // Its recording cannot be written. The process is to have nothing of this.
-    target.restore();
-    target.tryRemove();
+    try {
+      target.restore();
+      target.tryRemove();
+    } finally {
+      target.agent.close();
+      watch.close();
+    }
     throw error;
   }
 }
