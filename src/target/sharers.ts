@@ -10,14 +10,17 @@ const POLL_MS = 5;
 
 /** Waits until no process shares the target's memory. @throws CannotError SHARED_MEMORY */
 export function awaitUnshared(pid: number): void {
-  for (const since = performance.now(); performance.now() - since < PATIENCE_MS; pause(POLL_MS))
+  const since = performance.now();
+  while (performance.now() - since < PATIENCE_MS) {
     if (processesSharing(pid).length === 0) return;
+    pause(POLL_MS);
+  }
   refuseShared(pid);
 }
 
 /** Its threads are held, so that no other process can come to share their memory. @throws CannotError SHARED_MEMORY */
 export function refuseShared(pid: number): void {
-  const [other] = processesSharing(pid);
+  const other = processesSharing(pid).at(0);
   if (other === undefined) return;
   throw new CannotError('SHARED_MEMORY', {
     tried: `trace process ${pid}`,
