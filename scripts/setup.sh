@@ -28,6 +28,9 @@ strace:strace
 rg:ripgrep
 fzf:fzf
 busybox:busybox-static
+musl-gcc:musl-tools
+luajit:luajit
+go:golang-go
 LIST
 [ ${#missing[@]} -eq 0 ] && exit 0
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then

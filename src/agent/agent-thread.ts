@@ -54,6 +54,8 @@ const NAME = 'safepoke';
 const PATIENCE_MS = 5000;
 const SPINS = 200;
 const POLL_MS = 0.1;
+/** A look at the list of threads takes longer than a poll. */
+const POLLS_PER_LOOK = 16;
 
 /** Where the thread finds things, in the target. */
 export interface AgentThreadPlaces {
@@ -282,7 +284,7 @@ export class AgentThread {
   leave(): void {
     if (this.#isForgotten) return;
     this.#command(ACTION.leave);
-    this.#await(() => !(readThreads(this.#pid) ?? []).includes(this.tid));
+    this.#await(() => !this.#isThere());
     this.#forget();
   }
 
@@ -306,6 +308,10 @@ export class AgentThread {
     this.#await(() => this.#words[AGENT.done / 4] === this.#words[AGENT.command / 4]);
   }
 
+  #isThere(): boolean {
+    return (readThreads(this.#pid) ?? []).includes(this.tid);
+  }
+
   #command(action: number): void {
     faultPoint();
     this.#words[AGENT.action / 4] = action;
@@ -317,10 +323,13 @@ export class AgentThread {
     const since = performance.now();
     for (let polls = 0; !isReached(); polls++) {
       if (polls < SPINS) continue;
-      if (performance.now() - since > PATIENCE_MS) {
+      const isGone = polls % POLLS_PER_LOOK === 0 && !this.#isThere();
+      // What it did last it may have done since.
+      if (isGone && isReached()) return;
+      if (isGone || performance.now() - since > PATIENCE_MS) {
         throw new CannotError('AGENT_LOST', {
           tried: `have safepoke’s thread in process ${this.#pid} do something`,
-          why: readThreads(this.#pid) === undefined ? 'the process has ended' : 'it does not answer',
+          why: isGone ? 'the process has ended, or has executed another program' : 'it does not answer',
           next: 'see whether the process is stopped, by a debugger or job control',
         });
       }

@@ -37,6 +37,7 @@ import {
   SHARED,
   TRUSTED_MAX,
   planGeometry,
+  roundToPage,
   type AgentGeometry,
 } from './layout.js';
 import {
@@ -66,6 +67,8 @@ const TWO_TO_32 = 2 ** 32;
 const REACH = 0x7fff_0000;
 /** Lowest address worth trying: below it mmap_min_addr and non-PIE executables lie. */
 const LOWEST_ADDRESS = 0x1_0000;
+/** End of what a process can map (TASK_SIZE, arch/x86/include/asm/page_64_types.h); the kernel's vsyscall page is beyond. */
+const HIGHEST_ADDRESS = 0x7fff_ffff_f000;
 /** include/uapi/asm-generic/mman-common.h */
 const MADV_WIPEONFORK = 18;
 const MADV_DONTDUMP = 16;
@@ -82,7 +85,13 @@ export const AGENT_CALLS: readonly PlannedCall[] = [
   {
     name: 'mmap',
     number: SYS.mmap,
-    arguments: [0, PAGE, PROT.read | PROT.write, MAP.private | MAP.anonymous | MAP.noReserve, -1],
+    arguments: [
+      PAGE,
+      PAGE,
+      PROT.read | PROT.write,
+      MAP.private | MAP.anonymous | MAP.noReserve | MAP.fixed,
+      -1,
+    ],
   },
   {
     name: 'mmap of shared memory',
@@ -98,6 +107,11 @@ export const AGENT_CALLS: readonly PlannedCall[] = [
     name: 'mmap of shared code',
     number: SYS.mmap,
     arguments: [PAGE, PAGE, PROT.read | PROT.exec, MAP.shared | MAP.fixedNoReplace, 3],
+  },
+  {
+    name: 'mmap of the thread’s code',
+    number: SYS.mmap,
+    arguments: [PAGE, PAGE, PROT.read | PROT.exec, MAP.private | MAP.anonymous | MAP.fixed, -1],
   },
   { name: 'madvise', number: SYS.madvise, arguments: [PAGE, PAGE, MADV_WIPEONFORK] },
   { name: 'madvise', number: SYS.madvise, arguments: [PAGE, PAGE, MADV_DONTDUMP] },
@@ -115,8 +129,8 @@ const MAPPINGS_WANTED = 8;
 /** Lanes made ready beyond the number of threads seen: more may have come when all are held. */
 const SPARE_LANES = 16;
 
-/** Ranges besides those of the clusters: our own data, what is shared, the agent thread's code. */
-const OTHER_RANGES = 3;
+/** Ranges besides those of the clusters: what is shared, with our own data behind it; in that the agent thread's code. */
+const OTHER_RANGES = 2;
 
 /** Code that wants stubs: sites whose addresses lie between `low` and `high`. */
 export interface Cluster {
@@ -238,14 +252,15 @@ export class Agent {
     // Control page, data, journal: mapped in one piece. The ranges are this, the rings, and one for each cluster.
     const journalRoom = journalBytes(clusters.length + OTHER_RANGES, siteCount);
     const ownBytes = (geometry: AgentGeometry): number =>
-      PAGE + geometry.dataBytes + journalRoom + siteCount * TEXT_RUN_SIZE;
+      roundToPage(PAGE + geometry.dataBytes + journalRoom + siteCount * TEXT_RUN_SIZE);
     return calls.run((call, string) => {
       let sharedFile = -1;
       // After mlockall(MCL_FUTURE) all that is mapped is filled at once: our empty rings would take all memory there is.
       const isLocked = !/^0 kB$/.test(readStatus(pid)?.get('VmLck') ?? '0 kB');
-      const map = (length: number, prot: number, flags: number, fd = -1): number => {
-        const place = { hint: 0, length, prot, flags, fd, offset: 0 };
-        return mapNoted(pid, call, place, isLocked, mapped, sharedFile);
+      const map = (address: number, length: number, prot: number, flags: number, fd = -1): number => {
+        const result = mapAt(pid, call, isLocked, { address, length, prot, flags, fd, offset: 0 });
+        if (result > 0 && address === 0) mapped.push({ address: result, length });
+        return result;
       };
       try {
         const fd = expectSuccess(
@@ -262,25 +277,24 @@ export class Agent {
             geometry = planGeometry(lanes, options.ringBytes, options.maxShadowEntries);
             sizeShared(pid, file, geometry.sharedBytes);
             const { sharedBytes } = geometry;
-            const shared = map(sharedBytes, PROT.read | PROT.write, MAP.shared | MAP.noReserve, fd);
+            // One mapping, which has a name; our own pages then take the place of those behind the file's end. Should we
+            // die in between, it is found by its name, and all that lies in it is ours.
+            const length = sharedBytes + ownBytes(geometry) + PAGE;
+            const flags = MAP.shared | MAP.noReserve;
+            const shared = map(0, length, PROT.read | PROT.write, flags, fd);
             if (shared === ENOMEM) continue;
-            expectSuccess(
-              shared,
-              `map memory into process ${pid}`,
-              'see whether a limit or a filter forbids mmap to it',
-            );
-            const anonymous = MAP.private | MAP.anonymous | MAP.noReserve;
-            const own = map(ownBytes(geometry), PROT.read | PROT.write, anonymous);
+            const next = 'see whether a limit or a filter forbids mmap to it';
+            expectSuccess(shared, `map memory into process ${pid}`, next);
+            writeMapped(file, mapped);
+            const anonymous = MAP.private | MAP.anonymous | MAP.noReserve | MAP.fixed;
+            const at = shared + sharedBytes;
+            const own = map(at, ownBytes(geometry), PROT.read | PROT.write, anonymous);
             if (own === ENOMEM) {
-              call(SYS.munmap, shared, sharedBytes);
+              call(SYS.munmap, shared, length);
               mapped.pop();
               continue;
             }
-            expectSuccess(
-              own,
-              `map memory into process ${pid}`,
-              'see whether a limit or a filter forbids mmap to it',
-            );
+            expectSuccess(own, `map memory into process ${pid}`, next);
             places = { control: own, data: own + PAGE, shared };
             break;
           }
@@ -301,7 +315,7 @@ export class Agent {
           isLocked,
           journalRoom,
         );
-        if (options.withThread) agent.#startThread(call, map);
+        if (options.withThread) agent.#startThread(call, map, places.control + ownBytes(geometry));
         if (agent.#thread === undefined) agent.furnish(clusters, call);
         return agent;
       } catch (error) {
@@ -313,8 +327,12 @@ export class Agent {
   }
 
   /** Starts the agent's thread, if the process may have one more. */
-  #startThread(call: RemoteCall, map: (length: number, prot: number, flags: number) => number): void {
-    const code = map(PAGE, PROT.read | PROT.exec, MAP.private | MAP.anonymous);
+  #startThread(
+    call: RemoteCall,
+    map: (address: number, length: number, prot: number, flags: number) => number,
+    at: number,
+  ): void {
+    const code = map(at, PAGE, PROT.read | PROT.exec, MAP.private | MAP.anonymous | MAP.fixed);
     if (code < 0) return;
     this.#threadCode = code;
     const places = { page: this.#shared + SHARED.agent, code };
@@ -365,12 +383,15 @@ export class Agent {
       }
       let offset = 0;
       for (const cluster of clusters) {
-        const place = mapNear(pid, cluster, (length, hint) => {
+        const place = mapNear(pid, cluster, (address, length) => {
           const flags = MAP.shared | MAP.fixedNoReplace;
-          const wanted = { hint, length, prot: PROT.read | PROT.exec, flags, fd, offset };
-          return mapNoted(pid, call, wanted, this.isLocked, this.#mapped, this.#sharedFile);
+          const wanted = { address, length, prot: PROT.read | PROT.exec, flags, fd, offset };
+          return mapAt(pid, call, this.isLocked, wanted);
         });
         this.#codePlaces.push(place);
+        // It has a name: should we die before it is noted, it is found by that.
+        this.#mapped.push(place);
+        writeMapped(this.#sharedFile, this.#mapped);
         offset += place.length;
       }
     } finally {
@@ -387,12 +408,16 @@ export class Agent {
   reserve(length: number): number | undefined {
     const thread = this.#thread;
     if (thread === undefined) return undefined;
-    const flags = MAP.private | MAP.anonymous | MAP.noReserve;
-    const place = { hint: 0, length, prot: PROT.none, flags, fd: -1, offset: 0 };
-    const result = mapNoted(this.#pid, thread.call, place, false, this.#mapped, this.#sharedFile);
-    if (result <= 0) return undefined;
-    this.#reserved = result;
-    return result;
+    const address = freePlaces(this.#pid, length).at(-1);
+    if (address === undefined) return undefined;
+    // Noted first: should we die in between, nobody else would know whose it is.
+    this.#mapped.push({ address, length });
+    writeMapped(this.#sharedFile, this.#mapped);
+    this.#reserved = address;
+    const flags = MAP.private | MAP.anonymous | MAP.noReserve | MAP.fixedNoReplace;
+    if (thread.call(SYS.mmap, address, length, PROT.none, flags, -1, 0) === address) return address;
+    this.forgetReserved();
+    return undefined;
   }
 
   /** Says that what was reserved last is not to be freed as a whole any more. */
@@ -604,11 +629,15 @@ export class Agent {
    */
   writeJournal(addresses: Float64Array, originals: Uint8Array): void {
     // The agent's thread is done for when it is out of its code.
-    const code = new Set([...this.#codePlaces.map(({ address }) => address), this.#threadCode]);
+    const code = new Set(this.#codePlaces.map(({ address }) => address));
+    const threadCode = { address: this.#threadCode, length: PAGE, isCode: true };
     const journal: Omit<Journal, 'sites'> = {
       ...this.#places,
       control: this.control,
-      ranges: this.#mapped.map(({ address, length }) => ({ address, length, isCode: code.has(address) })),
+      ranges: [
+        ...this.#mapped.map(({ address, length }) => ({ address, length, isCode: code.has(address) })),
+        ...(this.#threadCode === 0 ? [] : [threadCode]),
+      ],
     };
     const address = this.data + this.geometry.dataBytes;
     this.#memory.write(address, encodeJournal(journal, addresses, originals));
@@ -736,18 +765,18 @@ export class Agent {
   }
 }
 
-/** The order in which to unmap: what lists the others is there to the end. */
-export function sharedLast<T extends { readonly address: number }>(
-  ranges: readonly T[],
-  shared: number,
-): T[] {
+/** What to unmap, in this order: what lists the others is there to the end, and what lies within another goes with it. */
+export function sharedLast<T extends Mapped>(ranges: readonly T[], shared: number): T[] {
+  const isWithin = (a: T, b: T): boolean =>
+    a.length < b.length && a.address >= b.address && a.address + a.length <= b.address + b.length;
+  const outer = ranges.filter((a) => !ranges.some((b) => isWithin(a, b)));
   return [
-    ...ranges.filter(({ address }) => address !== shared),
-    ...ranges.filter(({ address }) => address === shared),
+    ...outer.filter(({ address }) => address !== shared),
+    ...outer.filter(({ address }) => address === shared),
   ];
 }
 
-/** Notes who we are, and the mappings made so far, in the agent's page. */
+/** Notes who we are, and the mappings made so far, perhaps the next one too, in the agent's page. */
 function writeMapped(sharedFile: number, mapped: readonly Mapped[]): void {
   const some = mapped.slice(0, MAPPED_MAX);
   const words = [BigInt(process.pid), readStartTime(process.pid) ?? 0n, BigInt(some.length)];
@@ -788,21 +817,23 @@ function noMemory(pid: number): CannotError {
   });
 }
 
-/** Maps memory in a process and notes it in the agent's page, if that is there; `locked`: it is not to be filled at once. */
-function mapNoted(
+/** Where and how to map memory; address 0: anywhere. */
+interface Place extends Mapped {
+  readonly prot: number;
+  readonly flags: number;
+  readonly fd: number;
+  readonly offset: number;
+}
+
+/** Maps memory in a process. `isLocked`: it is not to be filled at once. Returns its address, or -errno. */
+function mapAt(
   pid: number,
   call: RemoteCall,
-  place: { hint: number; length: number; prot: number; flags: number; fd: number; offset: number },
   isLocked: boolean,
-  mapped: Mapped[],
-  sharedFile: number,
+  { address, length, prot, flags, fd, offset }: Place,
 ): number {
-  const { hint, length, prot, flags, fd, offset } = place;
-  const result = call(SYS.mmap, hint, length, isLocked ? PROT.none : prot, flags, fd, offset);
-  if (result <= 0) return result;
-  mapped.push({ address: result, length });
-  if (sharedFile >= 0) writeMapped(sharedFile, mapped);
-  if (isLocked) {
+  const result = call(SYS.mmap, address, length, isLocked ? PROT.none : prot, flags, fd, offset);
+  if (result > 0 && isLocked) {
     const next = 'see whether a filter forbids munlock and mprotect to it';
     expectSuccess(call(SYS.munlock, result, length), `unlock memory in process ${pid}`, next);
     expectSuccess(call(SYS.mprotect, result, length, prot), `map memory into process ${pid}`, next);
@@ -810,30 +841,36 @@ function mapNoted(
   return result;
 }
 
-/** Maps room for a region from which all of the cluster's sites can be reached, nearest gaps first. */
-function mapNear(pid: number, cluster: Cluster, map: (length: number, hint: number) => number): Mapped {
-  const length = regionBytes(cluster.sites);
-  const lowest = Math.max(LOWEST_ADDRESS, cluster.high - REACH);
-  const highest = cluster.low + REACH - length;
-  const gaps: number[] = [];
+/** Addresses at which so many bytes are free, ascending: the lower and the upper end of each gap. */
+function freePlaces(pid: number, length: number): number[] {
+  const places: number[] = [];
   let end = LOWEST_ADDRESS;
   let below = '';
   for (const mapping of readMaps(pid) ?? []) {
+    if (mapping.start > HIGHEST_ADDRESS) break;
     // A page stays free on both sides, so that the kernel does not merge the mapping with a neighbour of the program's.
     if (mapping.start - end >= length + 2 * PAGE) {
       // The heap grows up into its gap, and the stack down into its own: they must not meet us.
-      if (below !== '[heap]') gaps.push(end + PAGE);
-      if (mapping.path !== '[stack]') gaps.push(mapping.start - length - PAGE);
+      if (below !== '[heap]') places.push(end + PAGE);
+      if (mapping.path !== '[stack]') places.push(mapping.start - length - PAGE);
     }
     end = Math.max(end, mapping.end);
     below = mapping.path;
   }
+  return places;
+}
+
+/** Maps room for a region from which all of the cluster's sites can be reached, nearest gaps first. */
+function mapNear(pid: number, cluster: Cluster, map: (address: number, length: number) => number): Mapped {
+  const length = regionBytes(cluster.sites);
+  const lowest = Math.max(LOWEST_ADDRESS, cluster.high - REACH);
+  const highest = cluster.low + REACH - length;
   const middle = (cluster.low + cluster.high) / 2;
-  const places = gaps
+  const places = freePlaces(pid, length)
     .filter((start) => start >= lowest && start <= highest)
     .sort((a, b) => Math.abs(a - middle) - Math.abs(b - middle));
   for (const place of places) {
-    const result = map(length, place);
+    const result = map(place, length);
     if (result === place) return { address: place, length };
     if (result > 0 || result === EEXIST) continue;
     // A limit of the whole process: no other place would be better.

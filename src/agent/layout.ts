@@ -217,7 +217,7 @@ export interface AgentGeometry {
   readonly ringLimit: number;
 }
 
-function roundToPage(bytes: number): number {
+export function roundToPage(bytes: number): number {
   return Math.ceil(bytes / PAGE) * PAGE;
 }
 

@@ -710,6 +710,8 @@ find_match:
     mov eax, [rax]
     cmp eax, [rbx+${LANE.tid}]
     je find_cache
+    test eax, eax
+    je find_cache                    ; musl takes its id from a thread that ends, and calls some functions yet
     mov rax, rsi                     ; the thread block serves another thread now: the former owner has ended
     mov ecx, ${NO_THREAD_POINTER}
     lock cmpxchg [rbx+${LANE.threadPointer}], rcx

@@ -48,6 +48,7 @@ export { readRemoteRanges, type MemoryRange } from './remote-memory.js';
 export { PidFile } from './pid-file.js';
 export { faultPoint } from './fault-point.js';
 export { FUTEX_OWNER_DIED, OWNER_ENTRY_BYTES, OwnerWord } from './owner-word.js';
+export { processesSharing } from './shared-memory.js';
 export { filePages } from './page-map.js';
 export { createExecutableFile, createMemoryFile } from './memory-file.js';
 export { haste, preferThread, urgency, whilePreferred } from './urgency.js';

@@ -38,6 +38,34 @@ test('a held process stands still, and goes on as if nothing had been when relea
   });
 });
 
+test('a thread that has yet to make a call for a tracer that was killed makes none for another before that', async () => {
+  await withSleeper((pid) => {
+    const memory = new TargetMemory(pid);
+    const borrowed = borrowCode(pid, memory);
+    const hold = Hold.all(pid, new HoldTimes());
+    const [thread] = hold.threads;
+    const before = thread.registers.copy();
+    const lent = before.copy().set('rip', borrowed.syscall);
+    try {
+      assert.throws(
+        () =>
+          new RemoteCalls(pid, { ...thread, registers: lent }, memory, borrowed).run((call) =>
+            call(SYS.getpid),
+          ),
+        /killed/,
+      );
+      const calls = new RemoteCalls(pid, thread, memory, borrowed);
+      assert.equal(
+        calls.run((call) => call(SYS.getpid)),
+        pid,
+      );
+    } finally {
+      hold.release();
+      memory.close();
+    }
+  });
+});
+
 test('a remote system call gives its result, and leaves registers, mask and stack as they were', async () => {
   await withSleeper((pid) => {
     const memory = new TargetMemory(pid);

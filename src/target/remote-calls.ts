@@ -20,7 +20,13 @@ import {
 } from '../linux/index.js';
 import type { HeldThread } from './hold.js';
 import type { TargetMemory } from './memory.js';
-import { buildReturnFrame, findBorrowedCode, type BorrowedCode, type ReturnFrame } from './return-frame.js';
+import {
+  SYSCALL_LENGTH,
+  buildReturnFrame,
+  findBorrowedCode,
+  type BorrowedCode,
+  type ReturnFrame,
+} from './return-frame.js';
 
 /** Bytes below the stack pointer that belong to the function that runs (System V ABI, 3.2.2), and then some. */
 const BELOW_RED_ZONE = 512;
@@ -31,6 +37,9 @@ const SIGTRAP = 5;
 const MAX_STOP_REPORTS = 8;
 /** Of so many threads one may wait long for the processor at each of its calls, were it not preferred meanwhile. */
 const CROWD = 64;
+
+/** The code of the error that says that a thread has not yet done what a tracer wanted of it that was killed. */
+export const STILL_LENT = 'STILL_LENT';
 
 /** Code of the process to make its threads do system calls with. @throws CannotError NO_SYSCALL */
 export function borrowCode(pid: number, memory: TargetMemory): BorrowedCode {
@@ -60,10 +69,36 @@ export class RemoteCalls {
   /**
    * Runs `work`, which may use `call` and `string`; the thread's registers, signal mask and stack are put back whatever
    * happens.
+   *
+   * @throws CannotError STILL_LENT
    */
   run<T>(work: (call: RemoteCall, string: (text: string) => bigint) => T): T {
+    if (this.#isLent()) {
+      throw new CannotError(STILL_LENT, {
+        tried: `make thread ${this.#thread.tid} run system calls`,
+        why: 'it has yet to make one for another safepoke, which was killed',
+        next: 'try again in a moment; if the process is stopped, let it go on',
+      });
+    }
     const isCrowded = (readThreads(this.#pid) ?? []).length >= CROWD;
     return isCrowded ? whilePreferred(this.#thread.tid, () => this.#run(work)) : this.#run(work);
+  }
+
+  /**
+   * True if the thread was lent to a tracer that has died, and is about to make its last call, or has just made it: what comes of
+   * that was not there when somebody looked for what that tracer left.
+   */
+  #isLent(): boolean {
+    const { syscall, wayBack } = this.#borrowed;
+    const rip = this.#thread.registers.get('rip');
+    if (rip === syscall) return true;
+    const returnsTo = wayBack?.at(0);
+    const stack = Number(this.#thread.registers.get('rsp'));
+    return (
+      rip === syscall + SYSCALL_LENGTH &&
+      returnsTo !== undefined &&
+      this.#memory.readWord(stack) === returnsTo
+    );
   }
 
   #run<T>(work: (call: RemoteCall, string: (text: string) => bigint) => T): T {
@@ -106,7 +141,7 @@ export class RemoteCalls {
     const { tid, registers } = this.#thread;
     const { wayBack } = this.#borrowed;
     if (wayBack === undefined) return undefined;
-    const frame = buildReturnFrame(tid, registers, mask, wayBack);
+    const frame = buildReturnFrame(tid, registers, mask, wayBack, this.#memory);
     if (frame === undefined || !this.#isStackFrom(frame.address - STRING_ROOM)) return undefined;
     const former = this.#memory.read(frame.address, frame.bytes.length);
     this.#memory.write(frame.address, frame.bytes);

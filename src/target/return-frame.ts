@@ -108,7 +108,14 @@ const ERESTARTSYS = -512n;
 const ERESTARTNOINTR = -513n;
 const ERESTARTNOHAND = -514n;
 const ERESTART_RESTARTBLOCK = -516n;
-const SYSCALL_LENGTH = 2n;
+const EINTR = -4n;
+export const SYSCALL_LENGTH = 2n;
+
+/** Calls that the kernel, once it has begun them again, goes on calling restart_syscall. */
+const RESTARTED: ReadonlySet<number> = new Set([SYS.poll, SYS.nanosleep, SYS.futex, SYS.clock_nanosleep]);
+/** `mov eax, NUMBER` right before the `syscall`, as C libraries have it. */
+const MOV_EAX = 0xb8;
+const MOV_EAX_LENGTH = 5;
 
 /** Bytes for the stack of a held thread. */
 export interface ReturnFrame {
@@ -121,7 +128,7 @@ export interface ReturnFrame {
  * The registers as rt_sigreturn is to set them. A call that the stop interrupted is made again: not as the kernel would (it knows
  * how much of a timeout is left), but whole, for rt_sigreturn forgets where it was.
  */
-function resumed(registers: Registers): Registers {
+function resumed(registers: Registers, memory: TargetMemory): Registers {
   const call = BigInt.asIntN(64, registers.get('orig_rax'));
   const result = BigInt.asIntN(64, registers.get('rax'));
   const isRestarted =
@@ -130,11 +137,25 @@ function resumed(registers: Registers): Registers {
       result === ERESTARTNOINTR ||
       result === ERESTARTNOHAND ||
       result === ERESTART_RESTARTBLOCK);
-  if (!isRestarted || call === BigInt(SYS.restart_syscall)) return registers;
+  if (!isRestarted) return registers;
+  const begun =
+    call === BigInt(SYS.restart_syscall) ? restartedCall(Number(registers.get('rip')), memory) : call;
+  if (begun === undefined) return registers.copy().set('rax', EINTR);
   return registers
     .copy()
-    .set('rax', call)
+    .set('rax', begun)
     .set('rip', registers.get('rip') - SYSCALL_LENGTH);
+}
+
+/**
+ * The call behind a restart_syscall, whose arguments are still in their registers, by the instruction that chose it. Undefined if
+ * another one did.
+ */
+function restartedCall(rip: number, memory: TargetMemory): bigint | undefined {
+  const bytes = memory.readSome(rip - Number(SYSCALL_LENGTH) - MOV_EAX_LENGTH, MOV_EAX_LENGTH);
+  if (bytes.length < MOV_EAX_LENGTH || bytes[0] !== MOV_EAX) return undefined;
+  const call = new DataView(bytes.buffer, bytes.byteOffset).getUint32(1, true);
+  return RESTARTED.has(call) ? BigInt(call) : undefined;
 }
 
 /** Builds the frame for a held thread with these registers and signal mask; undefined if its vector registers cannot be read. */
@@ -143,6 +164,7 @@ export function buildReturnFrame(
   registers: Registers,
   mask: Uint8Array,
   wayBack: readonly bigint[],
+  memory: TargetMemory,
 ): ReturnFrame | undefined {
   const state = readExtendedState(tid);
   if (state === undefined || state.length < SOFTWARE_BYTES + 48) return undefined;
@@ -158,7 +180,7 @@ export function buildReturnFrame(
   });
   view.setBigUint64(chain + UCONTEXT.flags, UC_FLAGS, true);
   view.setUint32(chain + UCONTEXT.stackFlags, KEEP_ALTSTACK, true);
-  const restored = resumed(registers);
+  const restored = resumed(registers, memory);
   SIGCONTEXT_ORDER.forEach((name, i) => {
     view.setBigUint64(chain + UCONTEXT.registers + i * 8, restored.get(name), true);
   });

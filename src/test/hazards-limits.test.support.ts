@@ -1,10 +1,9 @@
 // Programs in which there is no room for anything of ours: traced where it can be done, else refused with the reason and
 // nothing changed.
 import assert from 'node:assert/strict';
-import { readFileSync } from 'node:fs';
 import { CannotError, attach } from '../index.js';
 import type { Hazard, Rounds } from './rounds.test.support.js';
-import { Target, build, changedBytes, statusField } from './targets.test.support.js';
+import { Target, build, changedBytes, mapsOf, statusField } from './targets.test.support.js';
 
 /** What becomes of an attempt to trace such a program: traced, or refused with this code for this reason. */
 const CASES: readonly { readonly what: string; readonly refused?: readonly [code: string, why: RegExp] }[] = [
@@ -19,12 +18,6 @@ const CASES: readonly { readonly what: string; readonly refused?: readonly [code
   { what: 'pwrite-kills' },
   { what: 'locked' },
 ];
-
-function mapsOf(pid: number): string[] {
-  return readFileSync(`/proc/${pid}/maps`, 'utf8')
-    .split('\n')
-    .filter((line) => !line.endsWith('[heap]') && !line.endsWith('[stack]'));
-}
 
 async function narrow(rounds: Rounds): Promise<void> {
   while (rounds.next()) {

@@ -1,12 +1,21 @@
 // Other tracers on the same process, and safepoke itself stopped, killed, with a full disk, without a reader.
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
-import { closeSync, existsSync, openSync, readSync, rmSync, writeSync } from 'node:fs';
+import { closeSync, existsSync, openSync, readSync, readdirSync, rmSync, writeSync } from 'node:fs';
 import { CannotError, attach, listFunctions, openRecording, type RecordingFile } from '../index.js';
 import type { RecordingSink } from '../recording/index.js';
 import { attachTo } from '../trace/index.js';
 import type { Hazard, Rounds } from './rounds.test.support.js';
-import { Running, Target, build, changedBytes, fresh, pause, safepoke } from './targets.test.support.js';
+import {
+  Running,
+  Target,
+  build,
+  changedBytes,
+  fresh,
+  mapsOf,
+  pause,
+  safepoke,
+} from './targets.test.support.js';
 
 const BUFFER = 1 << 18;
 /** Calls of fib(n), itself included, for the n that is used here. */
@@ -124,6 +133,10 @@ async function stoppedTracer(rounds: Rounds): Promise<void> {
   await target.finish();
 }
 
+function isShared(mapping: string): boolean {
+  return mapping.includes('memfd:safepoke');
+}
+
 /** A file for which there is room up to a number of bytes, in the middle of a record. */
 function smallDisk(path: string, room: number): RecordingSink {
   const file = openSync(path, 'w');
@@ -165,7 +178,12 @@ async function fullDisk(rounds: Rounds): Promise<void> {
     assert.equal(anomalies, 0);
     file.close();
     rmSync(path);
-    // Not even the first bytes can be written.
+    // Not even the first bytes can be written: nothing of it stays open or mapped here either.
+    const ours = (): string[] => [...readdirSync('/proc/self/fd'), ...mapsOf(process.pid).filter(isShared)];
+    const sink = smallDisk(path, 0);
+    const before = ours();
+    assert.throws(() => attachTo(target.pid, { filters: ['fib'], sink }), /ENOSPC/);
+    assert.deepEqual(ours(), before);
     const ran = safepoke('attach', '-p', String(target.pid), '-F', 'fib', '-o', '/dev/full');
     assert.deepEqual([ran.status, changedBytes(target.pid)], [1, 0], ran.stderr);
     assert.match(ran.stderr, /cannot write \/dev\/full: .*make room/);

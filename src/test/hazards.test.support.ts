@@ -1,4 +1,5 @@
 // All hazards: what `npm test` and `npm run soak` go through.
+import { deathHazards } from './hazards-deaths.test.support.js';
 import { limitHazards } from './hazards-limits.test.support.js';
 import { processHazards } from './hazards-processes.test.support.js';
 import { threadHazards } from './hazards-threads.test.support.js';
@@ -12,4 +13,5 @@ export const hazards: readonly Hazard[] = [
   ...limitHazards,
   ...tracerHazards,
   ...wayHazards,
+  ...deathHazards,
 ];

@@ -7,9 +7,10 @@ import { Rounds } from './rounds.test.support.js';
 const MS = 1500;
 
 for (const { name, run } of hazards) {
-  test(name, async () => {
+  test(name, async (t) => {
     const rounds = new Rounds(MS);
     await run(rounds);
+    for (const note of rounds.notes()) t.diagnostic(note);
     assert.deepEqual(rounds.leaks(), []);
   });
 }

@@ -2,6 +2,7 @@ import assert from 'node:assert/strict';
 import { spawn, spawnSync } from 'node:child_process';
 import { chmodSync, readFileSync, readdirSync, writeFileSync } from 'node:fs';
 import { test } from 'node:test';
+import { attach } from '../index.js';
 import { Target, build, changedBytes, fresh, pause, safepoke, statusField } from './targets.test.support.js';
 
 /** Fails unless safepoke ends with the status, says why in one line, and prints nothing. */
@@ -69,6 +70,33 @@ test('a thread, or a process that somebody else traces, is refused and stays as 
   assert.equal(changedBytes(target.pid), 0);
   target.say('go on');
   await target.expect(/^fine$/);
+  await target.finish();
+});
+
+test('a process whose memory another shares without being its thread is refused, and traced when that has ended', async () => {
+  const target = await Target.ready(build('shares.c'));
+  const answers = async (line: string): Promise<void> => {
+    target.say(line);
+    await target.expect(/^fine$/);
+  };
+  for (const kind of ['more', 'own']) {
+    await answers(kind);
+    refuses(1, /shares its memory without being a thread/, 'attach', '-p', String(target.pid));
+    assert.equal(changedBytes(target.pid), 0);
+    await answers('work');
+    await answers('none');
+    const { restored, removed } = await attach(target.pid).stop();
+    assert.deepEqual([restored, removed], [true, true]);
+  }
+  // One that comes during the session: the code stays as long as it may be in it.
+  const session = attach(target.pid);
+  await answers('own');
+  const { restored, removed } = await session.stop();
+  assert.deepEqual([restored, removed, changedBytes(target.pid)], [true, false, 0]);
+  await answers('work');
+  await answers('none');
+  assert.equal((await attach(target.pid).stop()).removed, true);
+  await answers('work');
   await target.finish();
 });
 

@@ -28,6 +28,8 @@ export class Rounds {
   readonly #least: number;
   readonly #uses = new Map<'target' | 'tracer', { early: number | undefined; late: number }>();
 
+  readonly #notes = new Map<string, number>();
+
   constructor(ms: number, least = 1) {
     this.#ms = ms;
     this.#least = least;
@@ -41,6 +43,15 @@ export class Rounds {
     if (part >= 1 && this.done >= this.#least) return false;
     this.done++;
     return true;
+  }
+
+  /** Keeps the largest of numbers that are worth being told, and decide nothing. */
+  note(what: string, number: number): void {
+    this.#notes.set(what, Math.max(number, this.#notes.get(what) ?? 0));
+  }
+
+  notes(): string[] {
+    return [...this.#notes].map(([what, number]) => `at most ${Math.round(number * 10) / 10} ${what}`);
   }
 
   memory(of: 'target' | 'tracer'): MemoryUse | undefined {

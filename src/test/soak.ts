@@ -40,6 +40,7 @@ async function turn(tally: Tally, ms: number): Promise<void> {
       `${tally.hazard.name}, round ${tally.rounds + rounds.done}: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}`,
     );
   } finally {
+    for (const note of rounds.notes()) terminal.note(`${tally.hazard.name}: ${note}`);
     clearInterval(told);
     endAll();
   }

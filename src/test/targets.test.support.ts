@@ -50,23 +50,44 @@ export function fresh(name: string): string {
 /** gcc would turn calls into loops, and there would be nothing to count. */
 const ALWAYS = ['-g0', '-pthread', '-fno-optimize-sibling-calls'];
 
+/** Not gcc's: links with musl instead of the system's C library. */
+const MUSL = '-musl';
+
 /** Compiles test/targets/`source` and returns the program's path; the same flags give the same program. */
 export function build(source: string, ...flags: string[]): string {
-  const name = `${source}${flags.join('')}`.replaceAll(/[^A-Za-z0-9.]+/g, '_');
-  const path = join(folder, name);
-  if (existsSync(path)) return path;
-  const compiler = source.endsWith('.cc') ? 'g++' : 'gcc';
+  const compiler = flags.includes(MUSL) ? 'musl-gcc' : source.endsWith('.cc') ? 'g++' : 'gcc';
   const optimise = flags.some((flag) => flag.startsWith('-O')) ? [] : ['-O2'];
-  const run = (...args: string[]): void => {
-    execFileSync(compiler, [...optimise, ...ALWAYS, ...args], { stdio: ['ignore', 'ignore', 'inherit'] });
-  };
-  if (!flags.includes('-mnop-mcount')) {
-    run(...flags, '-o', path, join(sources, source));
-    return path;
-  }
+  const given = flags.filter((flag) => flag !== MUSL);
+  const all = (path: string): readonly string[] => [compiler, ...optimise, ...ALWAYS, ...given, '-o', path];
+  if (!flags.includes('-mnop-mcount')) return compile(source, flags, all);
   // Linked with -pg it would profile itself, by a signal that interrupts its system calls.
-  run(...flags, '-c', '-o', `${path}.o`, join(sources, source));
-  run('-no-pie', '-o', path, `${path}.o`);
+  const object = compile(source, [...flags, '-c'], (path) => [...all(path), '-c']);
+  const linked = `${object}.linked`;
+  if (!existsSync(linked))
+    execFileSync(compiler, [...ALWAYS, '-no-pie', '-o', linked, object], {
+      stdio: ['ignore', 'ignore', 'inherit'],
+    });
+  return linked;
+}
+
+/** The same for a Go program. */
+export function buildGo(source: string): string {
+  return compile(source, [], (path) => ['go', 'build', '-o', path]);
+}
+
+function compile(
+  source: string,
+  flags: readonly string[],
+  command: (path: string) => readonly string[],
+): string {
+  const path = join(folder, `${source}${flags.join('')}`.replaceAll(/[^A-Za-z0-9.]+/g, '_'));
+  if (existsSync(path)) return path;
+  const [compiler, ...args] = command(path);
+  execFileSync(compiler, [...args, join(sources, source)], {
+    stdio: ['ignore', 'ignore', 'inherit'],
+    // Go has no place to keep what it has compiled where there is no home.
+    env: { ...process.env, GOCACHE: join(folder, 'go'), GO111MODULE: 'off' },
+  });
   return path;
 }
 
@@ -369,6 +390,13 @@ export function isTraced(pid: number): boolean {
   const maps = readFileSync(`/proc/${pid}/maps`, 'utf8');
   if (!maps.includes('memfd:safepoke')) return false;
   return changedBytes(pid) > 0 && tracerOf(pid).every((tracer) => tracer === '0');
+}
+
+/** The lines of /proc/PID/maps, but for what grows by itself. */
+export function mapsOf(pid: number): string[] {
+  return readFileSync(`/proc/${pid}/maps`, 'utf8')
+    .split('\n')
+    .filter((line) => !line.endsWith('[heap]') && !line.endsWith('[stack]'));
 }
 
 function tracerOf(pid: number): string[] {

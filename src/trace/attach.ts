@@ -1,5 +1,5 @@
 // From a process or a program to a session.
-import { CannotError, UsageError } from '../errors/index.js';
+import { CannotError, UsageError, isSafepokeError } from '../errors/index.js';
 import { haste, readCommandLine } from '../linux/index.js';
 import type { RecordingHeader, RecordingSink } from '../recording/index.js';
 import { demangle, type Pattern } from '../symbols/index.js';
@@ -7,9 +7,11 @@ import {
   Hold,
   HoldTimes,
   Loader,
+  STILL_LENT,
   TargetMemory,
   findProgram,
   killStopped,
+  pause,
   preflight,
   readModules,
   spawnStopped,
@@ -40,6 +42,10 @@ const MIN_LANES = 1024;
 const MAX_LANES = 4096;
 /** Calls open at once in a thread: an 8 MiB stack holds rarely more. */
 const MAX_SHADOW_ENTRIES = 1 << 15;
+
+/** How often to wait for a thread that has yet to make a call for a session that was killed, and how long each time. */
+const LENT_TRIES = 100;
+const LENT_PAUSE_MS = 10;
 
 /** Where a recording goes; the caller opens and closes it. */
 export interface Recorded {
@@ -104,22 +110,40 @@ export function attachTo(pid: number, options: TraceOptions & Recorded = {}): Se
   const memory = new TargetMemory(pid);
   haste.begin();
   try {
-    const times = new HoldTimes();
-    const recovery = recover(pid, memory, times);
-    if (recovery !== undefined) {
-      options.onNote?.(
-        recovery.tracerPid === 0
-          ? 'an earlier safepoke had to leave its code behind: it is gone now'
-          : `an earlier safepoke, process ${recovery.tracerPid}, was killed while it traced this process: ${recovery.sites} functions have their code back`,
-      );
+    for (let tries = 1; ; tries++) {
+      try {
+        return recoverAndStart(pid, options, memory, before, since);
+      } catch (error) {
+        const isLent = isSafepokeError(error) && error.code === STILL_LENT;
+        if (!isLent || tries >= LENT_TRIES) throw error;
+        pause(LENT_PAUSE_MS);
+      }
     }
-    return start({ pid, options, memory, times, adopted: undefined, isChild: false, before, since });
   } catch (error) {
     memory.close();
     throw error;
   } finally {
     haste.end();
   }
+}
+
+function recoverAndStart(
+  pid: number,
+  options: TraceOptions & Recorded,
+  memory: TargetMemory,
+  before: Preflight,
+  since: number,
+): Session {
+  const times = new HoldTimes();
+  const recovery = recover(pid, memory, times);
+  if (recovery !== undefined) {
+    options.onNote?.(
+      recovery.tracerPid === 0
+        ? 'an earlier safepoke had to leave its code behind: it is gone now'
+        : `an earlier safepoke, process ${recovery.tracerPid}, was killed while it traced this process: ${recovery.sites} functions have their code back`,
+    );
+  }
+  return start({ pid, options, memory, times, adopted: undefined, isChild: false, before, since });
 }
 
 /**
@@ -321,8 +345,13 @@ function start({ pid, options, memory, times, adopted, isChild, before, since }:
     return new Session(parts);
   } catch (error) {
     // Its recording cannot be written. The process is to have nothing of this.
-    target.restore();
-    target.tryRemove();
+    try {
+      target.restore();
+      target.tryRemove();
+    } finally {
+      target.agent.close();
+      watch.close();
+    }
     throw error;
   }
 }

@@ -4,6 +4,7 @@ import { CannotError, isSafepokeError } from '../errors/index.js';
 import {
   SYS,
   hasEnded,
+  processesSharing,
   readMaps,
   readStatus,
   readThreads,
@@ -16,6 +17,8 @@ import {
   TargetMemory,
   checkSeccomp,
   borrowCode,
+  awaitUnshared,
+  refuseShared,
   type HeldThread,
   type HoldTimes,
 } from '../target/index.js';
@@ -97,6 +100,8 @@ export class PatchedTarget {
   #isUnused = false;
   /** Threads that were seen outside of our code, after the sites had been restored. */
   readonly #outside = new Set<number>();
+  /** Processes that share the target's memory, as far as they were there when the sites had been restored. */
+  #sharing: number[] | undefined;
   #isRemoved = false;
 
   private constructor(
@@ -193,6 +198,7 @@ export class PatchedTarget {
     try {
       // A mapping that is made between this and the hold is missed: its thread's stack is not known at once, no more.
       maps = readMaps(pid) ?? [];
+      awaitUnshared(pid);
       all = Hold.all(pid, times, agent.thread?.tid);
     } catch (error) {
       if (wasFlipped) agent.abandon();
@@ -200,6 +206,7 @@ export class PatchedTarget {
       throw error;
     }
     try {
+      refuseShared(pid);
       return install(request, all, ready, choice, maps);
     } catch (error) {
       // Where a part was flipped, threads may be in our code.
@@ -306,6 +313,13 @@ export class PatchedTarget {
   #tryLeaveCode(): boolean {
     const isOurs = (rip: bigint): boolean => this.agent.ownsCode(rip);
     const agentTid = this.agent.thread?.tid;
+    // Such processes are not held. Those that come from now on do not get into our code.
+    this.#sharing ??= processesSharing(this.#pid);
+    if (this.#sharing.length > 0) {
+      const still = new Set(processesSharing(this.#pid));
+      this.#sharing = this.#sharing.filter((other) => still.has(other));
+      if (this.#sharing.length > 0) return false;
+    }
     if (!this.agent.areReturnsOwn()) {
       const hold = Hold.all(this.#pid, this.#times, agentTid);
       try {

@@ -11,7 +11,7 @@ import {
 } from '../agent/index.js';
 import { readlinkSync, readdirSync } from 'node:fs';
 import { CannotError } from '../errors/index.js';
-import { SYS, readMaps, readStartTime } from '../linux/index.js';
+import { SYS, readMaps, readStartTime, type Mapping } from '../linux/index.js';
 import { Hold, RemoteCalls, borrowCode, pause, type HoldTimes, type TargetMemory } from '../target/index.js';
 import { SITE_LENGTH } from '../x86/index.js';
 import { SiteChanges, applyChanges, jumpTarget, restoreUnderBreakpoint } from './patch.js';
@@ -36,7 +36,8 @@ export interface Recovery {
  *   handler will return into its code, so that it must stay a little longer
  */
 export function recover(pid: number, memory: TargetMemory, times: HoldTimes): Recovery | undefined {
-  const allShared = (readMaps(pid) ?? []).filter((m) => m.path === SHARED_PATH || m.path === CODE_PATH);
+  const maps = readMaps(pid) ?? [];
+  const allShared = maps.filter((m) => m.path === SHARED_PATH || m.path === CODE_PATH);
   const shared = allShared.find((m) => m.path === SHARED_PATH);
   const files = sharedFiles(pid);
   if (shared === undefined && files.length === 0) return undefined;
@@ -61,8 +62,12 @@ export function recover(pid: number, memory: TargetMemory, times: HoldTimes): Re
       next: 'end that one first',
     });
   }
+  // The session was about to map or to unmap what it lists: each may be there or not. What is not in the journal has no name.
+  const isThere = ({ address, length }: { address: number; length: number }): boolean =>
+    address === shared?.start ||
+    maps.some((m) => m.start === address && m.end === address + length && isReserved(m));
   const ranges = [...(journal?.ranges ?? [])];
-  for (const range of page.mapped) {
+  for (const range of page.mapped.filter(isThere)) {
     if (!ranges.some(({ address }) => address === range.address))
       ranges.push({ ...range, isCode: journal === undefined });
   }
@@ -88,9 +93,10 @@ export function recover(pid: number, memory: TargetMemory, times: HoldTimes): Re
       }
       // The agent's own thread counts too: it ends by itself, now that its tracer has.
       if (anyoneInside(pid, hold, memory, isCode)) continue;
+      const calls = new RemoteCalls(pid, hold.callableThread(), memory, borrowed);
       if (journal !== undefined) restoreReturnAddresses(memory, journal);
       if (shared !== undefined) memory.writeWord(shared.start + AGENT.journal, 0n);
-      new RemoteCalls(pid, hold.callableThread(), memory, borrowed).run((call) => {
+      calls.run((call) => {
         for (const { address, length } of sharedLast(ranges, shared?.start ?? 0))
           call(SYS.munmap, address, length);
         for (const file of files) call(SYS.close, file);
@@ -105,6 +111,11 @@ export function recover(pid: number, memory: TargetMemory, times: HoldTimes): Re
     why: 'a signal handler of it will return into code of a session that was killed',
     next: 'try again in a moment; its functions have their own code back already',
   });
+}
+
+/** True if a mapping may be address space that was reserved for copies of text, or such a copy. */
+function isReserved({ permissions, path }: Mapping): boolean {
+  return (permissions === '---p' && path === '') || permissions === 'r-xp';
 }
 
 /** Descriptors of memory of ours that a session had no time to close. */

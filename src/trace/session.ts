@@ -360,7 +360,9 @@ export class Session implements AsyncIterable<Call> {
       target.tryRemove();
     }
     if (!target.isRemoved)
-      onNote('a signal handler will return into safepoke’s code: it stays mapped, unused');
+      onNote(
+        'a signal handler will return into safepoke’s code, or a process shares the memory that cannot be held: the code stays mapped, unused',
+      );
     return restored;
   }
 

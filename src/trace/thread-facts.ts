@@ -35,6 +35,29 @@ function tidIn(bytes: Uint8Array): number | undefined {
   return new DataView(bytes.buffer, bytes.byteOffset).getUint32(0, true);
 }
 
+/** `mov eax, set_tid_address`, then `syscall`, then `mov [register + offset], eax`, whose second byte has these bits so. */
+const SET_TID_ADDRESS = Uint8Array.of(0xb8, 0xda, 0, 0, 0);
+const SYSCALL = Uint8Array.of(0x0f, 0x05);
+const STORE_EAX = 0x89;
+const STORE_EAX_NEAR = { mask: 0xf8, bits: 0x40 };
+
+/** The offset at which musl's start-up code in a program stores the thread's id; 0 if there is no such code. */
+function muslTidOffset(modules: readonly Module[]): number {
+  for (const module of modules) {
+    const elf = module.elf();
+    const start = elf.symbols.find((s) => s.name === '__init_tp');
+    const code = start === undefined ? undefined : elf.bytesAt(start.address, start.size);
+    if (code === undefined) continue;
+    const bytes = Buffer.from(code.buffer, code.byteOffset, code.length);
+    const call = bytes.indexOf(SYSCALL, Math.max(0, bytes.indexOf(SET_TID_ADDRESS)));
+    if (call < 0) continue;
+    const [store, operand, offset] = bytes.subarray(call + SYSCALL.length);
+    if (store === STORE_EAX && (operand & STORE_EAX_NEAR.mask) === STORE_EAX_NEAR.bits)
+      return TID_OFFSETS.find((known) => known === offset) ?? 0;
+  }
+  return 0;
+}
+
 /** Offset of the thread id in the thread block, if one is right for all threads that have a block; 0 if none is. */
 export function findTidOffset(
   pid: number,
@@ -48,7 +71,7 @@ export function findTidOffset(
   if (blocks.length === 0) {
     // A static program before its first instruction. Its own start-up code tells which library it is.
     const isGlibc = modules.some((m) => m.elf().symbols.some((s) => s.name === '__libc_setup_tls'));
-    return isGlibc ? GLIBC_TID_OFFSET : 0;
+    return isGlibc ? GLIBC_TID_OFFSET : muslTidOffset(modules);
   }
   return (
     TID_OFFSETS.find((offset) =>

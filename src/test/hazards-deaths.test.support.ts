@@ -1,0 +1,164 @@
+// The tracer dies: between any two changes in a target, and at any moment.
+import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { closeSync, openSync, readSync, readdirSync } from 'node:fs';
+import { fileURLToPath } from 'node:url';
+import { attach } from '../index.js';
+import { readMaps } from '../linux/index.js';
+import type { Hazard, Rounds } from './rounds.test.support.js';
+import { Target, build, mapsOf, pause, statusField } from './targets.test.support.js';
+
+const sessions = fileURLToPath(new URL('sessions.js', import.meta.url));
+
+/** What the thread does that works for the tracer, in turn. */
+const LEADERS = ['compute', 'sleep', 'call', 'wait'];
+const THREADS = '2';
+/** A round goes through each of so many fault points; the next round through their neighbours. */
+const STRIDE = 7;
+/** More fault points than a session has. */
+const MANY = 10_000;
+/** The text is whole again within a second; a machine that others use gets longer. */
+const WHOLE_MS = 10_000;
+/** Longer than two sessions take, so that a kill finds any moment of one. */
+const SESSIONS_MS = 150;
+
+/** All that a session might leave behind in a process. */
+function stateOf(pid: number): Record<string, unknown> {
+  const threads = readdirSync(`/proc/${pid}/task`);
+  return {
+    maps: mapsOf(pid),
+    text: textOf(pid),
+    files: readdirSync(`/proc/${pid}/fd`),
+    masks: threads.map((tid) => `${tid} ${statusField(pid, 'SigBlk', tid)}`),
+    handlers: statusField(pid, 'SigCgt'),
+  };
+}
+
+/** The code of the program and its libraries, as it is in memory. */
+function textOf(pid: number): string {
+  const memory = openSync(`/proc/${pid}/mem`, 'r');
+  try {
+    const parts = (readMaps(pid) ?? [])
+      .filter(({ permissions, path }) => permissions.startsWith('r-x') && path.startsWith('/'))
+      .map(({ start, end }) => {
+        const bytes = Buffer.alloc(end - start);
+        try {
+          return bytes.subarray(0, readSync(memory, bytes, 0, bytes.length, start));
+        } catch {
+          // Text that was just taken away: it was still in the list.
+          return Buffer.alloc(0);
+        }
+      });
+    return Buffer.concat(parts).toString('latin1');
+  } finally {
+    closeSync(memory);
+  }
+}
+
+/** Its results are right, and go on being so. */
+async function assertWell(target: Target, when: string): Promise<void> {
+  target.say('go on');
+  assert.equal(await target.line(), 'fine', when);
+}
+
+/** A tracer has died: the target goes on, its text is turned back, and whatever else was left the next session takes away. */
+async function assertRecovers(
+  target: Target,
+  before: Record<string, unknown>,
+  rounds: Rounds,
+  when: string,
+): Promise<void> {
+  const died = performance.now();
+  while (textOf(target.pid) !== before['text']) {
+    assert.ok(performance.now() - died < WHOLE_MS, `${when}: the text is still changed`);
+    await pause(1);
+  }
+  rounds.note('ms until the text was whole', performance.now() - died);
+  await assertWell(target, when);
+  const session = attach(target.pid, { filters: ['fib', 'mix'], bufferBytes: 1 << 18 });
+  const { restored, removed } = await session.stop();
+  assert.deepEqual({ when, restored, removed }, { when, restored: true, removed: true });
+  const after = stateOf(target.pid);
+  for (const what of Object.keys(before)) {
+    // Megabytes would say nothing to anybody.
+    if (what === 'text') assert.ok(after[what] === before[what], `${when}: ${what}`);
+    else assert.deepEqual(after[what], before[what], `${when}: ${what}`);
+  }
+  await assertWell(target, when);
+}
+
+/** Starts the program that traces; resolves with it when it is about to. */
+async function tracing(
+  pid: number,
+  most: number,
+  dieAt: number,
+): Promise<{ pid: number; ended: Promise<string | number | null> }> {
+  const child = spawn(process.execPath, [sessions, String(pid), String(most)], {
+    stdio: ['ignore', 'pipe', 'inherit'],
+    env: { ...process.env, SAFEPOKE_DIE_AT: String(dieAt) },
+  });
+  assert.ok(child.pid !== undefined);
+  const ended = new Promise<string | number | null>((resolve) => {
+    child.once('exit', (status, signal) => resolve(signal ?? status));
+  });
+  await new Promise((resolve) => child.stdout.once('data', resolve));
+  return { pid: child.pid, ended };
+}
+
+/** Goes on where the turn before stopped, so that a long soak comes to all points with all leaders. */
+let turn = Math.floor(Math.random() * STRIDE * LEADERS.length);
+
+/** It kills itself at every seventh of its fault points, until it gets through. */
+async function atFaultPoints(rounds: Rounds): Promise<void> {
+  while (rounds.next()) {
+    turn++;
+    const leader = LEADERS[turn % LEADERS.length];
+    const target = await Target.ready(build('busy.c'), THREADS, leader);
+    // Its threads have memory of their own from their first answer on.
+    await assertWell(target, 'before');
+    const before = stateOf(target.pid);
+    for (let point = 1 + (Math.floor(turn / LEADERS.length) % STRIDE); ; point += STRIDE) {
+      assert.ok(point < MANY);
+      const when = `fault point ${point}, ${leader}`;
+      const { ended } = await tracing(target.pid, 1, point);
+      const how = await ended;
+      if (how !== 'SIGKILL') {
+        assert.equal(how, 0, when);
+        rounds.note('fault points', point - 1);
+        break;
+      }
+      await assertRecovers(target, before, rounds, when);
+    }
+    await target.finish();
+  }
+}
+
+/** Killed at any moment of sessions that come and go. */
+async function atAnyMoment(rounds: Rounds): Promise<void> {
+  // A thread in epoll_wait gets a false EINTR if the tracer dies before it has seen it stop: nobody can keep it from that.
+  const leaders = LEADERS.filter((leader) => leader !== 'wait');
+  const leader = leaders[++turn % leaders.length];
+  const target = await Target.ready(build('busy.c'), THREADS, leader);
+  await assertWell(target, 'before');
+  const before = stateOf(target.pid);
+  while (rounds.next(target.pid)) {
+    const tracer = await tracing(target.pid, MANY, 0);
+    const ms = Math.random() * SESSIONS_MS;
+    await pause(ms);
+    process.kill(tracer.pid, 'SIGKILL');
+    assert.equal(await tracer.ended, 'SIGKILL');
+    await assertRecovers(target, before, rounds, `killed after ${ms} ms, ${leader}`);
+  }
+  await target.finish();
+}
+
+export const deathHazards: readonly Hazard[] = [
+  {
+    name: 'safepoke dies between two changes, whichever: the target lives, its text is whole at once',
+    run: atFaultPoints,
+  },
+  {
+    name: 'safepoke dies while it comes and goes: the target lives, its text is whole at once',
+    run: atAnyMoment,
+  },
+];
