@@ -10,4 +10,5 @@ export type {
   SymbolKind,
 } from './elf-file.js';
 export { writeExecutable, type ExecutableSegment } from './write-executable.js';
+export { DYNAMIC_ROOM, writeSharedObject, type SharedObject } from './write-shared-object.js';
 export { PF_R, PF_W, PF_X } from './abi.js';

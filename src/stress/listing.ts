@@ -10,7 +10,7 @@
 //
 // Registers: rbx the thread's counters, everywhere; r15 and rbp as lowered code wants them.
 import { SYS } from '../linux/index.js';
-import type { LoweredProtocol } from '../x86/index.js';
+import { SYNC_CORE, type LoweredProtocol } from '../x86/index.js';
 import type { Protocol } from '../protocol/index.js';
 import {
   STACK_TIMER,
@@ -84,9 +84,6 @@ const CLOCK_MONOTONIC = 1;
 const SIGEV_THREAD_ID = 4;
 /** MREMAP_MAYMOVE | MREMAP_FIXED. */
 const MREMAP_TO = 3;
-/** Segment selectors of user code and data: __USER_CS and __USER_DS, arch/x86/include/asm/segment.h. */
-const USER_CS = 0x33;
-const USER_SS = 0x2b;
 /** In struct ucontext: gregs[REG_RSP] and gregs[REG_RIP], arch/x86/include/uapi/asm/sigcontext.h. */
 const CONTEXT_RSP = 160;
 const CONTEXT_RIP = 168;
@@ -592,15 +589,7 @@ compare_text_differs:
     mov eax, 1
     ret
 
-sync_core:                                  ; iret serialises: return by it
-    mov rax, [rsp]
-    lea rcx, [rsp+8]
-    push ${USER_SS}
-    push rcx
-    pushfq
-    push ${USER_CS}
-    push rax
-    iretq
+${SYNC_CORE}
 
 sync_all:
     mov eax, ${SYS.membarrier}

@@ -29,6 +29,16 @@ test('a listing becomes the machine code that the manuals give for it', () => {
   for (const [listing, expected] of cases) assert.equal(hex(assemble(listing, 0n).bytes), expected, listing);
 });
 
+test('memory counted from the instruction is found wherever the code lies', () => {
+  const listing = 'lea rax, [rel here]\nhere: cmp dword [rel 0x4000], 1\nret';
+  const { bytes } = assemble(listing, 0x1000n);
+  assert.equal(
+    disassemble(bytes, 0x1000n),
+    ['0000  lea rax,[1007h]', '0007  cmp dword ptr [4000h],1', '000e  ret'].join('\n'),
+  );
+  assert.throws(() => assemble('lea rax, [rel nowhere]', 0n), /no label "nowhere"/);
+});
+
 test('a branch to a label takes its shortest form, and one far away its long form', () => {
   assert.equal(hex(assemble('top: jmp top', 0n).bytes), 'ebfe');
   const far = assemble(`jmp end\n${'nop\n'.repeat(200)}end: ret`, 0n);

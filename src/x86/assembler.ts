@@ -3,6 +3,7 @@
 //
 //   operands   registers; numbers (12, -8, 0x7f); labels; memory `qword [rbx + rcx*8 + 16]`, `dword [rip_label]`
 //              `fs:[0]`: an absolute address in the thread's own segment
+//              `[rel label]`, `[rel 0x4000]`: counted from the instruction, so that the code runs wherever it lies
 //   sizes      byte, word, dword, qword in front of a memory operand; without one the other operand decides, else qword
 //   prefix     `lock`
 //
@@ -31,7 +32,14 @@ type Operand =
   | { readonly kind: 'register'; readonly register: Register; readonly bits: number }
   | { readonly kind: 'immediate'; readonly value: bigint }
   | { readonly kind: 'label'; readonly name: string }
-  | { readonly kind: 'memory'; readonly memory: () => MemoryOperand; readonly bits: number | undefined };
+  | {
+      readonly kind: 'memory';
+      readonly memory: (addressOf: AddressOf) => MemoryOperand;
+      readonly bits: number | undefined;
+    };
+
+/** Where a label stands. */
+type AddressOf = (label: string) => bigint;
 
 /** A line that was understood. */
 interface ParsedLine {
@@ -85,6 +93,13 @@ function parseNumber(text: string): bigint | undefined {
 }
 
 function parseMemory(inside: string, bits: number | undefined, segment: Register, line: string): Operand {
+  const relative = /^rel\s+([\w.]+)$/.exec(inside.trim());
+  if (relative) {
+    const number = parseNumber(relative[1]);
+    const memory = (addressOf: AddressOf): MemoryOperand =>
+      new MemoryOperand(Register.RIP, Register.None, 1, number ?? addressOf(relative[1]), 8, false, segment);
+    return { kind: 'memory', memory, bits };
+  }
   let base = Register.None;
   let index = Register.None;
   let scale = 1;
@@ -171,27 +186,27 @@ function findCode(mnemonic: string, operands: readonly Operand[], line: string):
   throw listingError(line, `no such instruction (tried ${forms.slice(0, 6).join(', ')})`);
 }
 
-function create(code: Code, operands: readonly Operand[], line: string): Instruction {
+function create(code: Code, operands: readonly Operand[], line: string, addressOf: AddressOf): Instruction {
   const [a, b, c] = operands as readonly (Operand | undefined)[];
   if (a === undefined) return Instruction.create(code);
   if (b === undefined) {
     if (a.kind === 'register') return Instruction.createReg(code, a.register);
-    if (a.kind === 'memory') return Instruction.createMem(code, a.memory());
+    if (a.kind === 'memory') return Instruction.createMem(code, a.memory(addressOf));
     if (a.kind === 'immediate') return Instruction.createI32(code, Number(a.value));
   } else if (c === undefined) {
     if (a.kind === 'register' && b.kind === 'register')
       return Instruction.createRegReg(code, a.register, b.register);
     if (a.kind === 'register' && b.kind === 'memory')
-      return Instruction.createRegMem(code, a.register, b.memory());
+      return Instruction.createRegMem(code, a.register, b.memory(addressOf));
     if (a.kind === 'memory' && b.kind === 'register')
-      return Instruction.createMemReg(code, a.memory(), b.register);
+      return Instruction.createMemReg(code, a.memory(addressOf), b.register);
     if (a.kind === 'register' && b.kind === 'immediate') {
       if (code === Code.Mov_r64_imm64)
         return Instruction.createRegU64(code, a.register, BigInt.asUintN(64, b.value));
       return Instruction.createRegI32(code, a.register, Number(BigInt.asIntN(32, b.value)));
     }
     if (a.kind === 'memory' && b.kind === 'immediate') {
-      return Instruction.createMemI32(code, a.memory(), Number(BigInt.asIntN(32, b.value)));
+      return Instruction.createMemI32(code, a.memory(addressOf), Number(BigInt.asIntN(32, b.value)));
     }
   } else if (a.kind === 'register' && b.kind === 'register' && c.kind === 'immediate') {
     return Instruction.createRegRegI32(code, a.register, b.register, Number(BigInt.asIntN(32, c.value)));
@@ -247,6 +262,11 @@ export function assemble(listing: string, origin: bigint): Assembly {
   parsed.push({ line: 'nop', instruction: parseLine('nop', 'nop') });
   const virtualIp = (position: number): bigint => FIRST_VIRTUAL_IP + BigInt(position) * 16n;
   parsed.forEach(({ line, instruction: words }, position) => {
+    const addressOf = (label: string): bigint => {
+      const at = labelPositions.get(label);
+      if (at === undefined) throw listingError(line, `no label "${label}"`);
+      return virtualIp(at);
+    };
     const { mnemonic, operands, lock } = words;
     let instruction: Instruction;
     const target = operands[0] as Operand | undefined;
@@ -257,18 +277,11 @@ export function assemble(listing: string, origin: bigint): Assembly {
       target !== undefined &&
       (target.kind === 'label' || target.kind === 'immediate')
     ) {
-      let address: bigint;
-      if (target.kind === 'immediate') {
-        address = target.value;
-      } else {
-        const at = labelPositions.get(target.name);
-        if (at === undefined) throw listingError(line, `no label "${target.name}"`);
-        address = virtualIp(at);
-      }
+      const address = target.kind === 'immediate' ? target.value : addressOf(target.name);
       instruction = Instruction.createBranch(branchCode(mnemonic, line), address);
     } else {
       words.code ??= findCode(mnemonic, operands, line);
-      instruction = create(words.code, operands, line);
+      instruction = create(words.code, operands, line, addressOf);
     }
     instruction.ip = virtualIp(position);
     if (lock) instruction.hasLockPrefix = true;

@@ -36,6 +36,22 @@ const STACK_ALIGNMENT = 16;
 /** `read-clock` divides the time-stamp counter by a power of two. */
 const CLOCK_SHIFT = Math.log2(CLOCK_UNIT_TICKS);
 
+/** Segment selectors of user code and data: __USER_CS and __USER_DS, arch/x86/include/asm/segment.h. */
+const USER_CS = 0x33;
+const USER_SS = 0x2b;
+
+/** `sync_core` for the surroundings of lowered code: iret serialises, so it returns by that. */
+export const SYNC_CORE = `
+sync_core:
+    mov rax, [rsp]
+    lea rcx, [rsp+8]
+    push ${USER_SS}
+    push rcx
+    pushfq
+    push ${USER_CS}
+    push rax
+    iretq`;
+
 /** Where a word of the protocol lies in its block. */
 export interface WordPlace {
   readonly offset: number;
@@ -57,11 +73,12 @@ export interface LoweredProtocol {
 
 /**
  * Lowers all routines of a protocol, from which steps may have been left out. Throws `Error` where the definition uses a word
- * that it does not declare: a defect of the definition.
+ * that it does not declare: a defect of the definition. `whileWaiting` is called each time that a wait of the patcher's goes
+ * round; it changes nothing but the flags, or it does not return: a patcher that stops for good there is a run as any other.
  */
-export function lowerProtocol(protocol: Protocol): LoweredProtocol {
+export function lowerProtocol(protocol: Protocol, whileWaiting?: string): LoweredProtocol {
   // Also removes what would stand in the place of steps that are not left out.
-  return new Lowering(withoutSteps(protocol, [])).lower();
+  return new Lowering(withoutSteps(protocol, []), whileWaiting).lower();
 }
 
 class Lowering {
@@ -74,7 +91,10 @@ class Lowering {
   #labels = 0;
   #routineName = '';
 
-  constructor(readonly protocol: Protocol) {
+  constructor(
+    readonly protocol: Protocol,
+    readonly whileWaiting: string | undefined,
+  ) {
     let size = 0;
     for (const { name, use } of protocol.words) {
       const bytes = use === 'address' || use === 'code' ? ADDRESS_SIZE : WORD_SIZE;
@@ -222,6 +242,7 @@ class Lowering {
         this.#emit(`${JUMPS[o.test]} ${local(o.to)}`);
         return;
       case 'jump':
+        if (this.#lines.includes(`${local(o.to)}:`)) this.#goRound();
         this.#emit(`jmp ${local(o.to)}`);
         return;
       case 'label':
@@ -251,8 +272,13 @@ class Lowering {
     this.#lines.push(`${again}:`);
     look();
     this.#emit('pause');
+    this.#goRound();
     this.#emit(`jmp ${again}`);
     this.#lines.push(`${passed}:`);
+  }
+
+  #goRound(): void {
+    if (this.whileWaiting !== undefined) this.#emit(`call ${this.whileWaiting}`);
   }
 
   #readClock(): void {
