@@ -5,7 +5,8 @@ import tseslint from 'typescript-eslint';
 const rooms = {
   cli: ['*'],
   output: ['trace', 'recording', 'errors'],
-  trace: ['agent', 'target', 'x86', 'elf', 'linux', 'symbols', 'recording', 'errors'],
+  trace: ['inside', 'agent', 'target', 'x86', 'elf', 'linux', 'symbols', 'recording', 'errors'],
+  inside: ['agent', 'target', 'x86', 'elf', 'protocol', 'linux', 'errors'],
   stress: ['target', 'x86', 'elf', 'linux', 'check', 'model', 'protocol', 'errors'],
   agent: ['target', 'x86', 'errors', 'protocol', 'linux', 'recording'],
   target: ['x86', 'elf', 'linux', 'errors', 'symbols'],

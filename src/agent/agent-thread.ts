@@ -27,8 +27,19 @@ export const TEXT_RUN_SIZE = 16;
 /** What to do. */
 const ACTION = { restoreText: 1, leave: 2, makeCalls: 3 } as const;
 
+/** Something more that the thread can do: `label` stands in the listing around it, keeps rbx and r14, and jumps to `served`. */
+export interface AgentAction {
+  readonly action: number;
+  readonly label: string;
+}
+/** Numbers of further actions begin here. */
+export const FURTHER_ACTION = 16;
+
 /** include/uapi/linux/sched.h: VM | FS | FILES | SIGHAND | THREAD | SYSVSEM | SETTLS */
-const AGENT_THREAD_FLAGS = 0x100 | 0x200 | 0x400 | 0x800 | 0x10000 | 0x40000 | 0x80000;
+const CLONE_FILES = 0x400;
+export const AGENT_THREAD_FLAGS = 0x100 | 0x200 | CLONE_FILES | 0x800 | 0x10000 | 0x40000 | 0x80000;
+/** The same for a thread with descriptors of its own, which the program can neither close nor see. */
+export const AGENT_THREAD_FLAGS_APART = AGENT_THREAD_FLAGS & ~CLONE_FILES;
 /** include/uapi/linux/mman.h: MAYMOVE | DONTUNMAP */
 const MREMAP_AWAY = 1 | 4;
 const MADV_REMOVE = 9;
@@ -52,7 +63,8 @@ const RETRIES = 1200;
 const NAME = 'safepoke';
 /** The thread gets the processor when the target lets it: a group of processes may be out of its share for a while. */
 const PATIENCE_MS = 5000;
-const SPINS = 200;
+/** It is awake within some tens of microseconds, and a pause of ours lasts longer than we want it to. */
+const SPIN_MS = 0.2;
 const POLL_MS = 0.1;
 /** A look at the list of threads takes longer than a poll. */
 const POLLS_PER_LOOK = 16;
@@ -63,8 +75,11 @@ export interface AgentThreadPlaces {
   readonly code: number;
 }
 
-/** The thread's code, for any place. It begins with the address of the agent's pages in r9, and ends by exit(2). */
-export function agentThreadListing(): string {
+/**
+ * The thread's code, for any place. It begins with the address of the agent's pages in r9, and ends by exit(2). `onOrphaned` is
+ * called when the tracer has died, with those in rbx, which it keeps.
+ */
+export function agentThreadListing(more: readonly AgentAction[] = [], onOrphaned?: string): string {
   return `
     mov rbx, r9
     lea rdi, [rbx+${AGENT.name}]
@@ -92,6 +107,7 @@ serve:
     je leave_now
     cmp dword [rbx+${AGENT.action}], ${ACTION.makeCalls}
     je make_calls
+${more.map(({ action, label }) => `    cmp dword [rbx+${AGENT.action}], ${action}\n    je ${label}`).join('\n')}
     call restore
     mov [rbx+${AGENT.failed}], eax
 served:
@@ -119,6 +135,7 @@ make_next:
 
 ; The tracer is gone. Stop recording, turn the text back, free the rings. The code stays: threads may be in it.
 orphaned:
+${onOrphaned === undefined ? '' : `    call ${onOrphaned}`}
     mov rax, [rbx+${AGENT.control}]
     test rax, rax
     je leave_now
@@ -212,9 +229,7 @@ export class AgentThread {
     mapping: OwnMapping,
     places: AgentThreadPlaces,
   ): AgentThread | undefined {
-    // It looks at the word as soon as it runs.
-    const owner = new OwnerWord(mapping, AGENT.entry);
-    new Uint8Array(mapping.bytes, AGENT.name, NAME.length).set(new TextEncoder().encode(NAME));
+    const owner = AgentThread.prepare(mapping);
     new BigInt64Array(mapping.bytes)[AGENT.stack / 8] = BigInt(places.code);
     const { page } = places;
     const stack = page + AGENT.stack;
@@ -225,6 +240,18 @@ export class AgentThread {
       return undefined;
     }
     return new AgentThread(own, pid, owner, mapping);
+  }
+
+  /** Makes the agent's pages ready for a thread, which looks at the owner's word as soon as it runs. */
+  static prepare(mapping: OwnMapping): OwnerWord {
+    const owner = new OwnerWord(mapping, AGENT.entry);
+    new Uint8Array(mapping.bytes, AGENT.name, NAME.length).set(new TextEncoder().encode(NAME));
+    return owner;
+  }
+
+  /** A thread that has started by itself, with pages that were made ready. */
+  static adopt(ownTid: number, pid: number, owner: OwnerWord, mapping: OwnMapping): AgentThread {
+    return new AgentThread(ownTid, pid, owner, mapping);
   }
 
   /** Gets it the processor sooner: among hundreds of busy threads it would wait for seconds. */
@@ -303,6 +330,20 @@ export class AgentThread {
     this.#owner.release();
   }
 
+  /** Has it do one of its further actions; `hurry` is called should that take so long. @throws CannotError AGENT_LOST */
+  perform(action: number, patienceMs: number, hurry: () => void): void {
+    this.#command(action);
+    const since = performance.now();
+    let isHurried = false;
+    this.#await(() => {
+      if (!isHurried && performance.now() - since > patienceMs) {
+        isHurried = true;
+        hurry();
+      }
+      return this.#words[AGENT.done / 4] === this.#words[AGENT.command / 4];
+    });
+  }
+
   #perform(action: number): void {
     this.#command(action);
     this.#await(() => this.#words[AGENT.done / 4] === this.#words[AGENT.command / 4]);
@@ -322,7 +363,7 @@ export class AgentThread {
   #await(isReached: () => boolean): void {
     const since = performance.now();
     for (let polls = 0; !isReached(); polls++) {
-      if (polls < SPINS) continue;
+      if (performance.now() - since < SPIN_MS) continue;
       const isGone = polls % POLLS_PER_LOOK === 0 && !this.#isThere();
       // What it did last it may have done since.
       if (isGone && isReached()) return;

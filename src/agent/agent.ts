@@ -15,10 +15,8 @@ import {
   type OwnMapping,
 } from '../linux/index.js';
 import {
-  RemoteCalls,
   expectSuccess,
-  type BorrowedCode,
-  type Hold,
+  type CallMaker,
   type PlannedCall,
   type RemoteCall,
   type TargetMemory,
@@ -42,6 +40,7 @@ import {
 } from './layout.js';
 import {
   CODE_NAME,
+  RINGS_NAME,
   SHARED_NAME,
   encodeJournal,
   journalBytes,
@@ -158,6 +157,14 @@ export interface AgentOptions {
   readonly lanes: readonly number[];
 }
 
+/** An agent's thread that is in the target before a session and stays after it, and its pages, which stay as well. */
+export interface ResidentThread {
+  readonly thread: AgentThread;
+  readonly page: OwnMapping;
+  /** Where the pages are in the target. */
+  readonly address: number;
+}
+
 /** A thread that is known when tracing begins. */
 export interface KnownThread {
   readonly threadPointer: bigint;
@@ -195,6 +202,8 @@ export class Agent {
   /** The process locks memory (mlock). */
   readonly isLocked: boolean;
   readonly #page: OwnMapping;
+  readonly #pageAddress: number;
+  readonly #resident: ResidentThread | undefined;
   readonly #journalRoom: number;
   #thread: AgentThread | undefined;
   #threadCode = 0;
@@ -210,6 +219,7 @@ export class Agent {
     mapped: Mapped[],
     isLocked: boolean,
     journalRoom: number,
+    resident: ResidentThread | undefined,
   ) {
     this.#pid = pid;
     this.isLocked = isLocked;
@@ -223,7 +233,10 @@ export class Agent {
     this.#sharedFile = sharedFile;
     this.#mapped = mapped;
     const both = PROT.read | PROT.write;
-    this.#page = mapOwn(AGENT.size, both, MAP.shared, sharedFile, SHARED.agent);
+    this.#resident = resident;
+    this.#thread = resident?.thread;
+    this.#page = resident?.page ?? mapOwn(AGENT.size, both, MAP.shared, sharedFile, SHARED.agent);
+    this.#pageAddress = resident?.address ?? places.shared + SHARED.agent;
     this.headers = mapOwn(geometry.rings - SHARED.headers, both, MAP.shared, sharedFile, SHARED.headers);
   }
 
@@ -233,20 +246,19 @@ export class Agent {
   }
 
   /**
-   * Maps the agent's memory into a process of which a thread is held, and starts its thread; `furnish` and `emit` do the rest, with
-   * nobody held. Where it may have no thread, the held one furnishes it.
+   * Maps the agent's memory into a process by calls that a thread of it makes, and starts the agent's own, unless one is there;
+   * `furnish` and `emit` do the rest, with nobody held. Where it may have no thread, the one that makes the calls furnishes it.
    *
    * @throws CannotError NO_MEMORY, NO_MEMORY_NEAR, REMOTE_CALL; nothing is left in the process then
    */
   static map(
     pid: number,
-    hold: Hold,
+    calls: CallMaker,
     memory: TargetMemory,
-    borrowed: BorrowedCode,
     clusters: readonly Cluster[],
     options: AgentOptions,
+    resident?: ResidentThread,
   ): Agent {
-    const calls = new RemoteCalls(pid, hold.callableThread(), memory, borrowed);
     const mapped: Mapped[] = [];
     const siteCount = clusters.reduce((sum, cluster) => sum + cluster.sites.length, 0);
     // Control page, data, journal: mapped in one piece. The ranges are this, the rings, and one for each cluster.
@@ -264,14 +276,14 @@ export class Agent {
       };
       try {
         const fd = expectSuccess(
-          call(SYS.memfd_create, string(SHARED_NAME), MFD_CLOEXEC),
+          call(SYS.memfd_create, string(resident === undefined ? SHARED_NAME : RINGS_NAME), MFD_CLOEXEC),
           `make memory to share with process ${pid}`,
           'see whether a seccomp filter forbids memfd_create to it',
         );
         let geometry: AgentGeometry | undefined;
         let places: { control: number; data: number; shared: number } | undefined;
         try {
-          const file = openSync(`/proc/${pid}/fd/${fd}`, 'r+');
+          const file = openSync(`/proc/${pid}/task/${calls.tid}/fd/${fd}`, 'r+');
           sharedFile = file;
           for (const lanes of options.lanes) {
             geometry = planGeometry(lanes, options.ringBytes, options.maxShadowEntries);
@@ -285,7 +297,7 @@ export class Agent {
             if (shared === ENOMEM) continue;
             const next = 'see whether a limit or a filter forbids mmap to it';
             expectSuccess(shared, `map memory into process ${pid}`, next);
-            writeMapped(file, mapped);
+            writeMapped(file, resident, mapped);
             const anonymous = MAP.private | MAP.anonymous | MAP.noReserve | MAP.fixed;
             const at = shared + sharedBytes;
             const own = map(at, ownBytes(geometry), PROT.read | PROT.write, anonymous);
@@ -314,8 +326,10 @@ export class Agent {
           mapped,
           isLocked,
           journalRoom,
+          resident,
         );
-        if (options.withThread) agent.#startThread(call, map, places.control + ownBytes(geometry));
+        if (options.withThread && resident === undefined)
+          agent.#startThread(call, map, places.control + ownBytes(geometry));
         if (agent.#thread === undefined) agent.furnish(clusters, call);
         return agent;
       } catch (error) {
@@ -363,7 +377,7 @@ export class Agent {
 
   #mapCode(clusters: readonly Cluster[], call: RemoteCall): void {
     const pid = this.#pid;
-    const name = this.#shared + SHARED.agent + AGENT.codeName;
+    const name = this.#pageAddress + AGENT.codeName;
     new Uint8Array(this.#page.bytes, AGENT.codeName, CODE_NAME.length).set(
       new TextEncoder().encode(CODE_NAME),
     );
@@ -373,7 +387,7 @@ export class Agent {
       'see whether a seccomp filter forbids memfd_create to it',
     );
     try {
-      const file = openSync(`/proc/${pid}/fd/${fd}`, 'r+');
+      const file = openSync(`/proc/${pid}/task/${this.#resident?.thread.tid ?? pid}/fd/${fd}`, 'r+');
       try {
         const bytes = clusters.reduce((sum, { sites }) => sum + regionBytes(sites), 0);
         sizeShared(pid, file, bytes);
@@ -391,7 +405,7 @@ export class Agent {
         this.#codePlaces.push(place);
         // It has a name: should we die before it is noted, it is found by that.
         this.#mapped.push(place);
-        writeMapped(this.#sharedFile, this.#mapped);
+        writeMapped(this.#sharedFile, this.#resident, this.#mapped);
         offset += place.length;
       }
     } finally {
@@ -412,7 +426,7 @@ export class Agent {
     if (address === undefined) return undefined;
     // Noted first: should we die in between, nobody else would know whose it is.
     this.#mapped.push({ address, length });
-    writeMapped(this.#sharedFile, this.#mapped);
+    writeMapped(this.#sharedFile, this.#resident, this.#mapped);
     this.#reserved = address;
     const flags = MAP.private | MAP.anonymous | MAP.noReserve | MAP.fixedNoReplace;
     if (thread.call(SYS.mmap, address, length, PROT.none, flags, -1, 0) === address) return address;
@@ -425,7 +439,7 @@ export class Agent {
     const index = this.#mapped.findIndex(({ address }) => address === this.#reserved);
     if (index < 0) return;
     this.#mapped.splice(index, 1);
-    writeMapped(this.#sharedFile, this.#mapped);
+    writeMapped(this.#sharedFile, this.#resident, this.#mapped);
   }
 
   /** Tells the agent's thread which runs of text hold sites, for it to turn back. */
@@ -646,6 +660,12 @@ export class Agent {
 
   /** Ends the agent's thread. False if it stands still, so that its code and its page must stay. */
   dismissThread(): boolean {
+    if (this.#resident !== undefined) {
+      // It stays, and has nothing to turn back any more.
+      this.#resident.thread.setTextRuns(0, 0);
+      this.#resident.thread.setMemory(0, 0, 0);
+      return true;
+    }
     try {
       this.#thread?.leave();
       return true;
@@ -657,6 +677,7 @@ export class Agent {
 
   /** Says that the session is over though the agent stays: its thread turns back what it can, and a session to come does the rest. */
   abandon(): void {
+    if (this.#resident !== undefined) return;
     new BigUint64Array(this.#page.bytes)[AGENT.tracerPid / 8] = NO_TRACER;
     this.#thread?.orphan();
   }
@@ -667,7 +688,7 @@ export class Agent {
   }
 
   /** Unmaps everything of ours from the target. No thread may be in our code, nor have a way back into it. */
-  remove(calls: RemoteCalls): void {
+  remove(calls: CallMaker): void {
     if (!this.dismissThread()) return;
     // From here on there is nothing to put back, only mappings to take away; the one that lists them goes last.
     faultPoint();
@@ -678,12 +699,13 @@ export class Agent {
       }
     });
     this.#mapped.length = 0;
+    if (this.#resident !== undefined) new BigUint64Array(this.#page.bytes)[AGENT.mappedCount / 8] = 0n;
   }
 
   /** Frees what safepoke itself holds. What is still in the target is left to its thread, and to a session to come. */
   close(): void {
     this.abandon();
-    this.#page.unmap();
+    if (this.#resident === undefined) this.#page.unmap();
     this.headers.unmap();
     this.#code?.unmap();
     closeSync(this.#sharedFile);
@@ -777,12 +799,17 @@ export function sharedLast<T extends Mapped>(ranges: readonly T[], shared: numbe
 }
 
 /** Notes who we are, and the mappings made so far, perhaps the next one too, in the agent's page. */
-function writeMapped(sharedFile: number, mapped: readonly Mapped[]): void {
+function writeMapped(
+  sharedFile: number,
+  resident: ResidentThread | undefined,
+  mapped: readonly Mapped[],
+): void {
   const some = mapped.slice(0, MAPPED_MAX);
   const words = [BigInt(process.pid), readStartTime(process.pid) ?? 0n, BigInt(some.length)];
   for (const { address, length } of some) words.push(BigInt(address), BigInt(length));
   faultPoint();
-  writeSync(sharedFile, BigUint64Array.from(words), 0, words.length * 8, AGENT.tracerPid);
+  if (resident !== undefined) new BigUint64Array(resident.page.bytes).set(words, AGENT.tracerPid / 8);
+  else writeSync(sharedFile, BigUint64Array.from(words), 0, words.length * 8, AGENT.tracerPid);
 }
 
 /** Sizes the shared file from our side: the target may have a limit on the size of files (RLIMIT_FSIZE). */

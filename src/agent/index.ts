@@ -5,9 +5,17 @@ export {
   type AgentOptions,
   type Cluster,
   type KnownThread,
+  type ResidentThread,
 } from './agent.js';
-export { CODE_PATH, SHARED_PATH, readAgentPage, readJournal, type Journal } from './journal.js';
+export { CODE_PATH, SHARED_NAME, SHARED_PATH, readAgentPage, readJournal, type Journal } from './journal.js';
 export { restoreReturnAddresses } from './shadow-stacks.js';
+export {
+  AGENT_THREAD_FLAGS_APART,
+  AgentThread,
+  FURTHER_ACTION,
+  agentThreadListing,
+  type AgentAction,
+} from './agent-thread.js';
 export { AGENT, HEADER, LANE_STATE } from './layout.js';
 export { HEAD_SIZE, HEAD_TRAMPOLINE } from './recorder.js';
 export type { CodeRegion, HeadKind, StubSite } from './stubs.js';

@@ -38,6 +38,8 @@ const MAX_SITES = 1 << 24;
 
 /** How the kernel shows the shared region in /proc/PID/maps. */
 export const SHARED_NAME = 'safepoke';
+/** The same of rings, where the agent's pages lie apart from them. */
+export const RINGS_NAME = 'safepoke-rings';
 export const SHARED_PATH = `/memfd:${SHARED_NAME} (deleted)`;
 /** The same for code. */
 export const CODE_NAME = 'safepoke-code';

@@ -43,6 +43,7 @@ export const SYS = {
   rt_sigprocmask: 14,
   rt_sigreturn: 15,
   ioctl: 16,
+  pread64: 17,
   pwrite64: 18,
   mremap: 25,
   madvise: 28,
@@ -64,6 +65,7 @@ export const SYS = {
   prctl: 157,
   setrlimit: 160,
   gettid: 186,
+  getxattr: 191,
   futex: 202,
   restart_syscall: 219,
   timer_create: 222,
@@ -79,6 +81,7 @@ export const SYS = {
   memfd_create: 319,
   membarrier: 324,
   pidfd_open: 434,
+  close_range: 436,
 } as const;
 
 const errnoNames = new Map(Object.entries(constants.errno).map(([name, value]) => [value, name]));

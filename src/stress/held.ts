@@ -1,6 +1,6 @@
 // Changes from outside: all threads of the process are held by ptrace, and none of them runs while the code changes.
 import { setImmediate } from 'node:timers/promises';
-import { Hold, HoldTimes, TargetMemory } from '../target/index.js';
+import { Hold, HoldTimes, OutsideMemory, type TargetMemory } from '../target/index.js';
 import type { SharedBlock } from './child.js';
 import type { Change } from './executable.js';
 
@@ -26,7 +26,7 @@ export async function changeHeld(
   let longestNs = 0;
   let memory: TargetMemory | undefined;
   try {
-    memory = new TargetMemory(pid);
+    memory = new OutsideMemory(pid);
     for (let next = 0; !isOver(); next = (next + 1) % changes.length) {
       const { site, oldCode, newCode } = changes[next];
       const began = performance.now();

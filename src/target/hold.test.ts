@@ -5,7 +5,7 @@ import { test } from 'node:test';
 import { setTimeout } from 'node:timers/promises';
 import { readStatus, SYS } from '../linux/index.js';
 import { Hold, HoldTimes } from './hold.js';
-import { TargetMemory } from './memory.js';
+import { OutsideMemory } from './memory.js';
 import { preflight } from './preflight.js';
 import { RemoteCalls, borrowCode } from './remote-calls.js';
 import { findProgram, killStopped, spawnStopped } from './spawn.js';
@@ -40,7 +40,7 @@ test('a held process stands still, and goes on as if nothing had been when relea
 
 test('a thread that has yet to make a call for a tracer that was killed makes none for another before that', async () => {
   await withSleeper((pid) => {
-    const memory = new TargetMemory(pid);
+    const memory = new OutsideMemory(pid);
     const borrowed = borrowCode(pid, memory);
     const hold = Hold.all(pid, new HoldTimes());
     const [thread] = hold.threads;
@@ -68,7 +68,7 @@ test('a thread that has yet to make a call for a tracer that was killed makes no
 
 test('a remote system call gives its result, and leaves registers, mask and stack as they were', async () => {
   await withSleeper((pid) => {
-    const memory = new TargetMemory(pid);
+    const memory = new OutsideMemory(pid);
     const hold = Hold.all(pid, new HoldTimes());
     try {
       const [thread] = hold.threads;
@@ -97,7 +97,7 @@ test('a remote system call gives its result, and leaves registers, mask and stac
 
 test('a program that is started stopped stands at its entry point, and none of it has run', () => {
   const path = findProgram('true');
-  const { pid } = spawnStopped(path, [path], (child) => new TargetMemory(child));
+  const { pid } = spawnStopped(path, [path], (child) => new OutsideMemory(child));
   assert.match(readStatus(pid)?.get('State') ?? '', /^t/);
   killStopped(pid);
   assert.equal(readStatus(pid), undefined);
@@ -105,7 +105,7 @@ test('a program that is started stopped stands at its entry point, and none of i
 
 test('a file that is no program is refused by name, and nothing is left of the attempt', () => {
   assert.throws(() => findProgram('no-such-program-anywhere'), { code: 'NO_PROGRAM' });
-  assert.throws(() => spawnStopped('/etc/passwd', ['/etc/passwd'], (child) => new TargetMemory(child)), {
+  assert.throws(() => spawnStopped('/etc/passwd', ['/etc/passwd'], (child) => new OutsideMemory(child)), {
     code: 'NOT_STARTED',
   });
 });

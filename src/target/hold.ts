@@ -45,7 +45,7 @@ export function pause(milliseconds: number): void {
  * System calls that report a false EINTR when a ptrace stop interrupts them, though no signal came (signal(7), "Interruption
  * of system calls and library functions by stop signals"; found true of each on Linux 6.18).
  */
-const FALSE_EINTR: ReadonlySet<bigint> = new Set([
+export const FALSE_EINTR: ReadonlySet<bigint> = new Set([
   0n, // read, of a socket with a timeout, as the next three
   1n, // write
   19n, // readv
@@ -85,6 +85,15 @@ export interface HeldThread {
   readonly registers: Registers;
   /** performance.now() when it was asked to stop. */
   readonly since: number;
+}
+
+/** Threads of a process that stand still, however they were made to. */
+export interface Standstill {
+  readonly threads: readonly HeldThread[];
+  /** Writes changed registers into their thread. */
+  writeRegisters(thread: HeldThread): void;
+  /** Lets all threads go on. */
+  release(): void;
 }
 
 /** What became of a wish to hold a thread. */
@@ -173,7 +182,7 @@ export class HoldTimes {
 }
 
 /** All threads, or one, of a process, standing still. Release it as soon as can be. */
-export class Hold {
+export class Hold implements Standstill {
   readonly #pid: number;
   readonly #times: HoldTimes;
   readonly #threads = new Map<number, HeldThread>();

@@ -1,10 +1,25 @@
-export { Hold, HoldTimes, pause, type HeldThread } from './hold.js';
+export { FALSE_EINTR, Hold, HoldTimes, pause, type HeldThread, type Standstill } from './hold.js';
 export { Loader } from './loader.js';
-export { TargetMemory } from './memory.js';
+export { OutsideMemory, TargetMemory } from './memory.js';
 export { readModules, type Module, type UnusableModule } from './modules.js';
-export { hasFsgsbase, preflight, type Preflight } from './preflight.js';
-export { RemoteCalls, STILL_LENT, borrowCode, expectSuccess, type RemoteCall } from './remote-calls.js';
+export { SECCOMP_FILTER, checkMachine, hasFsgsbase, preflight, type Preflight } from './preflight.js';
+export {
+  RemoteCalls,
+  STILL_LENT,
+  borrowCode,
+  expectSuccess,
+  type CallMaker,
+  type RemoteCall,
+} from './remote-calls.js';
 export type { BorrowedCode } from './return-frame.js';
 export { checkSeccomp, type PlannedCall } from './seccomp.js';
 export { awaitUnshared, refuseShared } from './sharers.js';
-export { findProgram, killStopped, spawnStopped, type SpawnedProgram } from './spawn.js';
+export {
+  findProgram,
+  killStopped,
+  ownEnvironment,
+  spawnFree,
+  spawnStopped,
+  startFailure,
+  type SpawnedProgram,
+} from './spawn.js';

@@ -4,12 +4,12 @@ import { once } from 'node:events';
 import { test } from 'node:test';
 import { CannotError } from '../errors/index.js';
 import { readMaps } from '../linux/index.js';
-import { TargetMemory } from './memory.js';
+import { OutsideMemory } from './memory.js';
 
 test('the memory of a process that has ended reads as nothing, and writing to it is an error', async () => {
   const child = spawn('sleep', ['1000'], { stdio: 'ignore' });
   const pid = child.pid ?? 0;
-  const memory = new TargetMemory(pid);
+  const memory = new OutsideMemory(pid);
   const stack = readMaps(pid)?.find(({ path }) => path === '[stack]');
   assert.ok(stack !== undefined);
   const address = stack.end - 8;

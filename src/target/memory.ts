@@ -3,16 +3,70 @@ import { CannotError } from '../errors/index.js';
 import { faultPoint, readRemoteRanges, type MemoryRange } from '../linux/index.js';
 
 /**
- * The memory of a process through /proc/PID/mem, which reads and writes r-x text (as a debugger may) and reports bad
- * addresses as errors. Addresses are numbers here: user space ends below 2^47.
+ * The memory of a process. Text that is r-x can be read and written as well (as a debugger may); bad addresses are errors.
+ * Addresses are numbers here: user space ends below 2^47.
  */
-export class TargetMemory {
+export abstract class TargetMemory {
+  protected readonly pid: number;
+
+  constructor(pid: number) {
+    this.pid = pid;
+  }
+
+  /** Reads up to `length` bytes; fewer where memory ends; an empty array where there is none, or the process has gone. */
+  abstract readSome(address: number, length: number): Uint8Array;
+
+  /** Each range as `readSome` reads it, but in less time, if there is a way, where there are many. */
+  readMany(ranges: readonly MemoryRange[]): Uint8Array[] {
+    return ranges.map(({ address, length }) => this.readSome(address, length));
+  }
+
+  /** Writes all of `bytes`. @throws CannotError MEMORY */
+  abstract write(address: number, bytes: Uint8Array): void;
+
+  /** Writes over code, of which the bytes `before` stand there, while all threads are held. @throws CannotError MEMORY */
+  abstract changeCode(address: number, before: Uint8Array, after: Uint8Array): void;
+
+  abstract close(): void;
+
+  /** Reads exactly `length` bytes. @throws CannotError MEMORY */
+  read(address: number, length: number): Uint8Array {
+    const bytes = this.readSome(address, length);
+    if (bytes.length !== length) throw this.error('read', address, length);
+    return bytes;
+  }
+
+  /** One 8-byte word; undefined where there is none. */
+  readWord(address: number): bigint | undefined {
+    const bytes = this.readSome(address, 8);
+    return bytes.length === 8
+      ? new DataView(bytes.buffer, bytes.byteOffset).getBigUint64(0, true)
+      : undefined;
+  }
+
+  writeWord(address: number, value: bigint): void {
+    const bytes = new Uint8Array(8);
+    new DataView(bytes.buffer).setBigUint64(0, BigInt.asUintN(64, value), true);
+    this.write(address, bytes);
+  }
+
+  protected error(verb: string, address: number, length: number, cause?: unknown): CannotError {
+    return new CannotError('MEMORY', {
+      tried: `${verb} ${length} bytes at 0x${address.toString(16)} in process ${this.pid}`,
+      why: 'there is no such memory there, or the process has ended',
+      next: 'see whether the process still runs, and attach again if it does',
+      cause,
+    });
+  }
+}
+
+/** From outside, through /proc/PID/mem. */
+export class OutsideMemory extends TargetMemory {
   readonly #fd: number;
-  readonly #pid: number;
 
   /** @throws CannotError NOT_PERMITTED, NO_PROCESS */
   constructor(pid: number) {
-    this.#pid = pid;
+    super(pid);
     try {
       this.#fd = openSync(`/proc/${pid}/mem`, 'r+');
     } catch (error) {
@@ -29,7 +83,6 @@ export class TargetMemory {
     }
   }
 
-  /** Reads up to `length` bytes; fewer where memory ends; an empty array where there is none, or the process has gone. */
   readSome(address: number, length: number): Uint8Array {
     const bytes = new Uint8Array(length);
     let done = 0;
@@ -46,10 +99,9 @@ export class TargetMemory {
     return bytes.subarray(0, done);
   }
 
-  /** Each range as `readSome` reads it, but in far less time where there are many. */
-  readMany(ranges: readonly MemoryRange[]): Uint8Array[] {
+  override readMany(ranges: readonly MemoryRange[]): Uint8Array[] {
     const all = new Uint8Array(ranges.reduce((sum, { length }) => sum + length, 0));
-    const whole = readRemoteRanges(this.#pid, ranges, all);
+    const whole = readRemoteRanges(this.pid, ranges, all);
     let at = 0;
     return ranges.map(({ address, length }, i) => {
       at += length;
@@ -57,22 +109,6 @@ export class TargetMemory {
     });
   }
 
-  /** Reads exactly `length` bytes. @throws CannotError MEMORY */
-  read(address: number, length: number): Uint8Array {
-    const bytes = this.readSome(address, length);
-    if (bytes.length !== length) throw this.#error('read', address, length);
-    return bytes;
-  }
-
-  /** One 8-byte word; undefined where there is none. */
-  readWord(address: number): bigint | undefined {
-    const bytes = this.readSome(address, 8);
-    return bytes.length === 8
-      ? new DataView(bytes.buffer, bytes.byteOffset).getBigUint64(0, true)
-      : undefined;
-  }
-
-  /** Writes all of `bytes`. @throws CannotError MEMORY */
   write(address: number, bytes: Uint8Array): void {
     faultPoint();
     let done = 0;
@@ -81,30 +117,20 @@ export class TargetMemory {
       try {
         count = writeSync(this.#fd, bytes, done, bytes.length - done, address + done);
       } catch (error) {
-        throw this.#error('write', address, bytes.length, error);
+        throw this.error('write', address, bytes.length, error);
       }
       // No error, but nothing written either, for ever: so the kernel says that the process has ended.
-      if (count === 0) throw this.#error('write', address, bytes.length);
+      if (count === 0) throw this.error('write', address, bytes.length);
       done += count;
     }
   }
 
-  writeWord(address: number, value: bigint): void {
-    const bytes = new Uint8Array(8);
-    new DataView(bytes.buffer).setBigUint64(0, BigInt.asUintN(64, value), true);
-    this.write(address, bytes);
+  /** Nothing runs while threads are held from outside: a write is all it takes. */
+  changeCode(address: number, _before: Uint8Array, after: Uint8Array): void {
+    this.write(address, after);
   }
 
   close(): void {
     closeSync(this.#fd);
-  }
-
-  #error(verb: string, address: number, length: number, cause?: unknown): CannotError {
-    return new CannotError('MEMORY', {
-      tried: `${verb} ${length} bytes at 0x${address.toString(16)} in process ${this.#pid}`,
-      why: 'there is no such memory there, or the process has ended',
-      next: 'see whether the process still runs, and attach again if it does',
-      cause,
-    });
   }
 }

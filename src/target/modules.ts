@@ -7,6 +7,8 @@ import { readExecutablePath, readMaps, type Mapping } from '../linux/index.js';
 
 const PT_LOAD = 1;
 const PAGE_MASK = 4095;
+/** Files in memory that are ours, as the kernel shows them. */
+const OWN_MEMORY = '/memfd:safepoke';
 
 /** An executable or shared object of a running process. */
 export interface Module {
@@ -69,6 +71,7 @@ export function readModules(pid: number): { modules: Module[]; unusable: Unusabl
   const groups = new Map<string, Mapping[]>();
   for (const mapping of readMaps(pid) ?? []) {
     if (!mapping.permissions.includes('x') || !mapping.path.startsWith('/')) continue;
+    if (mapping.path.startsWith(OWN_MEMORY)) continue;
     const path = mapping.path.replace(/ \(deleted\)$/, '');
     const group = groups.get(path);
     if (group === undefined) groups.set(path, [mapping]);

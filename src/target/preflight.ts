@@ -15,7 +15,7 @@ const HWCAP2_FSGSBASE = 2n;
 
 /** /proc/PID/status "Seccomp:" values, seccomp(2). */
 const SECCOMP_STRICT = '1';
-const SECCOMP_FILTER = '2';
+export const SECCOMP_FILTER = '2';
 
 /** What the preflight found that later decisions need. */
 export interface Preflight {

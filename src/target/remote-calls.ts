@@ -52,8 +52,16 @@ export function borrowCode(pid: number, memory: TargetMemory): BorrowedCode {
   });
 }
 
+/** Somebody in the target who makes system calls for us. */
+export interface CallMaker {
+  /** A thread with the descriptors that the calls open. */
+  readonly tid: number;
+  /** Runs `work`, which may make calls, and pass strings to them. */
+  run<T>(work: (call: RemoteCall, string: (text: string) => bigint) => T): T;
+}
+
 /** A series of remote system calls on one held thread. */
-export class RemoteCalls {
+export class RemoteCalls implements CallMaker {
   readonly #pid: number;
   readonly #thread: HeldThread;
   readonly #memory: TargetMemory;
@@ -64,6 +72,10 @@ export class RemoteCalls {
     this.#thread = thread;
     this.#memory = memory;
     this.#borrowed = borrowed;
+  }
+
+  get tid(): number {
+    return this.#thread.tid;
   }
 
   /**

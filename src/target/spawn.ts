@@ -33,8 +33,16 @@ const INT3 = 0xcc;
 /** Exit status of a child whose execve failed is 0x40 | errno, which no stop comes before. */
 const EXEC_FAILED = 0x80;
 
+const STOP_FIRST = `
+    mov eax, ${SYS.getpid}
+    syscall
+    mov rdi, rax
+    mov esi, 19                         ; SIGSTOP: the tracer takes over here
+    mov eax, ${SYS.kill}
+    syscall`;
+
 /** rdi path, rsi argv, rdx envp, rcx an empty struct kernel_sigaction (32 bytes of zeros: SIG_DFL) -> child's pid */
-const LISTING = `
+const listing = (beforeExec: string): string => `
 spawn:
     push rbx
     push r12
@@ -73,12 +81,7 @@ spawn_file:
     xor edx, edx
     mov r10, 8
     syscall
-    mov eax, ${SYS.getpid}
-    syscall
-    mov rdi, rax
-    mov esi, 19                         ; SIGSTOP: the tracer takes over here
-    mov eax, ${SYS.kill}
-    syscall
+${beforeExec}
     mov eax, ${SYS.execve}
     mov rdi, rbx
     mov rsi, r12
@@ -112,6 +115,46 @@ function pointerArray(strings: readonly string[], keep: Uint8Array[]): Uint8Arra
   const bytes = new Uint8Array(pointers.buffer);
   keep.push(bytes);
   return bytes;
+}
+
+/** Forks a child that executes the program, `beforeExec` first. Returns its process id. @throws CannotError NOT_STARTED */
+function fork(
+  path: string,
+  args: readonly string[],
+  environment: readonly string[],
+  beforeExec: string,
+): number {
+  const code = placeOwnCode(assemble(listing(beforeExec), 0n).bytes);
+  const keep: Uint8Array[] = [];
+  const pathBytes = cString(path);
+  const argv = pointerArray(args, keep);
+  const envp = pointerArray(environment, keep);
+  const defaultAction = new Uint8Array(32);
+  const pid = Number(
+    code.call(0, addressOf(pathBytes), addressOf(argv), addressOf(envp), addressOf(defaultAction)),
+  );
+  if (pid < 0) throw startFailed(path, `fork failed (${errnoName(-pid)})`);
+  return pid;
+}
+
+/** Our own environment, for a program that we start. */
+export function ownEnvironment(): string[] {
+  return Object.entries(process.env).map(([name, value]) => `${name}=${value ?? ''}`);
+}
+
+/** Starts a program that runs at once, held by nobody. It is our child. @throws CannotError NOT_STARTED */
+export function spawnFree(path: string, args: readonly string[], environment: readonly string[]): number {
+  return fork(path, args, environment, '');
+}
+
+/** Why a program that we started has ended before it began: what its exit status tells of execve. */
+export function startFailure(path: string, status: number | undefined): CannotError {
+  if (status === undefined || status <= EXEC_FAILED) return startFailed(path, 'it ended before it began');
+  const errno = status - EXEC_FAILED;
+  return startFailed(
+    path,
+    `execve failed: ${errno === ERRNO.ENOEXEC ? 'it is not a program that the kernel can execute' : errnoName(errno)}`,
+  );
 }
 
 /** Finds a program as execvp does. @throws CannotError NO_PROGRAM */
@@ -158,17 +201,7 @@ export function spawnStopped(
   args: readonly string[],
   openMemory: (pid: number) => TargetMemory,
 ): SpawnedProgram {
-  const code = placeOwnCode(assemble(LISTING, 0n).bytes);
-  const keep: Uint8Array[] = [];
-  const pathBytes = cString(path);
-  const environment = Object.entries(process.env).map(([name, value]) => `${name}=${value ?? ''}`);
-  const argv = pointerArray(args, keep);
-  const envp = pointerArray(environment, keep);
-  const defaultAction = new Uint8Array(32);
-  const pid = Number(
-    code.call(0, addressOf(pathBytes), addressOf(argv), addressOf(envp), addressOf(defaultAction)),
-  );
-  if (pid < 0) throw startFailed(path, `fork failed (${errnoName(-pid)})`);
+  const pid = fork(path, args, ownEnvironment(), STOP_FIRST);
   const stopped = waitForThread(pid, true, true);
   if (stopped.kind !== 'stopped') throw startFailed(path, 'the new process ended at once');
   const seized = ptrace.seize(pid, PTRACE_O_TRACEEXEC | PTRACE_O_TRACESYSGOOD);
@@ -209,13 +242,7 @@ function runToExec(path: string, pid: number): void {
       ptrace.cont(pid, result.event === 0 && !isOurs ? result.signal : 0);
       continue;
     }
-    if (result.kind === 'exited' && result.status > EXEC_FAILED) {
-      const errno = result.status - EXEC_FAILED;
-      const why =
-        errno === ERRNO.ENOEXEC ? 'it is not a program that the kernel can execute' : errnoName(errno);
-      throw startFailed(path, `execve failed: ${why}`);
-    }
-    throw startFailed(path, 'it ended before it began');
+    throw startFailure(path, result.kind === 'exited' ? result.status : undefined);
   }
 }
 

@@ -1,14 +1,16 @@
 // From a process or a program to a session.
 import { CannotError, UsageError, isSafepokeError } from '../errors/index.js';
-import { haste, readCommandLine } from '../linux/index.js';
+import { InsideProcess, type ProtocolCounts } from '../inside/index.js';
+import { haste, readCommandLine, readStatus, readThreads } from '../linux/index.js';
 import type { RecordingHeader, RecordingSink } from '../recording/index.js';
 import { demangle, type Pattern } from '../symbols/index.js';
 import {
   Hold,
   HoldTimes,
   Loader,
+  OutsideMemory,
+  SECCOMP_FILTER,
   STILL_LENT,
-  TargetMemory,
   findProgram,
   killStopped,
   pause,
@@ -17,6 +19,7 @@ import {
   spawnStopped,
   type Module,
   type Preflight,
+  type TargetMemory,
 } from '../target/index.js';
 import { DEFAULT_BUFFER_BYTES, MAX_BUFFER_BYTES, MIN_BUFFER_BYTES, type TraceOptions } from './options.js';
 import { PatchedTarget } from './patched-target.js';
@@ -58,6 +61,7 @@ interface Start {
   readonly memory: TargetMemory;
   readonly times: HoldTimes;
   readonly adopted: Hold | undefined;
+  readonly inside?: { readonly process: InsideProcess; readonly hasBegun: boolean };
   readonly isChild: boolean;
   readonly before: Preflight;
   readonly since: number;
@@ -106,8 +110,9 @@ export function checkOptions(options: TraceOptions): void {
 export function attachTo(pid: number, options: TraceOptions & Recorded = {}): Session {
   const since = performance.now();
   checkOptions(options);
+  if (options.inside === true) return attachInside(pid, options, since);
   const before = preflight(pid);
-  const memory = new TargetMemory(pid);
+  const memory = new OutsideMemory(pid);
   haste.begin();
   try {
     for (let tries = 1; ; tries++) {
@@ -156,19 +161,77 @@ export function runProgram(command: readonly string[], options: TraceOptions & R
   const since = performance.now();
   checkOptions(options);
   const path = findProgram(command[0]);
-  const { pid } = spawnStopped(path, command, (child) => new TargetMemory(child));
+  if (options.inside === true) return runInside(path, command, options, since);
+  const { pid } = spawnStopped(path, command, (child) => new OutsideMemory(child));
   let memory: TargetMemory | undefined;
   try {
     const times = new HoldTimes();
     // It has not begun: standing still costs it nothing, and is no holding.
     const adopted = Hold.adopt(pid, pid, new HoldTimes());
-    memory = new TargetMemory(pid);
+    memory = new OutsideMemory(pid);
     const before: Preflight = { threads: [pid], seccompFilter: false, shadowStack: false };
     const session = start({ pid, options, memory, times, adopted, isChild: true, before, since });
     adopted.release();
     return session;
   } catch (error) {
     memory?.close();
+    killStopped(pid);
+    throw error;
+  }
+}
+
+/** Programs that were run with our object, for as long as they may be attached to. */
+const insiders = new Map<number, InsideProcess>();
+
+function attachInside(pid: number, options: TraceOptions & Recorded, since: number): Session {
+  const process = insiders.get(pid);
+  if (process === undefined) {
+    throw new CannotError('NOT_INSIDE', {
+      tried: `trace process ${pid} from inside`,
+      why: 'it has no object of this safepoke loaded with it',
+      next: 'start it with `safepoke run --inside`, or attach to it without that',
+    });
+  }
+  const { memory } = process;
+  const before = preflightInside(pid);
+  const inside = { process, hasBegun: true };
+  const times = new HoldTimes();
+  return start({ pid, options, memory, times, adopted: undefined, inside, isChild: false, before, since });
+}
+
+function preflightInside(pid: number): Preflight {
+  const seccompFilter = readStatus(pid)?.get('Seccomp') === SECCOMP_FILTER;
+  return { threads: readThreads(pid) ?? [], seccompFilter, shadowStack: false };
+}
+
+/** The same with an object of ours that is loaded with the program, and no ptrace. */
+function runInside(
+  path: string,
+  command: readonly string[],
+  options: TraceOptions & Recorded,
+  since: number,
+): Session {
+  const process = InsideProcess.start(path, command);
+  const { pid, memory } = process;
+  try {
+    const before = preflightInside(pid);
+    const inside = { process, hasBegun: false };
+    const times = new HoldTimes();
+    const session = start({
+      pid,
+      options,
+      memory,
+      times,
+      adopted: undefined,
+      inside,
+      isChild: true,
+      before,
+      since,
+    });
+    process.begin().release();
+    insiders.set(pid, process);
+    return session;
+  } catch (error) {
     killStopped(pid);
     throw error;
   }
@@ -254,7 +317,7 @@ function loadWatch(
   };
 }
 
-function start({ pid, options, memory, times, adopted, isChild, before, since }: Start): Session {
+function start({ pid, options, memory, times, adopted, inside, isChild, before, since }: Start): Session {
   const entryOnly = options.entryOnly ?? false;
   if (before.shadowStack && !entryOnly) {
     throw new CannotError('SHADOW_STACK', {
@@ -300,12 +363,16 @@ function start({ pid, options, memory, times, adopted, isChild, before, since }:
     seccompFilter: before.seccompFilter,
     way: options.way,
     adopted,
+    inside,
     agent: {
       ringBytes,
       maxShadowEntries: MAX_SHADOW_ENTRIES,
       maxDepth: options.depth,
       mayAskTid: !before.seccompFilter,
-      trusted: trustedFirst(trustedRanges(modules, functions), modules),
+      trusted: [
+        ...trustedFirst(trustedRanges(modules, functions), modules),
+        ...(inside === undefined ? [] : [inside.process.code]),
+      ],
       lanes: laneNumbers(before.threads.length),
     },
   });
@@ -334,6 +401,7 @@ function start({ pid, options, memory, times, adopted, isChild, before, since }:
     sink: options.sink,
     newestBytes: options.newestBytes,
     hasLoaded: options.untilLoaded === true ? loadWatch(pid, memory, modules, filters) : (): boolean => false,
+    counts: inside === undefined ? undefined : (): ProtocolCounts => inside.process.counts(),
     onNote,
     close: () => {
       target.agent.close();

@@ -2,7 +2,7 @@
 import { readFileSync } from 'node:fs';
 import { release } from 'node:os';
 import { readStatus } from '../linux/index.js';
-import { TargetMemory, hasFsgsbase, killStopped, spawnStopped } from '../target/index.js';
+import { OutsideMemory, hasFsgsbase, killStopped, spawnStopped } from '../target/index.js';
 import { isSafepokeError } from '../errors/index.js';
 
 /** One thing that was looked at. */
@@ -97,7 +97,7 @@ function permission(): Finding {
 function tracing(): Finding {
   const what = 'ptrace, and writing to the text of a process';
   try {
-    const { pid } = spawnStopped(PROGRAM_TO_TRY, [PROGRAM_TO_TRY], (child) => new TargetMemory(child));
+    const { pid } = spawnStopped(PROGRAM_TO_TRY, [PROGRAM_TO_TRY], (child) => new OutsideMemory(child));
     killStopped(pid);
     return ok(what, `${PROGRAM_TO_TRY} was started, stopped at its entry point, and ended`);
   } catch (error) {

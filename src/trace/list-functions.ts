@@ -3,7 +3,7 @@ import { basename } from 'node:path';
 import { parseElf } from '../elf/index.js';
 import { CannotError } from '../errors/index.js';
 import { demangle } from '../symbols/index.js';
-import { TargetMemory, preflight, readModules, type Module } from '../target/index.js';
+import { OutsideMemory, preflight, readModules, type Module, type TargetMemory } from '../target/index.js';
 import type { SiteKind } from '../x86/index.js';
 import { ModuleFunctions, parsePatterns, selectFunctions } from './selection.js';
 import { SESSION_REFUSALS, planSites } from './site-plan.js';
@@ -61,7 +61,7 @@ export function listFunctions(
   let modules: readonly Module[];
   if ('pid' in of) {
     preflight(of.pid);
-    memory = new TargetMemory(of.pid);
+    memory = new OutsideMemory(of.pid);
     modules = readModules(of.pid).modules;
   } else {
     modules = [moduleOfFile(of.file)];

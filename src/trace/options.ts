@@ -21,6 +21,11 @@ export interface TraceOptions {
   readonly newestBytes?: number;
   /** The session ends (`loaded`) when a library is loaded that the filters name, so that another can trace it as well. */
   readonly untilLoaded?: boolean;
+  /**
+   * The program changes its own code, by an object of ours that is loaded with it: no permission over it is needed. To attach so,
+   * safepoke must have run it so.
+   */
+  readonly inside?: boolean;
   /** The only way in which code may be changed; functions that it cannot change are refused. None: what disturbs the target least. */
   readonly way?: WayName;
   /** Told what the session has done and met, a line at a time. */

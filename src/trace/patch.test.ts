@@ -16,6 +16,9 @@ function fakeMemory(bytes: Uint8Array): TargetMemory & { writes: number } {
     writes: 0,
     read: (address: number, length: number) => bytes.slice(address, address + length),
     readSome: (address: number, length: number) => bytes.slice(address, address + length),
+    changeCode: (address: number, _: Uint8Array, after: Uint8Array) => {
+      memory.write(address, after);
+    },
     write: (address: number, data: Uint8Array) => {
       memory.writes++;
       bytes.set(data, address);

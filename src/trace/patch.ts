@@ -1,5 +1,6 @@
 // Changing sites: whole spans at a time, each read, compared with what must be there, and written back in one go. Every
 // thread is held while changes are applied.
+import { isSafepokeError } from '../errors/index.js';
 import type { TargetMemory } from '../target/index.js';
 import { SITE_LENGTH } from '../x86/index.js';
 
@@ -94,6 +95,8 @@ interface Span {
  * was unloaded) needs nothing, and so does one that is made already (the library was loaded again).
  */
 export class PreparedChanges {
+  /** Indices of those that were not made since a signal handler ran that did not end. */
+  readonly left = new Set<number>();
   readonly changes: SiteChanges;
   readonly #memory: TargetMemory;
   readonly #spans: readonly Span[];
@@ -121,7 +124,17 @@ export class PreparedChanges {
       if (now.length < before.length) continue;
       const span = Buffer.compare(now, before) === 0 ? prepared : spanOf(changes, from, to, now);
       for (const index of span.foreign) foreign.add(index);
-      if (Buffer.compare(span.before, span.after) !== 0) this.#memory.write(start, span.after);
+      if (Buffer.compare(span.before, span.after) === 0) continue;
+      try {
+        this.#memory.changeCode(start, span.before, span.after);
+      } catch (error) {
+        if (!isSafepokeError(error) || error.code !== 'HANDLER_BUSY') throw error;
+        // Each site is as it was or as it is to be: those that are as they were are left so.
+        const left = new Set(changes.addresses.keys());
+        for (const index of appliedOnes(this.#memory, changes)) left.delete(index);
+        for (const index of left) this.left.add(index);
+        return foreign;
+      }
     }
     return foreign;
   }

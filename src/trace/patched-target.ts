@@ -1,9 +1,9 @@
 // A target with its sites changed: the part of a session that touches the process.
 import { AGENT_CALLS, Agent, HEAD_SIZE, type AgentOptions, type Cluster } from '../agent/index.js';
 import { CannotError, isSafepokeError } from '../errors/index.js';
+import type { InsideProcess } from '../inside/index.js';
 import {
   SYS,
-  hasEnded,
   processesSharing,
   readMaps,
   readStatus,
@@ -14,13 +14,14 @@ import {
 import {
   Hold,
   RemoteCalls,
-  TargetMemory,
   checkSeccomp,
   borrowCode,
   awaitUnshared,
   refuseShared,
   type HeldThread,
   type HoldTimes,
+  type Standstill,
+  type TargetMemory,
 } from '../target/index.js';
 import {
   PAGE,
@@ -32,6 +33,7 @@ import {
   putJump,
   restoreUnderBreakpoint,
 } from './patch.js';
+import { anyThread, fromInside, fromOutside, type Reach } from './reach.js';
 import type { PlannedSite, RefusedFunction, SessionRefusalReason } from './site-plan.js';
 import { NO_TEXT_RUNS, isOnlyOurs, planTextRuns, type TextRuns } from './text-runs.js';
 import { findSavedInstructionPointers, findTidOffset, knownThreads } from './thread-facts.js';
@@ -57,6 +59,8 @@ export interface PatchRequest {
   readonly way: WayName | undefined;
   /** A thread that we hold already, of a program that has not run; it is let go when all is done. */
   readonly adopted: Hold | undefined;
+  /** The program has our object loaded with it, and there is no ptrace. It waits to begin unless `hasBegun`. */
+  readonly inside: { readonly process: InsideProcess; readonly hasBegun: boolean } | undefined;
 }
 
 /** Sites in the order of their addresses, in clusters. */
@@ -94,6 +98,7 @@ export class PatchedTarget {
   readonly #pid: number;
   readonly #memory: TargetMemory;
   readonly #times: HoldTimes;
+  readonly #reach: Reach;
   readonly #changes: SiteChanges;
   readonly #text: TextRuns;
   /** No thread is in our code, and none will return into it. */
@@ -119,6 +124,10 @@ export class PatchedTarget {
     this.#pid = request.pid;
     this.#memory = request.memory;
     this.#times = request.times;
+    this.#reach =
+      request.inside === undefined
+        ? fromOutside(request.pid, request.memory)
+        : fromInside(request.inside.process);
     this.sites = sites;
     this.agent = agent;
     this.lanes = lanes;
@@ -147,12 +156,14 @@ export class PatchedTarget {
       first += members.length;
       return cluster;
     });
+    if (request.inside !== undefined) return patchInside(request, request.inside, sites, clusters);
     const withThread = !(readStatus(pid)?.get('State') ?? '').startsWith('T');
     // The vdso's, as a rule: looked for before anybody is held.
     const borrowed = borrowCode(pid, memory);
     const map = (hold: Hold): Agent => {
       const tidOffset = findTidOffset(pid, hold.threads, memory, request.modules);
-      return Agent.map(pid, hold, memory, borrowed, clusters, { ...request.agent, tidOffset, withThread });
+      const calls = new RemoteCalls(pid, hold.callableThread(), memory, borrowed);
+      return Agent.map(pid, calls, memory, clusters, { ...request.agent, tidOffset, withThread });
     };
     if (adopted !== undefined) {
       const agent = map(adopted);
@@ -244,7 +255,7 @@ export class PatchedTarget {
     if (undone.length === 0) return { restored: true, foreign: 0, breakpoints: 0 };
     const prepared = new PreparedChanges(this.#memory, undone);
     const isOurs = (address: number): boolean => this.agent.ownsCode(BigInt(address));
-    const hold = Hold.all(this.#pid, this.#times, this.agent.thread?.tid);
+    const hold = this.#reach.standAll(this.#times, this.agent.thread?.tid);
     try {
       const foreign = [...prepared.apply()];
       const breakpoints = foreign.filter((i) =>
@@ -292,14 +303,9 @@ export class PatchedTarget {
     // Nobody can get into our code any more. One thread unmaps it, quickly, as there is little left to free.
     if (!this.agent.dismissThread()) return false;
     this.agent.releaseShared();
-    const borrowed = borrowCode(this.#pid, this.#memory);
-    const one = Hold.one(this.#pid, anyThread(this.#pid, this.agent.thread?.tid), this.#times);
-    try {
-      if (this.agent.isPresent())
-        this.agent.remove(new RemoteCalls(this.#pid, one.callableThread(), this.#memory, borrowed));
-    } finally {
-      one.release();
-    }
+    this.#reach.withCalls(this.#times, this.agent.thread?.tid, (calls) => {
+      if (this.agent.isPresent()) this.agent.remove(calls);
+    });
     this.#isRemoved = true;
     return true;
   }
@@ -320,11 +326,12 @@ export class PatchedTarget {
       this.#sharing = this.#sharing.filter((other) => still.has(other));
       if (this.#sharing.length > 0) return false;
     }
-    if (!this.agent.areReturnsOwn()) {
-      const hold = Hold.all(this.#pid, this.#times, agentTid);
+    if (this.#reach.mustStandAll || !this.agent.areReturnsOwn()) {
+      const hold = this.#reach.standAll(this.#times, agentTid);
       try {
         if (anyoneInside(this.#pid, hold, this.#memory, isOurs)) return false;
         this.agent.restoreReturnAddresses();
+        if (!this.#reach.stillStand()) return false;
         this.#isUnused = true;
       } finally {
         hold.release();
@@ -372,7 +379,7 @@ function isInside(
 /** True if a held thread executes code of ours, or will return into it from a signal handler. */
 export function anyoneInside(
   pid: number,
-  hold: Hold,
+  hold: Standstill,
   memory: TargetMemory,
   isOurs: (rip: bigint) => boolean,
 ): boolean {
@@ -392,6 +399,34 @@ function undirtyPage(memory: TargetMemory, agent: Agent, registers: Registers): 
   const before = memory.read(page, PAGE);
   agent.thread?.call(SYS.madvise, page, PAGE, MADV_DONTNEED);
   if (Buffer.compare(memory.read(page, PAGE), before) !== 0) memory.write(page, before);
+}
+
+/** The same by the program's own agent: a program that has not begun waits, the threads of another are called together. */
+function patchInside(
+  request: PatchRequest,
+  { process, hasBegun }: { readonly process: InsideProcess; readonly hasBegun: boolean },
+  sites: readonly PlannedSite[],
+  clusters: readonly Cluster[],
+): PatchedTarget {
+  const { pid, memory, times } = request;
+  const tidOffset = findTidOffset(pid, [process.leader], memory, request.modules);
+  const options = { ...request.agent, tidOffset, withThread: true };
+  const agent = Agent.map(pid, process.calls, memory, clusters, options, process.resident);
+  let all: Standstill | undefined;
+  try {
+    agent.furnish(clusters);
+    agent.emit(clusters, (readThreads(pid) ?? []).length);
+    const ready = getReady(request, agent, sites);
+    const choice = chooseWays(request, ready);
+    const maps = readMaps(pid) ?? [];
+    all = hasBegun ? process.meet(times) : undefined;
+    return install(request, all ?? process.begin(), ready, choice, maps);
+  } catch (error) {
+    if (agent.isPresent()) agent.remove(process.calls);
+    throw error;
+  } finally {
+    all?.release();
+  }
 }
 
 /** Finds the runs of text that can be taken away, and tells the agent's thread, before anything is changed. */
@@ -419,12 +454,6 @@ function withdraw(pid: number, agent: Agent, times: HoldTimes, removeFrom: (hold
   } catch {
     agent.abandon();
   }
-}
-
-/** The leader, or another thread if the leader has ended before the rest. */
-function anyThread(pid: number, except = 0): number {
-  if (!hasEnded(pid)) return pid;
-  return (readThreads(pid) ?? []).find((tid) => tid !== pid && tid !== except) ?? pid;
 }
 
 /** All that is computed and emitted while no thread is held. */
@@ -510,7 +539,7 @@ function flipPages(request: PatchRequest, ready: Ready, choice: Choice): Patched
 /** All threads are held: gives them lanes, moves them out of the sites, changes the sites. */
 function install(
   request: PatchRequest,
-  hold: Hold,
+  hold: Standstill,
   ready: Ready,
   choice: Choice,
   maps: readonly Mapping[],
@@ -586,7 +615,18 @@ class Changing {
         this.#refused.set(i, 'thread-inside');
       }
     }
-    this.#apply(new HeldWay(this.#request.memory, changes), wanted);
+    const way = new HeldWay(this.#request.memory, changes);
+    if (this.#request.inside !== undefined) {
+      // What runs on while threads stand may keep us from making some changes: no function without the hooks then.
+      const hooks = new Set([...wanted].filter((i) => sites[i].kind === 'hook'));
+      this.#apply(way, hooks);
+      for (const i of hooks) wanted.delete(i);
+      if ([...hooks].some((i) => this.#refused.has(i))) {
+        for (const i of wanted) this.#refused.set(i, 'handler-busy');
+        return this;
+      }
+    }
+    this.#apply(way, wanted);
     return this;
   }
 
@@ -594,7 +634,10 @@ class Changing {
   finish(lanes: ReadonlyMap<number, number>): PatchedTarget | undefined {
     const { agent, sites, changes, text } = this.#ready;
     if (!this.#isComplete && this.#request.way === undefined) return undefined;
-    const refused = [...this.#refused].map(([i, reason]) => ({
+    const functions = [...this.#refused].filter(
+      ([i, why]) => why !== 'handler-busy' || sites[i].kind !== 'hook',
+    );
+    const refused = functions.map(([i, reason]) => ({
       function: sites[i].function,
       module: sites[i].module,
       reason,
@@ -608,12 +651,14 @@ class Changing {
     const all = this.#ready.changes.changes;
     const others = new Set(indices.size === all.length ? [] : all.addresses.keys());
     for (const i of indices) others.delete(i);
-    const { foreign, failed } = way.apply(all.without(others));
-    const numbered = foreign.size + failed.size === 0 ? [] : [...indices].sort((a, b) => a - b);
+    const { foreign, failed, busy } = way.apply(all.without(others));
+    const numbered = foreign.size + failed.size + busy.size === 0 ? [] : [...indices].sort((a, b) => a - b);
     for (const i of foreign) this.#refused.set(numbered[i], 'changed');
     for (const i of failed) this.#refused.set(numbered[i], 'needs-hold');
+    for (const i of busy) this.#refused.set(numbered[i], 'handler-busy');
     if (failed.size > 0) this.#isComplete = false;
-    this.#ways[way.name] = indices.size - foreign.size - failed.size;
+    const made = indices.size - foreign.size - failed.size;
+    this.#ways[way.name] = (this.#ways[way.name] ?? 0) + made;
   }
 }
 

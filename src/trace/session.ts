@@ -1,4 +1,5 @@
 import { isSafepokeError } from '../errors/index.js';
+import type { ProtocolCounts } from '../inside/index.js';
 import { SYS, haste, systemCall } from '../linux/index.js';
 import {
   CallBuilder,
@@ -56,6 +57,7 @@ const MAX_REMOVE_PAUSE_MS = 400;
 /** The memory of a process goes a moment before it is seen to have ended. */
 const END_TRIES = 40;
 const BYTES_PER_WORD = 4;
+const NS_PER_US = 1000;
 
 /** What a session is made of. */
 export interface SessionParts {
@@ -73,6 +75,8 @@ export interface SessionParts {
   readonly newestBytes: number | undefined;
   /** True once a library has been loaded that is to be traced as well. */
   readonly hasLoaded: () => boolean;
+  /** What the protocol has counted; undefined where code is changed from outside. */
+  readonly counts: (() => ProtocolCounts) | undefined;
   readonly onNote: (line: string) => void;
   /** Called last of all. */
   readonly close: () => void;
@@ -100,11 +104,14 @@ export class Session implements AsyncIterable<Call> {
   #wake: (() => void) | undefined;
   #detached = false;
   #summary: SessionSummary | undefined;
+  /** As they were when code was last changed: they go with the target. */
+  #counts: ProtocolCounts | undefined;
 
   constructor(parts: SessionParts) {
     this.#parts = parts;
     this.pid = parts.pid;
     this.info = new TraceInfo(parts.header);
+    this.#counts = parts.counts?.();
     if (parts.sink !== undefined) {
       const writer = new RecordingWriter(parts.sink, parts.header);
       this.#writer = parts.newestBytes === undefined ? writer : new NewestWriter(writer, parts.newestBytes);
@@ -262,6 +269,7 @@ export class Session implements AsyncIterable<Call> {
         haste.begin();
         try {
           restored = await this.#detach();
+          this.#counts = this.#parts.counts?.();
         } finally {
           haste.end();
         }
@@ -510,8 +518,14 @@ export class Session implements AsyncIterable<Call> {
       ended: why,
       exit_status: target?.kind === 'exited' ? target.status : null,
       exit_signal: target?.kind === 'killed' ? target.signal : null,
+      inside: this.#counts === undefined ? null : this.#tellCounts(this.#counts),
       calls,
     };
+  }
+
+  #tellCounts({ waits, longestWaitTicks, helperWrites }: ProtocolCounts): SessionSummary['inside'] {
+    const ns = longestWaitTicks * this.info.clock.nsPerTick;
+    return { waits, longest_wait_us: Math.round(ns / NS_PER_US), helper_writes: helperWrites };
   }
 
   #sleep(ms: number): Promise<void> {

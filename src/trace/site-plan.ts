@@ -18,13 +18,22 @@ import type { ModuleFunctions, ModuleSelection } from './selection.js';
 
 /** Reasons that only a running process, or the whole of a module, gives; the others are RefusalReason. */
 export type SessionRefusalReason =
-  RefusalReason | 'changed' | 'go-runtime' | 'managed-code' | 'needs-hold' | 'thread-inside' | 'out-of-reach';
+  | RefusalReason
+  | 'changed'
+  | 'go-runtime'
+  | 'handler-busy'
+  | 'managed-code'
+  | 'needs-hold'
+  | 'thread-inside'
+  | 'out-of-reach';
 
 export const SESSION_REFUSALS: Readonly<Record<SessionRefusalReason, string>> = {
   ...REFUSAL_EXPLANATIONS,
   changed: 'its bytes in memory are not those of the file: somebody else has changed them',
   'go-runtime': 'the Go runtime moves stacks and reads return addresses, which must stay its own',
   'managed-code': 'it belongs to a virtual machine, whose stacks are not those of C',
+  'handler-busy':
+    'a signal handler that ran while the threads stood still did not end, and code must not be changed under it',
   'needs-hold':
     'it can only be changed while all threads are held (its site is more than one instruction, or its page cannot be flipped), which --way page-flip rules out',
   'thread-inside': 'a signal handler will return into its first instructions',

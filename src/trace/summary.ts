@@ -34,6 +34,14 @@ export interface SessionSummary {
   readonly exit_status: number | null;
   /** The signal that killed the target, or null. */
   readonly exit_signal: number | null;
+  /** From inside only, and of the program's whole life: what the protocol counted, as the kernel's dyn_ftrace_total_info tells it. */
+  readonly inside: {
+    /** Times the patcher waited for signal handlers, and the longest of these waits. */
+    readonly waits: number;
+    readonly longest_wait_us: number;
+    /** Times a handler made the change under way. */
+    readonly helper_writes: number;
+  } | null;
   /** Entries recorded, by function. */
   readonly calls: Readonly<Record<string, number>>;
 }

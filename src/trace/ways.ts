@@ -21,6 +21,8 @@ export interface LeftAlone {
   readonly foreign: ReadonlySet<number>;
   /** Indices of sites that this way could not change now; they are as they were. */
   readonly failed: ReadonlySet<number>;
+  /** Indices of sites that a signal handler kept from being changed; they are as they were. */
+  readonly busy: ReadonlySet<number>;
 }
 
 /** One way, ready to be used. */
@@ -48,7 +50,7 @@ export class HeldWay implements Way {
     const isPrepared = changes === this.#prepared.changes;
     const prepared = isPrepared ? this.#prepared : new PreparedChanges(this.#memory, changes);
     try {
-      return { foreign: prepared.apply(), failed: NONE };
+      return { foreign: prepared.apply(), failed: NONE, busy: prepared.left };
     } catch (error) {
       new PreparedChanges(this.#memory, changes.reversed()).apply();
       throw error;
@@ -140,7 +142,7 @@ export class PageFlip implements Way {
       if (ready.includes(copy)) fail(copy.run);
       this.#agent.thread?.call(SYS.munmap, copy.at, copy.run.length);
     }
-    return { foreign, failed };
+    return { foreign, failed, busy: NONE };
   }
 
   /**

@@ -1,5 +1,5 @@
 import { hasEnded } from '../linux/index.js';
-import { Loader, TargetMemory, readModules } from '../target/index.js';
+import { Loader, OutsideMemory, readModules, type TargetMemory } from '../target/index.js';
 
 const POLL_MS = 1;
 
@@ -23,7 +23,7 @@ export async function whenLoaded(pid: number): Promise<boolean> {
 function loadedIn(pid: number): string | undefined {
   let memory: TargetMemory;
   try {
-    memory = new TargetMemory(pid);
+    memory = new OutsideMemory(pid);
   } catch {
     return undefined;
   }

@@ -25,7 +25,8 @@ export async function follow(
   const { session } = first;
   let last = first;
   for (let part = 2; goesOn(options, last); part++) {
-    if (!(await whenLoaded(session.pid))) break;
+    // From inside its own thread says what is loaded, and the library is there already.
+    if (options.inside !== true && !(await whenLoaded(session.pid))) break;
     const what = last.summary?.ended === 'exec' ? 'executes another program' : 'has loaded a library';
     terminal.note(`safepoke: process ${session.pid} ${what}: the trace goes on`);
     try {
@@ -68,6 +69,13 @@ function checkTogether(options: LiveOptions): void {
       tried: 'write the recording and the summary',
       why: 'both are to go to the same file',
       next: 'give two files',
+    });
+  }
+  if (options.inside === true && options.follow === true) {
+    throw new UsageError('FOLLOW_INSIDE', {
+      tried: 'follow a program from inside into the next',
+      why: 'nothing of ours is loaded with what it executes',
+      next: 'leave out one of --inside and --follow',
     });
   }
   if (options.keep === 'newest' && options.output === undefined) {

@@ -42,6 +42,7 @@ function sessionOptions(options: LiveOptions, terminal: Terminal): SessionOption
       : {}),
     ...(options.way === 'auto' ? {} : { way: options.way }),
     ...(options.followDlopen === true ? { untilLoaded: true } : {}),
+    ...(options.inside === true ? { inside: true } : {}),
     onNote: (line) => {
       terminal.warn(line);
     },

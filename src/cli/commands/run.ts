@@ -8,6 +8,7 @@ export const registerRun: RegisterCommand = (program, terminal, setStatus) => {
       .command('run')
       .description('start a program under trace, from its first instruction on')
       .argument('<program...>', 'the program and its arguments, behind --')
+      .option('--inside', 'without ptrace: the program changes its own code, by an object loaded with it')
       .passThroughOptions(),
   ).action(async (command: string[], options: LiveOptions) => {
     const [{ run }, { follow }, { statusOf }] = await Promise.all([

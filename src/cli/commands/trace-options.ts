@@ -17,6 +17,8 @@ export interface LiveOptions {
   readonly size?: string;
   readonly follow?: boolean;
   readonly followDlopen?: boolean;
+  /** `run` only. */
+  readonly inside?: boolean;
 }
 
 /** Gathers the values of an option that may be given several times. */

@@ -1,0 +1,84 @@
+// Whether a program can have our object loaded with it: known before it is started.
+import { closeSync, openSync, readFileSync, readSync, statSync } from 'node:fs';
+import { parseElf } from '../elf/index.js';
+import { CannotError } from '../errors/index.js';
+import { SYS, addressOf, systemCall } from '../linux/index.js';
+import { checkMachine } from '../target/index.js';
+
+/** BINPRM_BUF_SIZE, and how deep interpreters may be nested (fs/exec.c). */
+const HEAD_BYTES = 256;
+const MAX_INTERPRETERS = 5;
+const SET_ID_BITS = 0o6000;
+
+function refused(path: string, why: string, next: string): CannotError {
+  return new CannotError('NOT_INSIDE', { tried: `trace ${path} from inside`, why, next });
+}
+
+function readHead(path: string): Uint8Array {
+  const file = openSync(path, 'r');
+  try {
+    const bytes = new Uint8Array(HEAD_BYTES);
+    return bytes.subarray(0, readSync(file, bytes, 0, HEAD_BYTES, 0));
+  } finally {
+    closeSync(file);
+  }
+}
+
+/** The file that the kernel maps for a program: a script's interpreter. */
+function executableOf(path: string): string {
+  let file = path;
+  for (let depth = 0; depth < MAX_INTERPRETERS; depth++) {
+    const line = new TextDecoder('latin1').decode(readHead(file));
+    const interpreter = /^#![ \t]*([^ \t\n]+)/.exec(line);
+    if (interpreter === null) return file;
+    file = interpreter[1];
+  }
+  return file;
+}
+
+function hasCapabilities(path: string): boolean {
+  const encode = (text: string): Uint8Array => new TextEncoder().encode(`${text}\0`);
+  const [file, name] = [encode(path), encode('security.capability')];
+  return systemCall(SYS.getxattr, addressOf(file), addressOf(name), 0, 0) > 0;
+}
+
+/** @throws CannotError NOT_INSIDE, NOT_X86_64, NOT_STARTED */
+export function checkProgram(path: string): void {
+  let file: string;
+  let bytes: Uint8Array;
+  try {
+    file = executableOf(path);
+    bytes = readFileSync(file);
+  } catch (error) {
+    throw refused(
+      path,
+      `it cannot be read (${(error as NodeJS.ErrnoException).code ?? 'unknown'})`,
+      'run it without --inside',
+    );
+  }
+  checkMachine(bytes, `run ${file}`);
+  const { mode, uid, gid } = statSync(file);
+  const isOther = uid !== process.geteuid?.() || gid !== process.getegid?.();
+  if (((mode & SET_ID_BITS) !== 0 && isOther) || hasCapabilities(file)) {
+    throw refused(
+      path,
+      'it gets the rights of another user or capabilities, and the dynamic loader loads nothing with such a program',
+      'run safepoke as root, without --inside',
+    );
+  }
+  const { interpreter } = parseElf(bytes, file);
+  if (interpreter === undefined) {
+    throw refused(
+      path,
+      'it is a static program, with which no dynamic loader loads anything',
+      'run it without --inside',
+    );
+  }
+  if (interpreter.includes('musl')) {
+    throw refused(
+      path,
+      'its C library is musl, with which this has not been made to work',
+      'run it without --inside',
+    );
+  }
+}

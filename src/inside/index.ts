@@ -1,0 +1,1 @@
+export { InsideProcess, type ProtocolCounts } from './inside-process.js';

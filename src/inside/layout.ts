@@ -1,0 +1,122 @@
+// Where everything lies that is loaded with a program. Declared once: the emitted code and the tracer take their offsets from
+// here.
+//
+//   object   a shared object (shared-object.ts): code, and private data that a forked child gets a copy of
+//   block    a memfd that the tracer maps as well: the agent's pages, the rendezvous, a buffer for what goes over
+import { AGENT } from '../agent/index.js';
+import { DYNAMIC_ROOM } from '../elf/index.js';
+
+const PAGE = 4096;
+
+/** The signal that calls threads together: the last one, which SIGRTMAX does not name where our object is loaded. */
+export const RENDEZVOUS_SIGNAL = 64;
+
+/** Addresses in the object. */
+export const TEXT = 0x2000;
+export const OBJECT_DATA = 0x1_0000;
+
+/** Handlers of the program that can be told apart: a stub leads to each. */
+export const HANDLERS_MAX = 512;
+export const STUB_SIZE = 16;
+export const STUBS = OBJECT_DATA - HANDLERS_MAX * STUB_SIZE;
+
+const PRIVATE_START = OBJECT_DATA + DYNAMIC_ROOM;
+
+/** Addresses in the object's data. All u64 unless said. */
+export const PRIVATE = {
+  /** Distance of our thread-local word from the thread pointer, as the loader finds it. */
+  threadLocal: PRIVATE_START,
+  /** dlsym and __errno_location. */
+  dlsym: PRIVATE_START + 8,
+  errnoLocation: PRIVATE_START + 16,
+  /** Address of the block. */
+  block: PRIVATE_START + 24,
+  /** u32: descriptors that the program inherits from us: the block, the object. */
+  blockFile: PRIVATE_START + 32,
+  objectFile: PRIVATE_START + 36,
+  /** u32: the process that was traced; a forked child has another id. */
+  owner: PRIVATE_START + 40,
+  /** u32: the descriptor of /proc/self/mem of the agent's thread, which shares none of the program's. */
+  memoryFile: PRIVATE_START + 44,
+  /** Length of the span that a change is about. */
+  spanLength: PRIVATE_START + 48,
+  /** "LD_PRELOAD=/proc/self/fd/N", ended by a zero. */
+  preload: PRIVATE_START + 64,
+  memoryPath: PRIVATE_START + 128,
+  /** struct timespec: how long to wait before looking whether the tracer lives. */
+  patience: PRIVATE_START + 160,
+  /** struct kernel_sigaction of the rendezvous. */
+  action: PRIVATE_START + 176,
+  /** The protocol's words. */
+  protocol: PRIVATE_START + 256,
+  /** Addresses of the functions that ours stand before. */
+  real: PRIVATE_START + 1024,
+  /** Names of those, each ended by a zero. */
+  names: PRIVATE_START + 1536,
+  /** The program's handlers; 0: free. */
+  handlers: PRIVATE_START + 2560,
+  end: PRIVATE_START + 2560 + HANDLERS_MAX * 8,
+} as const;
+
+export const PRIVATE_SIZE = PRIVATE.end - PRIVATE_START;
+export const privateOffset = (address: number): number => address - PRIVATE_START;
+
+/** Offsets in the block. All u32 unless said. */
+export const BLOCK = {
+  agent: 0,
+  /** 1: the agent's thread serves, and the program waits. */
+  ready: AGENT.size,
+  /** 1: the program may begin. */
+  go: AGENT.size + 4,
+  /** Even: no rendezvous. Odd: one has been called; a thread waits until the number is another. */
+  generation: AGENT.size + 8,
+  /** Places ever taken: one that is late to leave keeps its own while others take further ones. */
+  taken: AGENT.size + 12,
+  /** The agent's thread's id, as the process knows it; the process's own. */
+  agentTid: AGENT.size + 20,
+  pid: AGENT.size + 24,
+  /** u64: address at which the object is loaded. */
+  object: AGENT.size + 32,
+  /** u64: table of changes for the agent's thread to make, how many, how many are made; the status of the first that failed. */
+  changes: AGENT.size + 40,
+  changeCount: AGENT.size + 48,
+  changed: AGENT.size + 52,
+  changeStatus: AGENT.size + 56,
+  /** i32: the agent's thread's descriptor of the memory; negative: it got none. */
+  memoryFile: AGENT.size + 60,
+  /** u64: address of the block itself in the target. */
+  address: AGENT.size + 64,
+  /** 1: the first thread has told where it is, and waits. */
+  waiting: AGENT.size + 72,
+  /** 1: the agent's thread is to give up a change for which it waits. */
+  abandon: AGENT.size + 76,
+  /** u64: its stack pointer at the change. */
+  changeStack: AGENT.size + 80,
+  places: AGENT.size + PAGE,
+  buffer: AGENT.size + PAGE + 64 * PAGE,
+  size: AGENT.size + PAGE + 64 * PAGE + (4 << 20),
+} as const;
+
+export const BUFFER_SIZE = BLOCK.size - BLOCK.buffer;
+
+/** What a thread tells of itself in a rendezvous. All u64. */
+export const PLACE = {
+  /** Its id as the process knows it; stored last. */
+  tid: 0,
+  rip: 8,
+  rsp: 16,
+  fsBase: 24,
+  /** 1: rip is to be changed when it leaves. */
+  isMoved: 32,
+  /** Handlers that it was in. */
+  nested: 40,
+  /** 1: it has left. It never will if a handler that ran meanwhile has jumped elsewhere. */
+  hasLeft: 48,
+  size: 64,
+} as const;
+
+/** A power of two: they are used in turn. */
+export const PLACES_MAX = (BLOCK.buffer - BLOCK.places) / PLACE.size;
+
+/** An entry of the table of changes. All u64. */
+export const CHANGE = { address: 0, before: 8, after: 16, length: 24, size: 32 } as const;

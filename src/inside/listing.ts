@@ -1,0 +1,679 @@
+// The code that is loaded with a program, but for the protocol itself, which is lowered from its definition, and the stubs of
+// handlers (shared-object.ts).
+//
+//   init         called by the dynamic loader before all else: maps the block, starts the agent's thread, waits until the tracer
+//                has changed the code, and leaves no trace of us in environment and descriptors
+//   agent        the agent's thread: the same commands as where it was injected, and one more: to make changes
+//   rendezvous   the handler of the signal that calls threads together: tells where the thread was, waits, goes back
+//   shim         runs instead of each handler of the program: the protocol's `nmi`, whose handlers are the program's
+//   wrappers     stand before the C library's functions that install handlers and change masks
+//
+// The shim and the wrappers have the frame of "push rbp; mov rbp, rsp" all along, and unwind tables that say so: an exception or
+// a cancellation that goes through them finds its way. While a handler runs the rendezvous is masked, as stop-machine cannot get
+// hold of a CPU in an NMI; a thread in which it is not, though it has counted itself, was left by a jump, or unmasked it.
+import { AGENT, AGENT_THREAD_FLAGS_APART, FURTHER_ACTION, agentThreadListing } from '../agent/index.js';
+import { FUTEX_OWNER_DIED, MAP, PROT, SYS } from '../linux/index.js';
+import type { Protocol } from '../protocol/index.js';
+import { FALSE_EINTR } from '../target/index.js';
+import { SYNC_CORE, type LoweredProtocol } from '../x86/index.js';
+import {
+  BLOCK,
+  BUFFER_SIZE,
+  CHANGE,
+  HANDLERS_MAX,
+  PLACE,
+  PLACES_MAX,
+  PRIVATE,
+  RENDEZVOUS_SIGNAL,
+  STUBS,
+  STUB_SIZE,
+} from './layout.js';
+import { realSlot, wrapped, wrappersListing } from './wrappers.js';
+
+/** Called by the protocol while its patcher waits. */
+export const WHILE_WAITING = 'patcher_waits';
+
+/** What the agent's thread can do besides. */
+export const MAKE_CHANGES = FURTHER_ACTION;
+
+/** FUTEX_WAIT and FUTEX_WAKE, shared with the tracer. */
+const FUTEX_WAIT = 0;
+const FUTEX_WAKE = 1;
+const EVERYBODY = 0x7fff_ffff;
+const ALL_SIGNALS = -1;
+const SIG_SETMASK = 2;
+const SIGNAL_SET_BYTES = 8;
+const ENOSYS = 38;
+const EINTR = -4;
+const EFAULT = -14;
+export const EBUSY = -16;
+const O_RDWR = 2;
+const O_CLOEXEC = 0x8_0000;
+const RTLD_NEXT = -1;
+/** Exit status where our memory cannot be mapped. */
+export const NO_BLOCK_STATUS = 125;
+
+/** In struct ucontext: gregs, arch/x86/include/uapi/asm/sigcontext.h. */
+const CONTEXT = { rax: 144, rcx: 152, rsp: 160, rip: 168 } as const;
+
+/** `syscall`, and what C libraries put the number into eax with before it: at most so many bytes before. */
+const FARTHEST_NUMBER = 24;
+const SYSCALL = 0x050f;
+const MOV_EAX = -0x48;
+const XOR_EAX_EAX = -0x3fcf;
+
+/** Calls that no restart flag makes go on after a handler (signal(7)), besides: poll, select, pause, nanosleep, msgrcv, futex, ... */
+const RESTARTED = [...FALSE_EINTR, 7, 23, 34, 35, 69, 70, 130, 202, 230, 270, 271] as const;
+
+/** Bytes of our thread-local storage: u32 handlers that the thread is in; u32 handlers that it has ever begun. */
+export const THREAD_LOCAL = { nested: 0, begun: 4, size: 8 } as const;
+
+/** Below rbp in the shim: r15, rbx, the three arguments, the handler's number; then the protocol's frame. */
+const SHIM = { signal: 24, info: 32, context: 40, handler: 48, room: 64 } as const;
+
+/** On the stack of a thread in the rendezvous: counts still to be taken back and made again, handlers begun, a mask. */
+const STAND = { toLeave: 0, toEnter: 8, begun: 16, mask: 24, size: 40 } as const;
+
+export function insideListing(protocol: Protocol, lowered: LoweredProtocol): string {
+  const shimFrame = -(SHIM.room + lowered.frameSize);
+  return `
+init:                                       ; rdi argc, rsi argv, rdx envp
+    push rbp
+    mov rbp, rsp
+    push rbx
+    push r12
+    push r13
+    push r14
+    push r15
+    sub rsp, 24
+    mov r12, rdx
+    mov eax, ${SYS.mmap}
+    xor edi, edi
+    mov esi, ${BLOCK.size}
+    mov edx, ${PROT.read | PROT.write}
+    mov r10d, ${MAP.shared}
+    mov r8d, [rel ${PRIVATE.blockFile}]
+    xor r9d, r9d
+    syscall
+    cmp rax, -4096
+    ja init_no_block
+    mov rbx, rax
+    mov [rel ${PRIVATE.block}], rax
+    mov [rbx+${BLOCK.address}], rax
+    lea rax, [rel 0]
+    mov [rbx+${BLOCK.object}], rax
+    lea rax, [rel agent]
+    mov [rbx+${AGENT.stack}], rax
+    mov eax, ${SYS.getpid}
+    syscall
+    mov [rel ${PRIVATE.owner}], eax
+    mov [rbx+${BLOCK.pid}], eax
+    ; the signal of the rendezvous, and the agent's thread with all signals blocked
+    lea rax, [rel rendezvous]
+    mov [rel ${PRIVATE.action}], rax
+    lea rax, [rel restorer]
+    mov [rel ${PRIVATE.action + 16}], rax
+    mov eax, ${SYS.rt_sigaction}
+    mov edi, ${RENDEZVOUS_SIGNAL}
+    lea rsi, [rel ${PRIVATE.action}]
+    xor edx, edx
+    mov r10d, ${SIGNAL_SET_BYTES}
+    syscall
+    mov qword [rsp], ${ALL_SIGNALS}
+    mov eax, ${SYS.rt_sigprocmask}
+    mov edi, ${SIG_SETMASK}
+    mov rsi, rsp
+    lea rdx, [rsp+8]
+    mov r10d, ${SIGNAL_SET_BYTES}
+    syscall
+    mov eax, ${SYS.clone}
+    mov edi, ${AGENT_THREAD_FLAGS_APART}
+    lea rsi, [rbx+${AGENT.stack}]
+    xor edx, edx
+    xor r10d, r10d
+    lea r8, [rbx+${AGENT.threadBlock}]
+    mov r9, rbx
+    syscall
+    test rax, rax
+    jne init_parent
+    ret                                     ; the new thread: to agent
+init_parent:
+    js init_no_block
+    mov [rbx+${BLOCK.agentTid}], eax
+    mov eax, ${SYS.rt_sigprocmask}
+    mov edi, ${SIG_SETMASK}
+    lea rsi, [rsp+8]
+    xor edx, edx
+    mov r10d, ${SIGNAL_SET_BYTES}
+    syscall
+${wrapped
+  .map(
+    ({ name }, index) => `
+    mov rdi, ${RTLD_NEXT}
+    lea rsi, [rel ${wrapped[index].nameAddress}]
+    call qword [rel ${PRIVATE.dlsym}]
+    test rax, rax
+    jne init_found_${name}
+    lea rax, [rel missing]
+init_found_${name}:
+    mov [rel ${realSlot(name)}], rax`,
+  )
+  .join('\n')}
+    ; the first place of a rendezvous that is over when the program may begin
+    lea r14, [rbx+${BLOCK.places}]
+    lea rax, [rel init_wait]
+    mov [r14+${PLACE.rip}], rax
+    lea rax, [rsp-256]
+    mov [r14+${PLACE.rsp}], rax
+    rdfsbase rax
+    mov [r14+${PLACE.fsBase}], rax
+    mov eax, ${SYS.gettid}
+    syscall
+    mov [r14+${PLACE.tid}], rax
+    mov dword [rbx+${BLOCK.waiting}], 1
+init_wait:
+    cmp dword [rbx+${BLOCK.go}], 0
+    jne init_go
+    mov eax, [rbx+${AGENT.owner}]
+    test eax, ${FUTEX_OWNER_DIED}
+    jne init_go
+    mov eax, ${SYS.futex}
+    lea rdi, [rbx+${BLOCK.go}]
+    mov esi, ${FUTEX_WAIT}
+    xor edx, edx
+    lea r10, [rel ${PRIVATE.patience}]
+    syscall
+    jmp init_wait
+init_go:
+    mov eax, ${SYS.close}
+    mov edi, [rel ${PRIVATE.blockFile}]
+    syscall
+    mov eax, ${SYS.close}
+    mov edi, [rel ${PRIVATE.objectFile}]
+    syscall
+    ; our LD_PRELOAD is the last; what the program's children get is the one before it, if there was one
+    mov rdi, r12
+init_variable:
+    mov rsi, [rdi]
+    test rsi, rsi
+    je init_done
+    lea rdx, [rel ${PRIVATE.preload}]
+init_letter:
+    mov al, byte [rdx]
+    test al, al
+    je init_remove
+    cmp al, byte [rsi]
+    jne init_next_variable
+    add rsi, 1
+    add rdx, 1
+    jmp init_letter
+init_remove:
+    mov rax, [rdi+8]
+    mov [rdi], rax
+    add rdi, 8
+    test rax, rax
+    jne init_remove
+    jmp init_done
+init_next_variable:
+    add rdi, 8
+    jmp init_variable
+init_done:
+    lea rsp, [rbp-40]
+    pop r15
+    pop r14
+    pop r13
+    pop r12
+    pop rbx
+    pop rbp
+    ret
+init_no_block:
+    mov eax, ${SYS.exit_group}
+    mov edi, ${NO_BLOCK_STATUS}
+    syscall
+    ud2
+
+; ---- the agent's thread: r9 the block
+agent:
+    mov eax, ${SYS.close_range}             ; the program's descriptors are none of ours
+    xor edi, edi
+    mov esi, -1
+    xor edx, edx
+    syscall
+    mov eax, ${SYS.open}
+    lea rdi, [rel ${PRIVATE.memoryPath}]
+    mov esi, ${O_RDWR | O_CLOEXEC}
+    syscall
+    mov [rel ${PRIVATE.memoryFile}], eax
+    mov [r9+${BLOCK.memoryFile}], eax
+    mov dword [r9+${BLOCK.ready}], 1
+${agentThreadListing([{ action: MAKE_CHANGES, label: 'make_changes' }], 'release_all')}
+
+release_all:                                ; nobody will: the tracer has died
+    mov eax, [rbx+${BLOCK.generation}]
+    test eax, 1
+    je release_done
+    lock add dword [rbx+${BLOCK.generation}], 1
+release_done:
+    mov eax, ${SYS.futex}
+    lea rdi, [rbx+${BLOCK.generation}]
+    mov esi, ${FUTEX_WAKE}
+    mov edx, ${EVERYBODY}
+    syscall
+    ret
+
+make_changes:
+    push r14
+    mov r12, [rbx+${BLOCK.changes}]
+    mov r13d, [rbx+${BLOCK.changeCount}]
+    mov dword [rbx+${BLOCK.changed}], 0
+    mov dword [rbx+${BLOCK.changeStatus}], 0
+    lea r15, [rel ${PRIVATE.protocol}]
+    sub rsp, ${lowered.frameSize}
+    mov rbp, rsp
+    mov [rbx+${BLOCK.changeStack}], rsp
+make_next_change:
+    test r13, r13
+    je made_changes
+    mov rax, [r12+${CHANGE.address}]
+    mov [rbp+${slot(lowered, 'ip')}], rax
+    mov rax, [r12+${CHANGE.before}]
+    mov [rbp+${slot(lowered, 'old_code')}], rax
+    mov rax, [r12+${CHANGE.after}]
+    mov [rbp+${slot(lowered, 'new_code')}], rax
+    mov rax, [r12+${CHANGE.length}]
+    mov [rel ${PRIVATE.spanLength}], rax
+    call ${protocol.patch}
+    mov eax, [rbp+${slot(lowered, 'result')}]
+    test eax, eax
+    jne change_failed
+    add dword [rbx+${BLOCK.changed}], 1
+    add r12, ${CHANGE.size}
+    sub r13, 1
+    jmp make_next_change
+change_failed:
+    mov [rbx+${BLOCK.changeStatus}], eax
+made_changes:
+    add rsp, ${lowered.frameSize}
+    pop r14
+    jmp served
+
+; A handler that waits for a thread that stands still would never end, nor would the patcher's wait for it.
+${WHILE_WAITING}:
+    push rax
+    mov rax, [rel ${PRIVATE.block}]
+    cmp dword [rax+${BLOCK.abandon}], 0
+    pop rax
+    jne give_up_change
+    ret
+give_up_change:
+    mov rbx, [rel ${PRIVATE.block}]
+    mov rsp, [rbx+${BLOCK.changeStack}]
+    mov eax, ${EBUSY}
+    jmp change_failed
+
+; probe_kernel_write, of a whole span: rdi site, rsi code. By the agent's thread, or by a handler that helps
+write_text:
+    push rbx
+    push r12
+    push r13
+    mov r12, rdi
+    mov r13, rsi
+    mov rbx, [rel ${PRIVATE.block}]
+    mov rax, rsp
+    sub rax, rbx
+    cmp rax, ${AGENT.size}
+    mov edi, [rel ${PRIVATE.memoryFile}]
+    jb write_text_now                       ; on the agent's stack
+    mov eax, ${SYS.open}
+    lea rdi, [rel ${PRIVATE.memoryPath}]
+    mov esi, ${O_RDWR | O_CLOEXEC}
+    syscall
+    test eax, eax
+    js write_text_wait
+    mov edi, eax
+    call write_span
+    push rax
+    mov eax, ${SYS.close}
+    syscall
+    pop rax
+    jmp write_text_end
+write_text_wait:                            ; no descriptor is left: let the agent's thread do it, and go on when it has
+    pause
+    mov eax, [rel ${PRIVATE.protocol + flagOffset(lowered)}]
+    test eax, eax
+    js write_text_wait
+    xor eax, eax
+    jmp write_text_end
+write_text_now:
+    call write_span
+write_text_end:
+    pop r13
+    pop r12
+    pop rbx
+    ret
+write_span:                                 ; edi the memory file
+    mov rsi, r13
+    mov rdx, [rel ${PRIVATE.spanLength}]
+    mov r10, r12
+    mov eax, ${SYS.pwrite64}
+    syscall
+    cmp rax, rdx
+    jne write_span_failed
+    xor eax, eax
+    ret
+write_span_failed:
+    mov eax, ${EFAULT}
+    ret
+
+compare_text:                               ; rdi site, rsi code; by the agent's thread only
+    push rsi
+    mov r10, rdi
+    mov edi, [rel ${PRIVATE.memoryFile}]
+    mov rsi, [rel ${PRIVATE.block}]
+    add rsi, ${BLOCK.buffer + BUFFER_SIZE - SCRATCH}
+    mov rdx, [rel ${PRIVATE.spanLength}]
+    mov eax, ${SYS.pread64}
+    syscall
+    pop rdi
+    cmp rax, rdx
+    jne compare_text_unreadable
+compare_text_byte:
+    sub rdx, 1
+    js compare_text_same
+    mov al, byte [rdi+rdx]
+    cmp al, byte [rsi+rdx]
+    je compare_text_byte
+    mov eax, 1
+    ret
+compare_text_same:
+    xor eax, eax
+    ret
+compare_text_unreadable:
+    mov eax, ${EFAULT}
+    ret
+${SYNC_CORE}
+
+; ---- the rendezvous: rdx struct ucontext
+rendezvous:
+    push rbp
+    push rbx
+    push r12
+    push r13
+    push r14
+    push r15
+    sub rsp, ${STAND.size + lowered.frameSize}
+    mov r12, rdx
+    mov rbx, [rel ${PRIVATE.block}]
+    mov eax, ${SYS.getpid}
+    syscall
+    cmp eax, [rel ${PRIVATE.owner}]
+    jne rendezvous_over                     ; a forked child
+    mov r13d, [rbx+${BLOCK.generation}]
+    test r13d, 1
+    je rendezvous_over
+    mov eax, 1
+    lock xadd dword [rbx+${BLOCK.taken}], eax
+    and eax, ${PLACES_MAX - 1}
+    shl rax, ${Math.log2(PLACE.size)}
+    lea r14, [rbx+rax+${BLOCK.places}]
+    mov rax, [r12+${CONTEXT.rip}]
+    mov [r14+${PLACE.rip}], rax
+    mov rax, [r12+${CONTEXT.rsp}]
+    mov [r14+${PLACE.rsp}], rax
+    mov qword [r14+${PLACE.isMoved}], 0
+    mov qword [r14+${PLACE.hasLeft}], 0
+    call thread_local
+    xor ecx, ecx
+    xor edx, edx
+    test rax, rax
+    je rendezvous_alone
+    mov ecx, [rax+${THREAD_LOCAL.nested}]
+    mov edx, [rax+${THREAD_LOCAL.begun}]
+rendezvous_alone:
+    mov [r14+${PLACE.nested}], rcx
+    mov [rsp+${STAND.toLeave}], rcx
+    mov [rsp+${STAND.toEnter}], rcx
+    mov [rsp+${STAND.begun}], rdx
+    rdfsbase rax
+    mov [r14+${PLACE.fsBase}], rax
+    lea r15, [rel ${PRIVATE.protocol}]
+    lea rbp, [rsp+${STAND.size}]
+rendezvous_uncount:                         ; a thread that stands here is in no handler, whatever it has counted
+    sub qword [rsp+${STAND.toLeave}], 1
+    js rendezvous_uncounted
+    call ftrace_nmi_exit
+    jmp rendezvous_uncount
+rendezvous_uncounted:
+    mov eax, ${SYS.gettid}
+    syscall
+    mov [r14+${PLACE.tid}], rax
+rendezvous_wait:
+    cmp dword [rbx+${BLOCK.generation}], r13d
+    jne rendezvous_count
+    mov eax, ${SYS.futex}
+    lea rdi, [rbx+${BLOCK.generation}]
+    mov esi, ${FUTEX_WAIT}
+    mov edx, r13d
+    xor r10d, r10d
+    syscall
+    jmp rendezvous_wait
+rendezvous_count:
+    sub qword [rsp+${STAND.toEnter}], 1
+    js rendezvous_counted
+    call ftrace_nmi_enter
+    jmp rendezvous_count
+rendezvous_counted:
+    mov qword [rsp+${STAND.mask}], ${ALL_SIGNALS} ; until the way back, so that what is found now stays true
+    mov eax, ${SYS.rt_sigprocmask}
+    mov edi, ${SIG_SETMASK}
+    lea rsi, [rsp+${STAND.mask}]
+    xor edx, edx
+    mov r10d, ${SIGNAL_SET_BYTES}
+    syscall
+    cmp qword [r14+${PLACE.isMoved}], 0
+    je rendezvous_unmoved
+    mov rax, [r14+${PLACE.rip}]
+    mov [r12+${CONTEXT.rip}], rax
+    jmp rendezvous_leave
+rendezvous_unmoved:
+    call thread_local
+    test rax, rax
+    je rendezvous_leave
+    mov edx, [rax+${THREAD_LOCAL.begun}]
+    cmp rdx, [rsp+${STAND.begun}]
+    jne rendezvous_leave                    ; a handler has run: where the call fails with EINTR, that is the truth
+    call restart_call
+rendezvous_leave:
+    mov eax, ${SYS.getpid}
+    syscall
+    cmp eax, [rel ${PRIVATE.owner}]
+    jne rendezvous_over                     ; forked meanwhile, by a handler
+    mov qword [r14+${PLACE.hasLeft}], 1
+rendezvous_over:
+    add rsp, ${STAND.size + lowered.frameSize}
+    pop r15
+    pop r14
+    pop r13
+    pop r12
+    pop rbx
+    pop rbp
+    ret
+
+; A call that fails with EINTR because of us, and of nothing else, is made once more. r12 struct ucontext
+restart_call:
+    cmp qword [r12+${CONTEXT.rax}], ${EINTR}
+    jne restart_not
+    mov rdx, [r12+${CONTEXT.rip}]
+    cmp rdx, [r12+${CONTEXT.rcx}]           ; as syscall leaves it
+    jne restart_not
+    lea rax, [rel syscall.made]
+    cmp rdx, rax
+    je restart_own
+    mov eax, edx
+    and eax, 4095
+    cmp eax, ${FARTHEST_NUMBER}
+    jb restart_not                          ; not beyond the page
+    cmp word [rdx-2], ${SYSCALL}
+    jne restart_not
+    xor eax, eax
+    cmp word [rdx-4], ${XOR_EAX_EAX}
+    je restart_known
+    mov rcx, rdx
+restart_look:                               ; for mov eax, number, with some other moves behind it perhaps
+    sub rcx, 1
+    mov rax, rdx
+    sub rax, rcx
+    cmp rax, ${FARTHEST_NUMBER}
+    ja restart_not
+    cmp byte [rcx-6], ${MOV_EAX}
+    jne restart_look
+    mov eax, [rcx-5]
+${RESTARTED.map((n) => `    cmp eax, ${n}\n    je restart_now`).join('\n')}
+    jmp restart_look
+restart_own:                                ; our own syscall function has the number on the stack
+    mov rax, [r12+${CONTEXT.rsp}]
+    mov rax, [rax]
+restart_known:
+${RESTARTED.map((n) => `    cmp eax, ${n}\n    je restart_now`).join('\n')}
+restart_not:
+    ret
+restart_now:
+    mov [r12+${CONTEXT.rax}], rax
+    sub rdx, 2
+    mov [r12+${CONTEXT.rip}], rdx
+    ret
+
+thread_local:                               ; rax: the thread's own words; 0 where it has no thread block
+    rdfsbase rax
+    test rax, rax
+    je thread_local_none
+    add rax, [rel ${PRIVATE.threadLocal}]
+thread_local_none:
+    ret
+
+    nop                                     ; unwinders look up the instruction before, and must find nothing
+restorer:
+    mov rax, ${SYS.rt_sigreturn}            ; these bytes tell unwinders that a signal frame is here
+    syscall
+
+missing:
+    call qword [rel ${PRIVATE.errnoLocation}]
+    mov dword [rax], ${ENOSYS}
+    mov rax, -1
+    ret
+
+; ---- from here on: push rbp; mov rbp, rsp
+unwind_begin:
+shim:                                       ; eax number of the handler; rdi, rsi, rdx its arguments
+    push rbp
+    mov rbp, rsp
+    push r15
+    push rbx
+    sub rsp, ${SHIM.room + lowered.frameSize - 16}
+    mov [rbp-${SHIM.signal}], rdi
+    mov [rbp-${SHIM.info}], rsi
+    mov [rbp-${SHIM.context}], rdx
+    mov [rbp-${SHIM.handler}], rax
+    mov rbx, rbp
+    lea rbp, [rbx${shimFrame}]
+    lea r15, [rel ${PRIVATE.protocol}]
+    call ${protocol.nmi}
+    mov rbp, rbx
+    lea rsp, [rbp-16]
+    pop rbx
+    pop r15
+    pop rbp
+    ret
+
+traced_lockdep_off:
+    ret
+
+traced_handlers:                            ; rbx the shim's frame
+    call thread_local
+    test rax, rax
+    je handler_begin
+    add dword [rax+${THREAD_LOCAL.nested}], 1
+    add dword [rax+${THREAD_LOCAL.begun}], 1
+handler_begin:
+    mov rbp, rbx
+    mov rdi, [rbp-${SHIM.signal}]
+    mov rsi, [rbp-${SHIM.info}]
+    mov rdx, [rbp-${SHIM.context}]
+    mov rcx, [rbp-${SHIM.handler}]
+    lea rax, [rel ${PRIVATE.handlers}]
+    mov rcx, [rax+rcx*8]
+    xor eax, eax
+    call rcx
+    lea rbp, [rbx${shimFrame}]
+    call thread_local
+    test rax, rax
+    je handler_end
+    sub dword [rax+${THREAD_LOCAL.nested}], 1 ; before it is taken out of the count: too high a count harms nobody
+handler_end:
+    ret
+
+${wrappersListing()}
+unwind_end:
+
+; ---- handlers and stubs: rax a handler -> its stub, and back. Only rax, rcx, r10 and r11 change.
+stub_of:
+    cmp rax, 4095                           ; SIG_DFL, SIG_IGN, SIG_HOLD
+    jbe stub_same
+    cmp rax, -4096                          ; SIG_ERR
+    jae stub_same
+    lea r10, [rel ${STUBS}]
+    mov rcx, rax
+    sub rcx, r10
+    cmp rcx, ${HANDLERS_MAX * STUB_SIZE}
+    jb stub_same
+    mov r11, rax
+    lea r10, [rel ${PRIVATE.handlers}]
+    xor ecx, ecx
+stub_look:
+    mov rax, [r10+rcx*8]
+    cmp rax, r11
+    je stub_found
+    test rax, rax
+    jne stub_other
+    lock cmpxchg qword [r10+rcx*8], r11     ; two threads may want the same place
+    je stub_found
+    cmp rax, r11
+    je stub_found
+stub_other:
+    add ecx, 1
+    cmp ecx, ${HANDLERS_MAX}
+    jb stub_look
+    mov rax, r11                            ; no place is left: the tracer will see that it has no shim
+    ret
+stub_found:
+    shl rcx, ${Math.log2(STUB_SIZE)}
+    lea rax, [rel ${STUBS}]
+    add rax, rcx
+stub_same:
+    ret
+
+handler_of:
+    lea r10, [rel ${STUBS}]
+    mov rcx, rax
+    sub rcx, r10
+    cmp rcx, ${HANDLERS_MAX * STUB_SIZE}
+    jae stub_same
+    shr rcx, ${Math.log2(STUB_SIZE)}
+    lea r10, [rel ${PRIVATE.handlers}]
+    mov rax, [r10+rcx*8]
+    ret
+${lowered.listing}
+`;
+}
+
+/** Bytes at the end of the buffer in which a span is compared. */
+export const SCRATCH = 16384;
+
+function slot(lowered: LoweredProtocol, name: string): number {
+  return lowered.slots.get(name) ?? 0;
+}
+
+/** The word that holds the flag in its sign. */
+function flagOffset(lowered: LoweredProtocol): number {
+  return lowered.words.get('nmi_running')?.offset ?? 0;
+}

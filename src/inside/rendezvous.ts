@@ -1,0 +1,210 @@
+// All threads of a process, standing in our signal's handler: what a hold is from outside, without any permission. The agent's
+// thread sends each the signal; each tells where it was, and waits. Nobody's signals are blocked meanwhile but ours: handlers of
+// the program run on top, as NMIs do on CPUs that a stop-machine has parked.
+import type { AgentThread } from '../agent/index.js';
+import { CannotError } from '../errors/index.js';
+import {
+  Registers,
+  SYS,
+  hasEnded,
+  readStatus,
+  readThreads,
+  systemCall,
+  urgency,
+  type OwnMapping,
+} from '../linux/index.js';
+import { pause, type HeldThread, type HoldTimes, type Standstill } from '../target/index.js';
+import { BLOCK, PLACE, PLACES_MAX, RENDEZVOUS_SIGNAL } from './layout.js';
+
+/** How long the others wait for one that does not come, and how often that is tried: it may wait for one of them. */
+const PATIENCE_MS = 200;
+const TRIES = 12;
+const RETRY_PAUSE_MS = 50;
+/** Those that leave a rendezvous need a processor for it. */
+const LEAVE_PATIENCE_MS = 100;
+const EAGER_POLLS = 8;
+/** Threads may end, or be made, while the others come. */
+const LOOK_MS = 4;
+const POLL_PAUSE_MS = 0.05;
+const FUTEX_WAKE = 1;
+const EVERYBODY = 0x7fff_ffff;
+const RENDEZVOUS_BIT = 1n << BigInt(RENDEZVOUS_SIGNAL - 1);
+
+/** Makes the threads of one process meet, one rendezvous after the other. */
+export class Meetings {
+  readonly #pid: number;
+  readonly #thread: AgentThread;
+  readonly #block: OwnMapping;
+  readonly #words: Int32Array;
+  readonly #longs: BigUint64Array;
+  /** Number of the first place of the last rendezvous. */
+  #first = 0;
+
+  constructor(pid: number, thread: AgentThread, block: OwnMapping) {
+    this.#pid = pid;
+    this.#thread = thread;
+    this.#block = block;
+    this.#words = new Int32Array(block.bytes);
+    this.#longs = new BigUint64Array(block.bytes);
+  }
+
+  /** The first thread, which waits in the object's initialiser: it has not begun, so that standing still costs it nothing. */
+  first(): Standstill {
+    const thread = this.#threadAt(0, this.#pid, performance.now());
+    return {
+      threads: [thread],
+      writeRegisters: () => undefined,
+      release: () => {
+        this.#words[BLOCK.go / 4] = 1;
+        this.#wake(BLOCK.go);
+      },
+    };
+  }
+
+  /** Has all threads meet. @throws CannotError WILL_NOT_STOP */
+  all(times: HoldTimes): Standstill {
+    let missing: readonly number[] = [];
+    for (let tries = 0; tries < TRIES; tries++) {
+      if (tries > 0) pause(RETRY_PAUSE_MS);
+      const met = this.#call(times);
+      if ('threads' in met) return met;
+      missing = met.missing;
+    }
+    throw new CannotError('WILL_NOT_STOP', {
+      tried: `have all threads of process ${this.#pid} meet`,
+      why: missing.map((tid) => `thread ${tid} does not come (${this.#reason(tid)})`).join(', '),
+      next: 'try again when it is not waiting in the kernel, and does not block every signal',
+    });
+  }
+
+  #reason(tid: number): string {
+    const status = readStatus(this.#pid, tid);
+    const blocked = BigInt(`0x${status?.get('SigBlk') ?? '0'}`);
+    if ((blocked & RENDEZVOUS_BIT) !== 0n) return 'it is in a signal handler, or blocks every signal';
+    return `state ${status?.get('State') ?? 'unknown'}`;
+  }
+
+  #call(times: HoldTimes): Standstill | { readonly missing: readonly number[] } {
+    this.#awaitEmpty();
+    const words = this.#words;
+    const since = performance.now();
+    this.#first = Atomics.load(words, BLOCK.taken / 4);
+    for (let i = 0; i < PLACES_MAX / 4; i++) this.#longs[this.#placeAt(this.#first + i) + PLACE.tid / 8] = 0n;
+    Atomics.add(words, BLOCK.generation / 4, 1);
+    const called = new Set<number>();
+    let progress = since;
+    let came = 0;
+    let missing: number[] = [];
+    while (performance.now() - progress < PATIENCE_MS) {
+      const present = this.#present();
+      const expected = this.#expected();
+      missing = expected.filter((tid) => !present.has(tid));
+      if (missing.length === 0) return this.#standstill(expected, present, times, since);
+      const fresh = missing.filter((tid) => !called.has(tid));
+      this.#signal(fresh);
+      for (const tid of fresh) called.add(tid);
+      if (present.size > came) {
+        came = present.size;
+        progress = performance.now();
+      }
+      this.#awaitPlaces(present.size + missing.length);
+    }
+    this.#dismiss();
+    missing = missing.filter((tid) => !hasEnded(this.#pid, tid));
+    times.note(since);
+    return { missing };
+  }
+
+  /** For so many, or a moment: the processors are theirs meanwhile, and to look costs more than to wait. */
+  #awaitPlaces(count: number): void {
+    const until = performance.now() + LOOK_MS;
+    for (let polls = 0; performance.now() < until; polls++) {
+      if (Atomics.load(this.#words, BLOCK.taken / 4) - this.#first >= count) return;
+      if (polls > EAGER_POLLS) pause(POLL_PAUSE_MS);
+    }
+  }
+
+  /** Threads that have to come. */
+  #expected(): number[] {
+    return (readThreads(this.#pid) ?? []).filter(
+      (tid) => tid !== this.#thread.tid && !hasEnded(this.#pid, tid),
+    );
+  }
+
+  /** Places of the threads that have come, by their ids as we know them. */
+  #present(): Map<number, number> {
+    const found = new Map<number, number>();
+    const taken = Atomics.load(this.#words, BLOCK.taken / 4);
+    for (let i = this.#first; i < taken; i++) {
+      const tid = Number(this.#longs[this.#placeAt(i) + PLACE.tid / 8]);
+      if (tid !== 0) found.set(tid, i);
+    }
+    return found;
+  }
+
+  /** Index of a place among the words of the block. */
+  #placeAt(number: number): number {
+    return (BLOCK.places + (number % PLACES_MAX) * PLACE.size) / 8;
+  }
+
+  #signal(tids: readonly number[]): void {
+    if (tids.length === 0) return;
+    const pid = this.#words[BLOCK.pid / 4];
+    this.#thread.calls(tids.map((tid) => [SYS.tgkill, pid, tid, RENDEZVOUS_SIGNAL]));
+  }
+
+  #standstill(
+    tids: readonly number[],
+    places: ReadonlyMap<number, number>,
+    times: HoldTimes,
+    since: number,
+  ): Standstill {
+    urgency.begin();
+    const threads = tids.map((tid) => this.#threadAt(places.get(tid) ?? 0, tid, since));
+    return {
+      threads,
+      writeRegisters: (thread) => {
+        const at = this.#placeAt(places.get(thread.tid) ?? 0);
+        this.#longs[at + PLACE.rip / 8] = thread.registers.get('rip');
+        this.#longs[at + PLACE.isMoved / 8] = 1n;
+      },
+      release: () => {
+        this.#dismiss();
+        urgency.end();
+        times.note(since);
+        times.totalUs += (performance.now() - since) * 1000;
+      },
+    };
+  }
+
+  #threadAt(place: number, tid: number, since: number): HeldThread {
+    const at = this.#placeAt(place);
+    const registers = new Registers()
+      .set('rip', this.#longs[at + PLACE.rip / 8])
+      .set('rsp', this.#longs[at + PLACE.rsp / 8])
+      .set('fs_base', this.#longs[at + PLACE.fsBase / 8]);
+    return { tid, pendingSignal: 0, registers, since };
+  }
+
+  #dismiss(): void {
+    Atomics.add(this.#words, BLOCK.generation / 4, 1);
+    this.#wake(BLOCK.generation);
+  }
+
+  /** Until all have left the last rendezvous, but for those whose handlers have jumped elsewhere. */
+  #awaitEmpty(): void {
+    const taken = Atomics.load(this.#words, BLOCK.taken / 4);
+    const since = performance.now();
+    for (let i = this.#first; i < taken; i++) {
+      while (this.#longs[this.#placeAt(i) + PLACE.hasLeft / 8] === 0n) {
+        if (performance.now() - since > LEAVE_PATIENCE_MS) return;
+        this.#wake(BLOCK.generation);
+        pause(POLL_PAUSE_MS);
+      }
+    }
+  }
+
+  #wake(offset: number): void {
+    systemCall(SYS.futex, this.#block.address + BigInt(offset), FUTEX_WAKE, EVERYBODY);
+  }
+}
