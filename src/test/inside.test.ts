@@ -1,0 +1,195 @@
+import assert from 'node:assert/strict';
+import { spawn, spawnSync } from 'node:child_process';
+import { chmodSync, mkdirSync, readFileSync, readdirSync } from 'node:fs';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { attach, run, type Session } from '../index.js';
+import {
+  Running,
+  assertCounted,
+  assertNested,
+  build,
+  callsOf,
+  changedBytes,
+  folder,
+  fresh,
+  main,
+  pause,
+  readSummary,
+  runTraced,
+  safepoke,
+} from './targets.test.support.js';
+
+/** fib(n) is entered so often. */
+const FIB_15 = 1973;
+const NOBODY = 65534;
+
+test('a program traces itself from its first instruction on, with exact counts', () => {
+  const traced = runTraced(['--inside'], build('fib.c'), '15');
+  assert.equal(traced.status, 0, traced.stderr);
+  assert.equal(traced.stdout, 'fib(15)=610\n');
+  assert.deepEqual(
+    [traced.summary.calls['fib'], traced.summary.calls['main'], traced.summary.dropped],
+    [FIB_15, 1, 0],
+  );
+  assertNested(callsOf(traced.recording));
+});
+
+test('threads that come and go are traced exactly from inside', () => {
+  const traced = runTraced(['--inside'], build('threads.c'), '4', '200', '50');
+  assert.equal(traced.status, 0, `${traced.stdout} ${traced.stderr}`);
+  assertCounted(traced);
+  assert.equal(traced.summary.threads, 205);
+});
+
+for (const flags of ['', 'an']) {
+  test(`handlers of a storm of timers run through the shim, and are traced exactly: "${flags}"`, () => {
+    const traced = runTraced(['--inside'], build('signals.c'), '150', flags);
+    assert.equal(traced.status, 0, `${traced.stdout} ${traced.stderr}`);
+    assertCounted(traced);
+    assertNested(callsOf(traced.recording));
+  });
+}
+
+test('a program finds out the same about its handlers and masks as without us', () => {
+  const program = build('actions.c');
+  const alone = spawnSync(program, { encoding: 'utf8', cwd: folder });
+  const traced = runTraced(['--inside'], program);
+  assert.equal(traced.status, 0, traced.stderr);
+  assert.equal(traced.stdout, alone.stdout);
+});
+
+test('exceptions, cancellation and backtraces go through the shim and the wrappers', () => {
+  const throws = runTraced(['--inside'], build('throws.cc'));
+  assert.equal(throws.status, 0, throws.stderr);
+  assertCounted(throws);
+  const program = build('unwind.c');
+  const alone = spawnSync(program, { encoding: 'utf8', cwd: folder });
+  const unwound = runTraced(['--inside'], program);
+  assert.equal(unwound.stdout, alone.stdout);
+});
+
+/** Ends the session and begins another, so often. */
+async function turnRound(first: Session, rounds: number, between = 30): Promise<void> {
+  let session = first;
+  for (let i = 0; i < rounds; i++) {
+    await pause(between);
+    const summary = await session.stop();
+    assert.deepEqual(
+      [summary.ended, summary.restored, summary.removed],
+      ['stopped', true, true],
+      `round ${i}`,
+    );
+    session = attach(first.pid, { inside: true });
+  }
+  await pause(between);
+  await session.stop();
+}
+
+test('sites are turned on and off under busy threads and a storm of signals, and no result is wrong', async () => {
+  const session = run([build('signals.c'), '150000', 'an'], { inside: true });
+  const ended = session.waitForTarget();
+  await turnRound(session, 5);
+  // It has compared every result, and says by its status whether all were right.
+  assert.deepEqual(await ended, { kind: 'exited', status: 0 });
+});
+
+test('handlers that jump out of the rendezvous leave no wrong result behind', async () => {
+  const first = run([build('signals.c'), '100000', 'ajn'], { inside: true });
+  const ended = first.waitForTarget();
+  await pause(100);
+  // Leaving may take until the program's end: a thread that has jumped elsewhere may be in our code.
+  const { ended: why, restored } = await first.stop();
+  assert.ok(['stopped', 'exited', 'gone'].includes(why) && restored, why);
+  assert.deepEqual(await ended, { kind: 'exited', status: 0 });
+});
+
+test('a handler that waits for a thread that stands still keeps nobody for long', async () => {
+  const session = run([build('waits.c'), '3000'], { inside: true, filters: ['step', 'handle'] });
+  const ended = session.waitForTarget();
+  await turnRound(session, 5, 100);
+  assert.deepEqual(await ended, { kind: 'exited', status: 0 });
+});
+
+test('threads that wait in system calls get no false EINTR from a rendezvous', async () => {
+  const running = Running.run(['--inside', '--duration', '1500ms'], build('blocked.c', '-lrt'));
+  while (!running.stdout.includes('ready')) await pause(10);
+  while (!running.stderr.includes('traced function')) await pause(10);
+  assert.equal(running.stdout, 'ready\n');
+  running.child.stdin.end();
+  const ended = await running.ended();
+  assert.deepEqual(
+    [ended.status, ended.summary.restored, ended.summary.removed],
+    [0, true, true],
+    ended.stderr,
+  );
+});
+
+test('where ptrace and process_vm_readv are forbidden, for an unprivileged user, it works all the same', () => {
+  chmodSync(folder, 0o755);
+  const mine = join(folder, 'nobody');
+  mkdirSync(mine);
+  chmodSync(mine, 0o777);
+  const confined = (...args: string[]): { status: number | null; stdout: string; stderr: string } =>
+    spawnSync(build('confine.c'), [process.execPath, main, 'run', ...args], {
+      cwd: mine,
+      uid: NOBODY,
+      gid: NOBODY,
+      encoding: 'utf8',
+    });
+  const refused = confined('--', build('fib.c'), '15');
+  assert.equal(refused.status, 1);
+  assert.match(refused.stderr, /refused ptrace/);
+  const summary = join(mine, 'summary.json');
+  const traced = confined('--inside', '-o', 'recording', '--summary', summary, '--', build('fib.c'), '15');
+  assert.equal(traced.status, 0, traced.stderr);
+  assert.equal(readSummary(summary).calls['fib'], FIB_15);
+  const stopped = confined(
+    ...['--inside', '-o', 'recording', '--summary', summary, '--duration', '200ms', '--'],
+    ...[build('signals.c'), '60000', 'an'],
+  );
+  assert.equal(stopped.status, 0, stopped.stderr);
+  assert.match(stopped.stdout, /^wrong: 0$/m);
+  const { ended, restored, removed } = readSummary(summary);
+  assert.deepEqual([ended, restored, removed], ['stopped', true, true]);
+});
+
+test('when safepoke is killed the program gets its code back and runs on', async () => {
+  const session = spawn(
+    process.execPath,
+    [main, 'run', '--inside', '-o', fresh('recording'), '--', build('busy.c'), '3'],
+    {
+      stdio: ['pipe', 'pipe', 'inherit'],
+    },
+  );
+  let said = '';
+  session.stdout.on('data', (text: Buffer) => (said += text.toString()));
+  while (!said.includes('ready')) await pause(10);
+  const children = readFileSync(`/proc/${session.pid ?? 0}/task/${session.pid ?? 0}/children`, 'utf8');
+  const pid = Number(children.trim().split(' ')[0]);
+  try {
+    assert.ok(changedBytes(pid) > 0);
+    session.kill('SIGKILL');
+    while (changedBytes(pid) > 0) await pause(10);
+    while (readdirSync(`/proc/${pid}/task`).length > 4) await pause(10);
+  } finally {
+    process.kill(pid, 'SIGKILL');
+  }
+});
+
+test('the status of the program is passed on, and nothing of us is in its environment', () => {
+  const traced = runTraced(['--inside'], '/bin/bash', '-c', 'echo "<$LD_PRELOAD>"; exit 7');
+  assert.deepEqual([traced.status, traced.stdout], [7, '<>\n'], traced.stderr);
+  assert.equal(traced.summary.exit_status, 7);
+  const killed = runTraced(['--inside'], '/bin/bash', '-c', 'kill -TERM $$');
+  assert.deepEqual([killed.status, killed.summary.exit_signal], [143, 15], killed.stderr);
+});
+
+test('what cannot be traced from inside is refused with the reason, and does not run', () => {
+  const isStatic = safepoke('run', '--inside', '--', build('fib.c', '-static'), '15');
+  assert.equal(isStatic.status, 1);
+  assert.match(isStatic.stderr, /static program/);
+  assert.equal(isStatic.stdout, '');
+  const noProgram = safepoke('run', '--inside', '--', '/etc/passwd');
+  assert.equal(noProgram.status, 1, noProgram.stderr);
+});
