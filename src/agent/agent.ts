@@ -362,6 +362,8 @@ export class Agent {
   furnish(clusters: readonly Cluster[], call: RemoteCall | undefined = this.#thread?.call): void {
     if (this.#isFurnished || call === undefined) return;
     this.#isFurnished = true;
+    // From here on `isPresent` says so: what fails now is to be taken away.
+    this.#memory.writeWord(this.data + DATA.magic, AGENT_MAGIC);
     this.#thread?.prefer();
     const { rings, sharedBytes } = this.geometry;
     // A dump of the target's memory is not to go through all of the empty rings; where it may not be said, it does.
