@@ -34,12 +34,18 @@ function stateOf(pid: number): Record<string, unknown> {
   };
 }
 
+/** A tracer that dies leaves its own code behind, which is none of the program's. */
+const OUR_CODE = '/memfd:safepoke';
+
 /** The code of the program and its libraries, as it is in memory. */
 function textOf(pid: number): string {
   const memory = openSync(`/proc/${pid}/mem`, 'r');
   try {
     const parts = (readMaps(pid) ?? [])
-      .filter(({ permissions, path }) => permissions.startsWith('r-x') && path.startsWith('/'))
+      .filter(
+        ({ permissions, path }) =>
+          permissions.startsWith('r-x') && path.startsWith('/') && !path.startsWith(OUR_CODE),
+      )
       .map(({ start, end }) => {
         const bytes = Buffer.alloc(end - start);
         try {
