@@ -9,7 +9,10 @@
 import { CannotError } from '../errors/index.js';
 import {
   FUTEX_OWNER_DIED,
+  MADV,
+  MREMAP,
   OwnerWord,
+  PAGE,
   SYS,
   faultPoint,
   preferThread,
@@ -21,7 +24,6 @@ import { pause, type PlannedCall, type RemoteCall } from '../target/index.js';
 import { assemble } from '../x86/index.js';
 import { AGENT, CALL, CALLS_MAX, CONTROL } from './layout.js';
 
-const PAGE = 4096;
 export const TEXT_RUN_SIZE = 16;
 
 /** What to do. */
@@ -40,9 +42,7 @@ const CLONE_FILES = 0x400;
 export const AGENT_THREAD_FLAGS = 0x100 | 0x200 | CLONE_FILES | 0x800 | 0x10000 | 0x40000 | 0x80000;
 /** The same for a thread with descriptors of its own, which the program can neither close nor see. */
 export const AGENT_THREAD_FLAGS_APART = AGENT_THREAD_FLAGS & ~CLONE_FILES;
-/** include/uapi/linux/mman.h: MAYMOVE | DONTUNMAP */
-const MREMAP_AWAY = 1 | 4;
-const MADV_REMOVE = 9;
+const MREMAP_AWAY = MREMAP.mayMove | MREMAP.dontUnmap;
 const PR_SET_NAME = 15;
 
 /** System calls of the thread, and the one that makes it, with arguments of the kind that they will have. */
@@ -53,7 +53,7 @@ export const AGENT_THREAD_CALLS: readonly PlannedCall[] = [
   { name: 'mremap', number: SYS.mremap, arguments: [PAGE, PAGE, PAGE, MREMAP_AWAY, 0] },
   { name: 'munmap', number: SYS.munmap, arguments: [PAGE, PAGE] },
   { name: 'nanosleep', number: SYS.nanosleep, arguments: [PAGE, 0] },
-  { name: 'madvise', number: SYS.madvise, arguments: [PAGE, PAGE, MADV_REMOVE] },
+  { name: 'madvise', number: SYS.madvise, arguments: [PAGE, PAGE, MADV.remove] },
   { name: 'exit', number: SYS.exit, arguments: [0] },
 ];
 /** A pause before trying again what failed for want of mappings or memory. */
@@ -157,7 +157,7 @@ orphaned_try:
 orphaned_done:
     mov rdi, [rbx+${AGENT.rings}]
     mov rsi, [rbx+${AGENT.ringBytes}]
-    mov edx, ${MADV_REMOVE}
+    mov edx, ${MADV.remove}
     mov eax, ${SYS.madvise}
     syscall
 leave_now:

@@ -1,16 +1,19 @@
 // The agent in a target: maps its regions, fills them in, takes them away again. Deciding what to trace is not its business.
 import { closeSync, ftruncateSync, openSync, writeSync } from 'node:fs';
-import { CannotError, isSafepokeError } from '../errors/index.js';
+import { isSafepokeError } from '../errors/index.js';
 import {
+  ERRNO,
+  MADV,
   MAP,
+  MFD_CLOEXEC,
+  PAGE,
   PROT,
   SYS,
   faultPoint,
   mapOwn,
-  readMaps,
-  readMaxMapCount,
   readStartTime,
   readStatus,
+  roundToPage,
   systemCall,
   type OwnMapping,
 } from '../linux/index.js';
@@ -35,7 +38,6 @@ import {
   SHARED,
   TRUSTED_MAX,
   planGeometry,
-  roundToPage,
   type AgentGeometry,
 } from './layout.js';
 import {
@@ -50,33 +52,21 @@ import {
 } from './journal.js';
 import { AGENT_THREAD_CALLS, AgentThread, TEXT_RUN_SIZE, agentThreadCode } from './agent-thread.js';
 import { areOnOwnStacks, readShadowEntries, restoreReturnAddresses, shadowBase } from './shadow-stacks.js';
+import { freePlaces, mapAt, mapNear, noMemory, sizeShared, type Mapped } from './places.js';
 import { HEAD_SIZE, THREAD_POINTER_BY_REGISTER } from './recorder.js';
 import {
   HEAD_SWITCH_BYTES,
   emitRegion,
   headSwitch,
   regionBytes,
+  type Cluster,
   type CodeRegion,
-  type StubSite,
 } from './stubs.js';
 
-const PAGE = 4096;
 const TWO_TO_32 = 2 ** 32;
-/** Reach of a rel32 branch, with room for the region and the module's own extent. */
-const REACH = 0x7fff_0000;
-/** Lowest address worth trying: below it mmap_min_addr and non-PIE executables lie. */
-const LOWEST_ADDRESS = 0x1_0000;
-/** End of what a process can map (TASK_SIZE, arch/x86/include/asm/page_64_types.h); the kernel's vsyscall page is beyond. */
-const HIGHEST_ADDRESS = 0x7fff_ffff_f000;
-/** include/uapi/asm-generic/mman-common.h */
-const MADV_WIPEONFORK = 18;
-const MADV_DONTDUMP = 16;
-const MFD_CLOEXEC = 1;
 /** include/uapi/linux/falloc.h */
 const FALLOC_FL_KEEP_SIZE = 1;
 const FALLOC_FL_PUNCH_HOLE = 2;
-const ENOMEM = -12;
-const EEXIST = -17;
 
 /** System calls that a thread of the target makes for the agent, with arguments of the kind that they will have. */
 export const AGENT_CALLS: readonly PlannedCall[] = [
@@ -112,8 +102,8 @@ export const AGENT_CALLS: readonly PlannedCall[] = [
     number: SYS.mmap,
     arguments: [PAGE, PAGE, PROT.read | PROT.exec, MAP.private | MAP.anonymous | MAP.fixed, -1],
   },
-  { name: 'madvise', number: SYS.madvise, arguments: [PAGE, PAGE, MADV_WIPEONFORK] },
-  { name: 'madvise', number: SYS.madvise, arguments: [PAGE, PAGE, MADV_DONTDUMP] },
+  { name: 'madvise', number: SYS.madvise, arguments: [PAGE, PAGE, MADV.wipeOnFork] },
+  { name: 'madvise', number: SYS.madvise, arguments: [PAGE, PAGE, MADV.dontDump] },
   { name: 'close', number: SYS.close, arguments: [3] },
   { name: 'munmap', number: SYS.munmap, arguments: [PAGE, PAGE] },
   ...AGENT_THREAD_CALLS,
@@ -122,22 +112,11 @@ export const AGENT_CALLS: readonly PlannedCall[] = [
 /** Stands for the tracer's process id when it has left on purpose. */
 const NO_TRACER = 0n;
 
-/** Mappings that the agent adds to a process, in which it splits none. */
-const MAPPINGS_WANTED = 8;
-
 /** Lanes made ready beyond the number of threads seen: more may have come when all are held. */
 const SPARE_LANES = 16;
 
 /** Ranges besides those of the clusters: what is shared, with our own data behind it; in that the agent thread's code. */
 const OTHER_RANGES = 2;
-
-/** Code that wants stubs: sites whose addresses lie between `low` and `high`. */
-export interface Cluster {
-  readonly low: number;
-  readonly high: number;
-  readonly firstIndex: number;
-  readonly sites: readonly StubSite[];
-}
 
 /** What a session wants of its agent. */
 export interface AgentOptions {
@@ -173,11 +152,6 @@ export interface KnownThread {
   readonly tidPointer: number | undefined;
   readonly stackLow: number;
   readonly stackSize: number;
-}
-
-interface Mapped {
-  readonly address: number;
-  readonly length: number;
 }
 
 /** The agent's presence in one target. */
@@ -294,14 +268,14 @@ export class Agent {
             const length = sharedBytes + ownBytes(geometry) + PAGE;
             const flags = MAP.shared | MAP.noReserve;
             const shared = map(0, length, PROT.read | PROT.write, flags, fd);
-            if (shared === ENOMEM) continue;
+            if (shared === -ERRNO.ENOMEM) continue;
             const next = 'see whether a limit or a filter forbids mmap to it';
             expectSuccess(shared, `map memory into process ${pid}`, next);
             writeMapped(file, resident, mapped);
             const anonymous = MAP.private | MAP.anonymous | MAP.noReserve | MAP.fixed;
             const at = shared + sharedBytes;
             const own = map(at, ownBytes(geometry), PROT.read | PROT.write, anonymous);
-            if (own === ENOMEM) {
+            if (own === -ERRNO.ENOMEM) {
               call(SYS.munmap, shared, length);
               mapped.pop();
               continue;
@@ -367,9 +341,9 @@ export class Agent {
     this.#thread?.prefer();
     const { rings, sharedBytes } = this.geometry;
     // A dump of the target's memory is not to go through all of the empty rings; where it may not be said, it does.
-    call(SYS.madvise, this.#shared, sharedBytes, MADV_DONTDUMP);
+    call(SYS.madvise, this.#shared, sharedBytes, MADV.dontDump);
     expectSuccess(
-      call(SYS.madvise, this.control, PAGE, MADV_WIPEONFORK),
+      call(SYS.madvise, this.control, PAGE, MADV.wipeOnFork),
       `prepare process ${this.#pid} for fork`,
       'use Linux 4.14 or later',
     );
@@ -812,103 +786,4 @@ function writeMapped(
   faultPoint();
   if (resident !== undefined) new BigUint64Array(resident.page.bytes).set(words, AGENT.tracerPid / 8);
   else writeSync(sharedFile, BigUint64Array.from(words), 0, words.length * 8, AGENT.tracerPid);
-}
-
-/** Sizes the shared file from our side: the target may have a limit on the size of files (RLIMIT_FSIZE). */
-function sizeShared(pid: number, file: number, bytes: number): void {
-  try {
-    ftruncateSync(file, bytes);
-  } catch (error) {
-    throw new CannotError('REMOTE_CALL', {
-      tried: `size the memory shared with process ${pid}`,
-      why: (error as NodeJS.ErrnoException).code ?? String(error),
-      next: 'run safepoke without a limit on the size of files (ulimit -f), or give a smaller --buffer',
-      cause: error,
-    });
-  }
-}
-
-function noMemory(pid: number): CannotError {
-  const tried = `map memory into process ${pid}`;
-  const most = readMaxMapCount();
-  const maps = (readMaps(pid) ?? []).length;
-  if (most !== undefined && maps + MAPPINGS_WANTED > most) {
-    return new CannotError('NO_MEMORY', {
-      tried,
-      why: `it has ${maps} mappings, and vm.max_map_count allows ${most}`,
-      next: `raise that: sysctl vm.max_map_count=${most * 2}`,
-    });
-  }
-  return new CannotError('NO_MEMORY', {
-    tried,
-    why: 'its limit on address space (RLIMIT_AS) or the system leaves too little',
-    next: 'give a smaller --buffer, or raise the limit with prlimit',
-  });
-}
-
-/** Where and how to map memory; address 0: anywhere. */
-interface Place extends Mapped {
-  readonly prot: number;
-  readonly flags: number;
-  readonly fd: number;
-  readonly offset: number;
-}
-
-/** Maps memory in a process. `isLocked`: it is not to be filled at once. Returns its address, or -errno. */
-function mapAt(
-  pid: number,
-  call: RemoteCall,
-  isLocked: boolean,
-  { address, length, prot, flags, fd, offset }: Place,
-): number {
-  const result = call(SYS.mmap, address, length, isLocked ? PROT.none : prot, flags, fd, offset);
-  if (result > 0 && isLocked) {
-    const next = 'see whether a filter forbids munlock and mprotect to it';
-    expectSuccess(call(SYS.munlock, result, length), `unlock memory in process ${pid}`, next);
-    expectSuccess(call(SYS.mprotect, result, length, prot), `map memory into process ${pid}`, next);
-  }
-  return result;
-}
-
-/** Addresses at which so many bytes are free, ascending: the lower and the upper end of each gap. */
-function freePlaces(pid: number, length: number): number[] {
-  const places: number[] = [];
-  let end = LOWEST_ADDRESS;
-  let below = '';
-  for (const mapping of readMaps(pid) ?? []) {
-    if (mapping.start > HIGHEST_ADDRESS) break;
-    // A page stays free on both sides, so that the kernel does not merge the mapping with a neighbour of the program's.
-    if (mapping.start - end >= length + 2 * PAGE) {
-      // The heap grows up into its gap, and the stack down into its own: they must not meet us.
-      if (below !== '[heap]') places.push(end + PAGE);
-      if (mapping.path !== '[stack]') places.push(mapping.start - length - PAGE);
-    }
-    end = Math.max(end, mapping.end);
-    below = mapping.path;
-  }
-  return places;
-}
-
-/** Maps room for a region from which all of the cluster's sites can be reached, nearest gaps first. */
-function mapNear(pid: number, cluster: Cluster, map: (address: number, length: number) => number): Mapped {
-  const length = regionBytes(cluster.sites);
-  const lowest = Math.max(LOWEST_ADDRESS, cluster.high - REACH);
-  const highest = cluster.low + REACH - length;
-  const middle = (cluster.low + cluster.high) / 2;
-  const places = freePlaces(pid, length)
-    .filter((start) => start >= lowest && start <= highest)
-    .sort((a, b) => Math.abs(a - middle) - Math.abs(b - middle));
-  for (const place of places) {
-    const result = map(place, length);
-    if (result === place) return { address: place, length };
-    if (result > 0 || result === EEXIST) continue;
-    // A limit of the whole process: no other place would be better.
-    if (result === ENOMEM) throw noMemory(pid);
-    expectSuccess(result, `map code into process ${pid}`, 'see whether a filter forbids mmap to it');
-  }
-  throw new CannotError('NO_MEMORY_NEAR', {
-    tried: `map ${length} bytes of code into process ${pid}`,
-    why: `no gap within 2 GiB of 0x${cluster.low.toString(16)} was free`,
-    next: 'trace fewer functions with -F, or raise its limit on address space',
-  });
 }

@@ -3,7 +3,6 @@ export {
   AGENT_CALLS,
   sharedLast,
   type AgentOptions,
-  type Cluster,
   type KnownThread,
   type ResidentThread,
 } from './agent.js';

@@ -10,9 +10,7 @@
 // A *lane* belongs to one thread for as long as that thread lives. Lane 0 belongs to nobody: an empty cache slot leads to
 // it, and its thread pointer fits no thread.
 
-import { OWNER_ENTRY_BYTES } from '../linux/index.js';
-
-const PAGE = 4096;
+import { OWNER_ENTRY_BYTES, PAGE, roundToPage } from '../linux/index.js';
 
 /** Offsets in the control page. */
 export const CONTROL = {
@@ -215,10 +213,6 @@ export interface AgentGeometry {
   readonly sharedBytes: number;
   /** Bytes of a ring in use at which records begin to be dropped. */
   readonly ringLimit: number;
-}
-
-export function roundToPage(bytes: number): number {
-  return Math.ceil(bytes / PAGE) * PAGE;
 }
 
 function powerOfTwoAtLeast(n: number): number {

@@ -1,6 +1,7 @@
 // A code region: the recorder, then a head of 16 bytes for each site, then the bodies: each site's displaced instructions
 // followed by a jump back.
 import { CannotError } from '../errors/index.js';
+import { roundToPage } from '../linux/index.js';
 import { assemble, type Assembly } from '../x86/index.js';
 import type { AgentGeometry } from './layout.js';
 import {
@@ -79,12 +80,19 @@ export function headSwitch(region: CodeRegion, index: number, on: boolean): bigi
   return new DataView(bytes.buffer).getBigUint64(0, true);
 }
 
+/** Code that wants stubs: sites whose addresses lie between `low` and `high`. */
+export interface Cluster {
+  readonly low: number;
+  readonly high: number;
+  readonly firstIndex: number;
+  readonly sites: readonly StubSite[];
+}
+
 /** Bytes to map for a region with these sites. */
 export function regionBytes(sites: readonly StubSite[]): number {
   let bytes = RECORDER_BYTES + sites.length * HEAD_SIZE;
   for (const site of sites) bytes += site.bodyBytes + BODY_ALIGNMENT;
-  const PAGE = 4096;
-  return Math.ceil(bytes / PAGE) * PAGE;
+  return roundToPage(bytes);
 }
 
 function putBranch(bytes: Uint8Array, at: number, opcode: number, target: number): void {

@@ -1,5 +1,8 @@
 import { EHDR, EHDR_SIZE, ELFCLASS64, ELFDATA2LSB, EM_X86_64, PHDR, PHDR_SIZE } from './abi.js';
 
+/** What is mapped begins at a multiple of this. */
+export const PAGE = 4096;
+
 /** A program header to be written. What `fileSize` does not give of `memorySize` is zero. */
 export interface ProgramHeader {
   readonly type: number;

@@ -1,5 +1,5 @@
 import { EHDR_SIZE, ET_EXEC, PHDR_SIZE, PT_LOAD } from './abi.js';
-import { writeHeaders, type ProgramHeader } from './elf-writer.js';
+import { PAGE, writeHeaders, type ProgramHeader } from './elf-writer.js';
 
 /** What is mapped into a new process: `address` is a multiple of the page size. */
 export interface ExecutableSegment {
@@ -10,8 +10,6 @@ export interface ExecutableSegment {
   /** PF_R, PF_W, PF_X together. */
   readonly flags: number;
 }
-
-const PAGE = 4096;
 
 /** A static executable of nothing but segments: what a process needs to begin at `entry`. */
 export function writeExecutable(entry: bigint, segments: readonly ExecutableSegment[]): Uint8Array {

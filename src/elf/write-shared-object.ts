@@ -46,7 +46,7 @@ import {
   SYM,
   SYM_SIZE,
 } from './abi.js';
-import { writeHeaders, type ProgramHeader } from './elf-writer.js';
+import { PAGE, writeHeaders, type ProgramHeader } from './elf-writer.js';
 
 /** What a shared object is to have. Addresses count from where it will be loaded. */
 export interface SharedObject {
@@ -64,7 +64,6 @@ export interface SharedObject {
   readonly unwind: { readonly address: number; readonly length: number };
 }
 
-const PAGE = 4096;
 /** Room for the dynamic section at the beginning of the data. */
 export const DYNAMIC_ROOM = 512;
 const HEADERS = 6;

@@ -5,8 +5,7 @@
 //   block    a memfd that the tracer maps as well: the agent's pages, the rendezvous, a buffer for what goes over
 import { AGENT } from '../agent/index.js';
 import { DYNAMIC_ROOM } from '../elf/index.js';
-
-const PAGE = 4096;
+import { PAGE } from '../linux/index.js';
 
 /** The signal that calls threads together: the last one, which SIGRTMAX does not name where our object is loaded. */
 export const RENDEZVOUS_SIGNAL = 64;

@@ -12,7 +12,7 @@
 // a cancellation that goes through them finds its way. While a handler runs the rendezvous is masked, as stop-machine cannot get
 // hold of a CPU in an NMI; a thread in which it is not, though it has counted itself, was left by a jump, or unmasked it.
 import { AGENT, AGENT_THREAD_FLAGS_APART, FURTHER_ACTION, agentThreadListing } from '../agent/index.js';
-import { FUTEX_OWNER_DIED, MAP, PROT, SYS } from '../linux/index.js';
+import { EVERYBODY, FUTEX, FUTEX_OWNER_DIED, MAP, PROT, SYS } from '../linux/index.js';
 import type { Protocol } from '../protocol/index.js';
 import { FALSE_EINTR } from '../target/index.js';
 import { SYNC_CORE, type LoweredProtocol } from '../x86/index.js';
@@ -36,10 +36,6 @@ export const WHILE_WAITING = 'patcher_waits';
 /** What the agent's thread can do besides. */
 export const MAKE_CHANGES = FURTHER_ACTION;
 
-/** FUTEX_WAIT and FUTEX_WAKE, shared with the tracer. */
-const FUTEX_WAIT = 0;
-const FUTEX_WAKE = 1;
-const EVERYBODY = 0x7fff_ffff;
 const ALL_SIGNALS = -1;
 const SIG_SETMASK = 2;
 const SIGNAL_SET_BYTES = 8;
@@ -179,7 +175,7 @@ init_wait:
     jne init_go
     mov eax, ${SYS.futex}
     lea rdi, [rbx+${BLOCK.go}]
-    mov esi, ${FUTEX_WAIT}
+    mov esi, ${FUTEX.wait}
     xor edx, edx
     lea r10, [rel ${PRIVATE.patience}]
     syscall
@@ -256,7 +252,7 @@ release_all:                                ; nobody will: the tracer has died
 release_done:
     mov eax, ${SYS.futex}
     lea rdi, [rbx+${BLOCK.generation}]
-    mov esi, ${FUTEX_WAKE}
+    mov esi, ${FUTEX.wake}
     mov edx, ${EVERYBODY}
     syscall
     ret
@@ -452,7 +448,7 @@ rendezvous_wait:
     jne rendezvous_count
     mov eax, ${SYS.futex}
     lea rdi, [rbx+${BLOCK.generation}]
-    mov esi, ${FUTEX_WAIT}
+    mov esi, ${FUTEX.wait}
     mov edx, r13d
     xor r10d, r10d
     syscall

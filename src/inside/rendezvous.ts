@@ -4,6 +4,8 @@
 import type { AgentThread } from '../agent/index.js';
 import { CannotError } from '../errors/index.js';
 import {
+  EVERYBODY,
+  FUTEX,
   Registers,
   SYS,
   hasEnded,
@@ -26,8 +28,6 @@ const EAGER_POLLS = 8;
 /** Threads may end, or be made, while the others come. */
 const LOOK_MS = 4;
 const POLL_PAUSE_MS = 0.05;
-const FUTEX_WAKE = 1;
-const EVERYBODY = 0x7fff_ffff;
 const RENDEZVOUS_BIT = 1n << BigInt(RENDEZVOUS_SIGNAL - 1);
 
 /** Makes the threads of one process meet, one rendezvous after the other. */
@@ -205,6 +205,6 @@ export class Meetings {
   }
 
   #wake(offset: number): void {
-    systemCall(SYS.futex, this.#block.address + BigInt(offset), FUTEX_WAKE, EVERYBODY);
+    systemCall(SYS.futex, this.#block.address + BigInt(offset), FUTEX.wake, EVERYBODY);
   }
 }

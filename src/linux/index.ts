@@ -1,7 +1,18 @@
 export {
-  ERRNO,
+  EVERYBODY,
+  FUTEX,
+  FUTEX_OWNER_DIED,
+  MADV,
   MAP,
+  MFD_CLOEXEC,
+  MREMAP,
+  PAGE,
   PROT,
+  pageOf,
+  roundToPage,
+} from './abi.js';
+export {
+  ERRNO,
   SYS,
   addressOf,
   errnoName,
@@ -47,7 +58,7 @@ export {
 export { readRemoteRanges, type MemoryRange } from './remote-memory.js';
 export { PidFile } from './pid-file.js';
 export { faultPoint } from './fault-point.js';
-export { FUTEX_OWNER_DIED, OWNER_ENTRY_BYTES, OwnerWord } from './owner-word.js';
+export { OWNER_ENTRY_BYTES, OwnerWord } from './owner-word.js';
 export { processesSharing } from './shared-memory.js';
 export { filePages } from './page-map.js';
 export { createExecutableFile, createMemoryFile } from './memory-file.js';

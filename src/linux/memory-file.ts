@@ -1,7 +1,6 @@
 import { closeSync, ftruncateSync, openSync, writeSync } from 'node:fs';
+import { MFD_CLOEXEC } from './abi.js';
 import { SYS, addressOf, errnoName, systemCall } from './system-call.js';
-
-const MFD_CLOEXEC = 1;
 
 /** A file that is nowhere but in memory, of `size` zero bytes. Returns its descriptor. Throws an Error with the errno's name. */
 export function createMemoryFile(name: string, size: number): number {

@@ -1,12 +1,8 @@
 // A word of shared memory by which another process learns at once that this thread has died, whatever it died of: a robust
 // futex (Documentation/locking/robust-futexes.rst). The kernel marks the word and wakes who waits for it. It needs no file
 // descriptor in the other process, and no process id that means the same on both sides.
-import { MAP, PROT, SYS, mapOwn, systemCall, type OwnMapping } from './system-call.js';
-
-/** include/uapi/linux/futex.h */
-const FUTEX_WAKE = 1;
-const FUTEX_WAITERS = 0x8000_0000;
-export const FUTEX_OWNER_DIED = 0x4000_0000;
+import { FUTEX, FUTEX_WAITERS, MAP, PROT } from './abi.js';
+import { SYS, mapOwn, systemCall, type OwnMapping } from './system-call.js';
 
 /** struct robust_list_head: next, futex_offset, list_op_pending. */
 const HEAD_SIZE = 24;
@@ -56,7 +52,7 @@ export class OwnerWord {
 
   /** Wakes who waits for the word. */
   wake(): void {
-    systemCall(SYS.futex, this.address + BigInt(OWNER_ENTRY_BYTES), FUTEX_WAKE, 1);
+    systemCall(SYS.futex, this.address + BigInt(OWNER_ENTRY_BYTES), FUTEX.wake, 1);
   }
 
   /** Gives the word up, before its mapping goes. */

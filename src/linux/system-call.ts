@@ -2,6 +2,7 @@
 // function takes its integer arguments in the same registers as any other.
 import koffi from 'koffi';
 import { constants } from 'node:os';
+import { MADV, MAP, PROT } from './abi.js';
 
 const libc = koffi.load(null);
 const syscallIntegers = libc.func(
@@ -142,20 +143,6 @@ export function systemCallBuffer3(
   return result === -1 ? -koffi.errno() : result;
 }
 
-/** Protection and mapping flags, include/uapi/asm-generic/mman*.h. */
-export const PROT = { none: 0, read: 1, write: 2, exec: 4 } as const;
-export const MAP = {
-  shared: 0x01,
-  private: 0x02,
-  fixed: 0x10,
-  anonymous: 0x20,
-  noReserve: 0x4000,
-  fixedNoReplace: 0x100000,
-} as const;
-
-/** Since Linux 5.14, include/uapi/asm-generic/mman-common.h */
-const MADV_POPULATE_WRITE = 23;
-
 /** A mapping in safepoke's own process; `bytes` looks straight at it, nothing is copied. */
 export interface OwnMapping {
   readonly address: bigint;
@@ -177,7 +164,7 @@ export function mapOwn(length: number, prot: number, flags: number, fd: number, 
     address,
     bytes,
     populate: (offset, length) =>
-      systemCall(SYS.madvise, address + BigInt(offset), length, MADV_POPULATE_WRITE) === 0,
+      systemCall(SYS.madvise, address + BigInt(offset), length, MADV.populateWrite) === 0,
     unmap: () => {
       systemCall(SYS.munmap, address, length);
     },

@@ -9,7 +9,7 @@
 //   traps         SIGTRAP's handler is the protocol's `trap`; it may be interrupted by the storm, and nest in it
 //
 // Registers: rbx the thread's counters, everywhere; r15 and rbp as lowered code wants them.
-import { SYS } from '../linux/index.js';
+import { FUTEX, MREMAP, PAGE, SYS } from '../linux/index.js';
 import { SYNC_CORE, type LoweredProtocol } from '../x86/index.js';
 import type { Protocol } from '../protocol/index.js';
 import {
@@ -69,9 +69,8 @@ export function handledSignals(protocol: Protocol): readonly HandledSignal[] {
   return [...both, { signal: SIGTRAP, handler: 'trap_handler', flags: flags | SA.noDefer, mask: 0n }];
 }
 
-/** FUTEX_WAIT and FUTEX_WAKE with FUTEX_PRIVATE_FLAG. */
-const FUTEX_WAIT = 128;
-const FUTEX_WAKE = 129;
+const FUTEX_WAIT = FUTEX.wait | FUTEX.privateFlag;
+const FUTEX_WAKE = FUTEX.wake | FUTEX.privateFlag;
 /** CLONE_VM | FS | FILES | SIGHAND | THREAD | SYSVSEM, include/uapi/linux/sched.h. */
 const CLONE_THREAD_FLAGS = 0x50f00;
 /** MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED_SYNC_CORE and ..._PRIVATE_EXPEDITED_SYNC_CORE. */
@@ -82,13 +81,11 @@ const RLIMIT_CORE = 4;
 const SIGKILL = 9;
 const CLOCK_MONOTONIC = 1;
 const SIGEV_THREAD_ID = 4;
-/** MREMAP_MAYMOVE | MREMAP_FIXED. */
-const MREMAP_TO = 3;
+const MREMAP_TO = MREMAP.mayMove | MREMAP.fixed;
 /** In struct ucontext: gregs[REG_RSP] and gregs[REG_RIP], arch/x86/include/uapi/asm/sigcontext.h. */
 const CONTEXT_RSP = 160;
 const CONTEXT_RIP = 168;
 
-const PAGE = 4096;
 /** A site lies in one page or across the end of one. */
 const FLIPPED = 2 * PAGE;
 /**

@@ -2,15 +2,10 @@
 import assert from 'node:assert/strict';
 import { attach, type SessionSummary } from '../index.js';
 import type { Hazard, Rounds } from './rounds.test.support.js';
-import { Target, build, changedBytes, pause } from './targets.test.support.js';
+import { Target, answered, build, changedBytes, pause } from './targets.test.support.js';
 
 /** Small rings: what is drained is not the point. */
 const BUFFER = 1 << 20;
-
-/** What a crowd answered: names and numbers. */
-function answered(line: string): Record<string, number> {
-  return Object.fromEntries([...line.matchAll(/(\w+)=(\d+)/g)].map(([, name, n]) => [name, Number(n)]));
-}
 
 function assertLeft(summary: SessionSummary, pid: number): void {
   assert.deepEqual(

@@ -2,17 +2,13 @@
 import assert from 'node:assert/strict';
 import { attach } from '../index.js';
 import type { Hazard, Rounds } from './rounds.test.support.js';
-import { ONE_NOP, Target, build, changedBytes } from './targets.test.support.js';
+import { ONE_NOP, Target, answered, build, changedBytes } from './targets.test.support.js';
 
 const BUFFER = 1 << 20;
 const FUNCTIONS = ['step', 'mix', 'handle'];
 const THREADS = 50;
 const SWITCHES = 300;
 const ROUNDS = 64;
-
-function answered(line: string): Record<string, number> {
-  return Object.fromEntries([...line.matchAll(/(\w+)=(\d+)/g)].map(([, name, n]) => [name, Number(n)]));
-}
 
 /** Switches functions in turn, so often that threads are in every place of a head when it changes. */
 async function switchWhileRunning(rounds: Rounds, way: 'held' | 'page-flip'): Promise<void> {

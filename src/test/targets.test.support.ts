@@ -444,3 +444,8 @@ export function changedBytes(pid: number): number {
   }
   return changed;
 }
+
+/** What a target answered: names and numbers. */
+export function answered(line: string): Record<string, number> {
+  return Object.fromEntries([...line.matchAll(/(\w+)=(\d+)/g)].map(([, name, n]) => [name, Number(n)]));
+}

@@ -22,7 +22,7 @@ import {
   type TargetMemory,
 } from '../target/index.js';
 import { DEFAULT_BUFFER_BYTES, MAX_BUFFER_BYTES, MIN_BUFFER_BYTES, type TraceOptions } from './options.js';
-import { PatchedTarget } from './patched-target.js';
+import { patchTarget } from './patch-target.js';
 import { recover } from './recovery.js';
 import { ModuleFunctions, concernsModule, parsePatterns, selectFunctions } from './selection.js';
 import { Session } from './session.js';
@@ -354,7 +354,7 @@ function start({ pid, options, memory, times, adopted, inside, isChild, before, 
   }
   const tscHz = timeStamp.estimateHz();
   const ringBytes = options.bufferBytes ?? DEFAULT_BUFFER_BYTES;
-  const target = PatchedTarget.patch({
+  const target = patchTarget({
     pid,
     modules,
     sites: [...plan.sites, ...hooks.sites],

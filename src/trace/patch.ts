@@ -1,6 +1,7 @@
 // Changing sites: whole spans at a time, each read, compared with what must be there, and written back in one go. Every
 // thread is held while changes are applied.
 import { isSafepokeError } from '../errors/index.js';
+import { PAGE, pageOf } from '../linux/index.js';
 import type { TargetMemory } from '../target/index.js';
 import { SITE_LENGTH } from '../x86/index.js';
 
@@ -64,13 +65,6 @@ export class SiteChanges {
       })),
     );
   }
-}
-
-export const PAGE = 4096;
-
-/** Start of the page that an address lies in. */
-export function pageOf(address: number): number {
-  return address - (address % PAGE);
 }
 
 /** Sites further apart than this are written separately: copying bytes that stay costs less than a system call. */

@@ -1,6 +1,14 @@
 // Takes records out of the rings, in place: the rings are mapped into safepoke as well.
 import { HEADER, LANE_STATE, type Agent } from '../agent/index.js';
-import { readMaps, readStatus, readThreadName, readThreads, type OwnMapping } from '../linux/index.js';
+import {
+  PAGE,
+  pageOf,
+  readMaps,
+  readStatus,
+  readThreadName,
+  readThreads,
+  type OwnMapping,
+} from '../linux/index.js';
 import {
   KIND_BITS,
   KIND_ENTRY,
@@ -41,7 +49,6 @@ const MAX_PIECE_RECORDS = 1 << 15;
  * few busy threads go round in memory that is there already; of many, each gives back what was read.
  */
 const KEPT_BYTES = 128 << 20;
-const PAGE = 4096;
 /** Smaller rings keep all of their memory, and their tail is exact. */
 const LEAST_RELEASED_RING = 16 * PAGE;
 
@@ -302,7 +309,7 @@ export class RingDrain {
     lane.tail += words * 4;
     let told = lane.tail;
     if (ringBytes >= LEAST_RELEASED_RING) {
-      const from = before - (before % PAGE);
+      const from = pageOf(before);
       told -= told % PAGE;
       this.#keep(lane, from % ringBytes, told - from);
       for (let at = from; at < told;) {
@@ -337,11 +344,11 @@ export class RingDrain {
     const { ringBytes } = this.#agent.geometry;
     const ahead = Math.min(head - lane.start, KEPT_BYTES / this.#live.size);
     if (ahead < MIN_AHEAD) return;
-    let at = Math.max(lane.reserved, head - (head % PAGE));
+    let at = Math.max(lane.reserved, pageOf(head));
     const until = Math.min(
-      head - (head % PAGE) + ahead - (ahead % PAGE),
+      pageOf(head) + pageOf(ahead),
       at + MAX_AHEAD_AT_ONCE,
-      lane.tail - (lane.tail % PAGE) + ringBytes,
+      pageOf(lane.tail) + ringBytes,
     );
     while (at < until && this.#head(lane.index) === head) {
       const offset = at % ringBytes;

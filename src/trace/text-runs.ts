@@ -1,10 +1,10 @@
 // The pages of text that hold sites, in runs. Where they are the file's own pages before anything is changed, taking our copies
 // of them away turns every site back at once, with no thread held. What a page must look like is kept: if anybody else has
 // changed it meanwhile, it is not taken away.
-import { filePages } from '../linux/index.js';
+import { PAGE, filePages, pageOf } from '../linux/index.js';
 import type { TargetMemory } from '../target/index.js';
 import { SITE_LENGTH } from '../x86/index.js';
-import { PAGE, pageOf, type SiteChanges } from './patch.js';
+import type { SiteChanges } from './patch.js';
 
 /** Longer runs are cut: a run is read whole to look for changes that are not ours. */
 const MAX_RUN = 4 << 20;

@@ -1,7 +1,7 @@
 // Ways to change code that threads may be executing at that moment. Each makes a set of changes and says which it left alone; none
 // leaves a site half changed, whoever looks at it and whatever ends in between.
 import type { Agent } from '../agent/index.js';
-import { SYS, faultPoint, readMaps } from '../linux/index.js';
+import { MREMAP, SYS, faultPoint, readMaps } from '../linux/index.js';
 import type { TargetMemory } from '../target/index.js';
 import { SITE_LENGTH } from '../x86/index.js';
 import { PreparedChanges, type SiteChanges } from './patch.js';
@@ -58,9 +58,8 @@ export class HeldWay implements Way {
   }
 }
 
-/** include/uapi/linux/mman.h: MAYMOVE | FIXED, and with DONTUNMAP */
-const MREMAP_ONTO = 1 | 2;
-const MREMAP_COPY_ONTO = MREMAP_ONTO | 4;
+const MREMAP_ONTO = MREMAP.mayMove | MREMAP.fixed;
+const MREMAP_COPY_ONTO = MREMAP_ONTO | MREMAP.dontUnmap;
 
 /** A run of text with a place for its copy. */
 interface Copy {

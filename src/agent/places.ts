@@ -1,0 +1,124 @@
+// Where the agent's memory goes in a process, and what is said when there is no place for it.
+import { ftruncateSync } from 'node:fs';
+import { CannotError } from '../errors/index.js';
+import { ERRNO, PAGE, PROT, SYS, readMaps, readMaxMapCount } from '../linux/index.js';
+import { expectSuccess, type RemoteCall } from '../target/index.js';
+import { regionBytes, type Cluster } from './stubs.js';
+
+/** Reach of a rel32 branch, with room for the region and the module's own extent. */
+const REACH = 0x7fff_0000;
+/** Lowest address worth trying: below it mmap_min_addr and non-PIE executables lie. */
+const LOWEST_ADDRESS = 0x1_0000;
+/** End of what a process can map (TASK_SIZE, arch/x86/include/asm/page_64_types.h); the kernel's vsyscall page is beyond. */
+const HIGHEST_ADDRESS = 0x7fff_ffff_f000;
+/** Mappings that the agent adds to a process, in which it splits none. */
+const MAPPINGS_WANTED = 8;
+
+/** Memory of a process. */
+export interface Mapped {
+  readonly address: number;
+  readonly length: number;
+}
+
+/** Sizes the shared file from our side: the target may have a limit on the size of files (RLIMIT_FSIZE). */
+export function sizeShared(pid: number, file: number, bytes: number): void {
+  try {
+    ftruncateSync(file, bytes);
+  } catch (error) {
+    throw new CannotError('REMOTE_CALL', {
+      tried: `size the memory shared with process ${pid}`,
+      why: (error as NodeJS.ErrnoException).code ?? String(error),
+      next: 'run safepoke without a limit on the size of files (ulimit -f), or give a smaller --buffer',
+      cause: error,
+    });
+  }
+}
+
+export function noMemory(pid: number): CannotError {
+  const tried = `map memory into process ${pid}`;
+  const most = readMaxMapCount();
+  const maps = (readMaps(pid) ?? []).length;
+  if (most !== undefined && maps + MAPPINGS_WANTED > most) {
+    return new CannotError('NO_MEMORY', {
+      tried,
+      why: `it has ${maps} mappings, and vm.max_map_count allows ${most}`,
+      next: `raise that: sysctl vm.max_map_count=${most * 2}`,
+    });
+  }
+  return new CannotError('NO_MEMORY', {
+    tried,
+    why: 'its limit on address space (RLIMIT_AS) or the system leaves too little',
+    next: 'give a smaller --buffer, or raise the limit with prlimit',
+  });
+}
+
+/** Where and how to map memory; address 0: anywhere. */
+interface Place extends Mapped {
+  readonly prot: number;
+  readonly flags: number;
+  readonly fd: number;
+  readonly offset: number;
+}
+
+/** Maps memory in a process. `isLocked`: it is not to be filled at once. Returns its address, or -errno. */
+export function mapAt(
+  pid: number,
+  call: RemoteCall,
+  isLocked: boolean,
+  { address, length, prot, flags, fd, offset }: Place,
+): number {
+  const result = call(SYS.mmap, address, length, isLocked ? PROT.none : prot, flags, fd, offset);
+  if (result > 0 && isLocked) {
+    const next = 'see whether a filter forbids munlock and mprotect to it';
+    expectSuccess(call(SYS.munlock, result, length), `unlock memory in process ${pid}`, next);
+    expectSuccess(call(SYS.mprotect, result, length, prot), `map memory into process ${pid}`, next);
+  }
+  return result;
+}
+
+/** Addresses at which so many bytes are free, ascending: the lower and the upper end of each gap. */
+export function freePlaces(pid: number, length: number): number[] {
+  const places: number[] = [];
+  let end = LOWEST_ADDRESS;
+  let below = '';
+  for (const mapping of readMaps(pid) ?? []) {
+    if (mapping.start > HIGHEST_ADDRESS) break;
+    // A page stays free on both sides, so that the kernel does not merge the mapping with a neighbour of the program's.
+    if (mapping.start - end >= length + 2 * PAGE) {
+      // The heap grows up into its gap, and the stack down into its own: they must not meet us.
+      if (below !== '[heap]') places.push(end + PAGE);
+      if (mapping.path !== '[stack]') places.push(mapping.start - length - PAGE);
+    }
+    end = Math.max(end, mapping.end);
+    below = mapping.path;
+  }
+  return places;
+}
+
+/** Maps room for a region from which all of the cluster's sites can be reached, nearest gaps first. */
+export function mapNear(
+  pid: number,
+  cluster: Cluster,
+  map: (address: number, length: number) => number,
+): Mapped {
+  const length = regionBytes(cluster.sites);
+  const lowest = Math.max(LOWEST_ADDRESS, cluster.high - REACH);
+  const highest = cluster.low + REACH - length;
+  const middle = (cluster.low + cluster.high) / 2;
+  const places = freePlaces(pid, length)
+    .filter((start) => start >= lowest && start <= highest)
+    .sort((a, b) => Math.abs(a - middle) - Math.abs(b - middle));
+  for (const place of places) {
+    const result = map(place, length);
+    if (result === place) return { address: place, length };
+    if (result > 0 || result === -ERRNO.EEXIST) continue;
+    // A limit of the whole process: no other place would be better.
+    if (result === -ERRNO.ENOMEM) throw noMemory(pid);
+    expectSuccess(result, `map code into process ${pid}`, 'see whether a filter forbids mmap to it');
+  }
+  throw new CannotError('NO_MEMORY_NEAR', {
+    tried: `map ${length} bytes of code into process ${pid}`,
+    why: `no gap within 2 GiB of 0x${cluster.low.toString(16)} was free`,
+    next: 'trace fewer functions with -F, or raise its limit on address space',
+  });
+}

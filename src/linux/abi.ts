@@ -1,0 +1,38 @@
+// Numbers of the kernel's that several rooms need. Those of one place only stand there.
+
+/** x86-64 has pages of this size, whatever larger ones there are besides. */
+export const PAGE = 4096;
+
+/** Start of the page that an address lies in. */
+export function pageOf(address: number): number {
+  return address - (address % PAGE);
+}
+
+/** The least number of whole pages that hold so many bytes, in bytes. */
+export function roundToPage(bytes: number): number {
+  return Math.ceil(bytes / PAGE) * PAGE;
+}
+
+/** include/uapi/asm-generic/mman-common.h and mman.h, include/uapi/linux/mman.h */
+export const PROT = { none: 0, read: 1, write: 2, exec: 4 } as const;
+export const MAP = {
+  shared: 0x01,
+  private: 0x02,
+  fixed: 0x10,
+  anonymous: 0x20,
+  noReserve: 0x4000,
+  fixedNoReplace: 0x100000,
+} as const;
+export const MREMAP = { mayMove: 1, fixed: 2, dontUnmap: 4 } as const;
+/** `populateWrite` since Linux 5.14. */
+export const MADV = { dontNeed: 4, remove: 9, dontDump: 16, wipeOnFork: 18, populateWrite: 23 } as const;
+
+/** include/uapi/linux/memfd.h */
+export const MFD_CLOEXEC = 1;
+
+/** include/uapi/linux/futex.h: commands, their flag, and what the kernel adds to the word of a robust futex. */
+export const FUTEX = { wait: 0, wake: 1, privateFlag: 128 } as const;
+export const FUTEX_WAITERS = 0x8000_0000;
+export const FUTEX_OWNER_DIED = 0x4000_0000;
+/** As the number of those to wake. */
+export const EVERYBODY = 0x7fff_ffff;

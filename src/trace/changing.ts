@@ -1,0 +1,137 @@
+// The changes of a session, once it is known which site is to be changed in which way.
+import type { Agent } from '../agent/index.js';
+import type { PatchRequest } from './patch-target.js';
+import { PatchedTarget } from './patched-target.js';
+import type { PreparedChanges } from './patch.js';
+import { fromInside, fromOutside } from './reach.js';
+import type { PlannedSite, SessionRefusalReason } from './site-plan.js';
+import type { TextRuns } from './text-runs.js';
+import { HeldWay, PageFlip, type Way, type WayName } from './ways.js';
+
+/** All that is computed and emitted while no thread is held. */
+export interface Ready {
+  readonly agent: Agent;
+  readonly sites: readonly PlannedSite[];
+  readonly interior: Interior;
+  /** For each site, in their order. */
+  readonly changes: PreparedChanges;
+  readonly text: TextRuns;
+}
+
+/** How each site is to be changed, by index; those that are in neither are refused, as the way that is wished for cannot change them. */
+export interface Choice {
+  readonly flipped: ReadonlySet<number>;
+  readonly held: ReadonlySet<number>;
+}
+
+/** Makes the changes of a choice, one way after the other. */
+export class Changing {
+  readonly #request: PatchRequest;
+  readonly #ready: Ready;
+  readonly #choice: Choice;
+  readonly #refused = new Map<number, SessionRefusalReason>();
+  readonly #ways: Partial<Record<WayName, number>> = {};
+  #isComplete = true;
+
+  constructor(request: PatchRequest, ready: Ready, choice: Choice) {
+    this.#request = request;
+    this.#ready = ready;
+    this.#choice = choice;
+    ready.sites.forEach((_, i) => {
+      if (!choice.flipped.has(i) && !choice.held.has(i)) this.#refused.set(i, 'needs-hold');
+    });
+    ready.agent.enable(true);
+  }
+
+  flip(): this {
+    const { pid, memory } = this.#request;
+    const { agent, text } = this.#ready;
+    this.#apply(new PageFlip(pid, agent, memory, text), this.#choice.flipped);
+    return this;
+  }
+
+  /** All threads are held, and none is within a site but those that are `impossible`. */
+  write(impossible: ReadonlySet<PlannedSite>): this {
+    const { sites, changes } = this.#ready;
+    const wanted = new Set(this.#choice.held);
+    if (impossible.size > 0) {
+      for (const i of this.#choice.held) {
+        if (!impossible.has(sites[i])) continue;
+        wanted.delete(i);
+        this.#refused.set(i, 'thread-inside');
+      }
+    }
+    const way = new HeldWay(this.#request.memory, changes);
+    if (this.#request.inside !== undefined) {
+      // What runs on while threads stand may keep us from making some changes: no function without the hooks then.
+      const hooks = new Set([...wanted].filter((i) => sites[i].kind === 'hook'));
+      this.#apply(way, hooks);
+      for (const i of hooks) wanted.delete(i);
+      if ([...hooks].some((i) => this.#refused.has(i))) {
+        for (const i of wanted) this.#refused.set(i, 'handler-busy');
+        return this;
+      }
+    }
+    this.#apply(way, wanted);
+    return this;
+  }
+
+  /** Undefined: a way could not make some changes that another can; nothing is wrong with those that it made. */
+  finish(lanes: ReadonlyMap<number, number>): PatchedTarget | undefined {
+    const { agent, sites, changes, text } = this.#ready;
+    if (!this.#isComplete && this.#request.way === undefined) return undefined;
+    const functions = [...this.#refused].filter(
+      ([i, why]) => why !== 'handler-busy' || sites[i].kind !== 'hook',
+    );
+    const refused = functions.map(([i, reason]) => ({
+      function: sites[i].function,
+      module: sites[i].module,
+      reason,
+    }));
+    const made = changes.changes.without(new Set(this.#refused.keys()));
+    const patched = { sites, agent, lanes, refused, ways: this.#ways, changes: made, text };
+    const { pid, memory, times, inside } = this.#request;
+    const reach = inside === undefined ? fromOutside(pid, memory) : fromInside(inside.process);
+    return new PatchedTarget(pid, memory, times, reach, patched);
+  }
+
+  #apply(way: Way, indices: ReadonlySet<number>): void {
+    if (indices.size === 0) return;
+    const all = this.#ready.changes.changes;
+    const others = new Set(indices.size === all.length ? [] : all.addresses.keys());
+    for (const i of indices) others.delete(i);
+    const { foreign, failed, busy } = way.apply(all.without(others));
+    const numbered = foreign.size + failed.size + busy.size === 0 ? [] : [...indices].sort((a, b) => a - b);
+    for (const i of foreign) this.#refused.set(numbered[i], 'changed');
+    for (const i of failed) this.#refused.set(numbered[i], 'needs-hold');
+    for (const i of busy) this.#refused.set(numbered[i], 'handler-busy');
+    if (failed.size > 0) this.#isComplete = false;
+    const made = indices.size - foreign.size - failed.size;
+    this.#ways[way.name] = (this.#ways[way.name] ?? 0) + made;
+  }
+}
+
+/** Finds sites by addresses. */
+export class Interior {
+  /** `sites` ascend by address. */
+  constructor(private readonly sites: readonly PlannedSite[]) {}
+
+  /** The site within whose displaced instructions an address lies, their first byte excepted: from there all is well. */
+  siteAround(address: number): PlannedSite | undefined {
+    const index = this.#firstFrom(address);
+    if (index === 0) return undefined;
+    const site = this.sites[index - 1];
+    return address < site.address + site.displacedLength ? site : undefined;
+  }
+
+  #firstFrom(address: number): number {
+    let low = 0;
+    let high = this.sites.length;
+    while (low < high) {
+      const middle = (low + high) >>> 1;
+      if (this.sites[middle].address < address) low = middle + 1;
+      else high = middle;
+    }
+    return low;
+  }
+}

@@ -1,0 +1,367 @@
+// Putting the agent into a target and changing its sites: the part of a session that touches the process on the way in.
+import { AGENT_CALLS, Agent, HEAD_SIZE, type AgentOptions, type Cluster } from '../agent/index.js';
+import { CannotError } from '../errors/index.js';
+import type { InsideProcess } from '../inside/index.js';
+import {
+  MADV,
+  PAGE,
+  SYS,
+  pageOf,
+  readMaps,
+  readStatus,
+  readThreads,
+  type Mapping,
+  type Registers,
+} from '../linux/index.js';
+import {
+  Hold,
+  RemoteCalls,
+  checkSeccomp,
+  borrowCode,
+  awaitUnshared,
+  refuseShared,
+  type HeldThread,
+  type HoldTimes,
+  type Standstill,
+  type TargetMemory,
+} from '../target/index.js';
+import { Changing, Interior, type Choice, type Ready } from './changing.js';
+import type { PatchedTarget } from './patched-target.js';
+import { PreparedChanges, SiteChanges, putJump } from './patch.js';
+import { anyThread } from './reach.js';
+import type { PlannedSite } from './site-plan.js';
+import { NO_TEXT_RUNS, planTextRuns, type TextRuns } from './text-runs.js';
+import { findSavedInstructionPointers, findTidOffset, knownThreads } from './thread-facts.js';
+import type { Module } from '../target/index.js';
+import { SITE_LENGTH } from '../x86/index.js';
+import { PageFlip, type WayName } from './ways.js';
+
+/** Clusters of modules are kept small enough that every stub reaches every site. */
+const MAX_CLUSTER = 1 << 30;
+
+/** What to put into a target. */
+export interface PatchRequest {
+  readonly pid: number;
+  readonly modules: readonly Module[];
+  /** Functions to trace, then hooks; the index of a function in records is its position after `arrange`. */
+  readonly sites: readonly PlannedSite[];
+  readonly agent: Omit<AgentOptions, 'tidOffset' | 'withThread'>;
+  readonly memory: TargetMemory;
+  readonly times: HoldTimes;
+  /** Its seccomp filters must be asked before it makes system calls for us. */
+  readonly seccompFilter: boolean;
+  /** The only way in which sites may be changed; undefined: whichever is best. */
+  readonly way: WayName | undefined;
+  /** A thread that we hold already, of a program that has not run; it is let go when all is done. */
+  readonly adopted: Hold | undefined;
+  /** The program has our object loaded with it, and there is no ptrace. It waits to begin unless `hasBegun`. */
+  readonly inside: { readonly process: InsideProcess; readonly hasBegun: boolean } | undefined;
+}
+
+/** Sites in the order of their addresses, all and by clusters. */
+interface Arranged {
+  readonly sites: readonly PlannedSite[];
+  readonly clusters: readonly Cluster[];
+}
+
+function arrange(unordered: readonly PlannedSite[]): Arranged {
+  const sites = [...unordered].sort((a, b) => a.address - b.address);
+  const clusters: Cluster[] = [];
+  for (let first = 0; first < sites.length;) {
+    const low = sites[first].address;
+    let end = first + 1;
+    while (end < sites.length && sites[end].address - low <= MAX_CLUSTER) end++;
+    const members = sites.slice(first, end);
+    const high = sites[end - 1].address;
+    clusters.push({ low, high, firstIndex: first, sites: members.map((site) => site.stub) });
+    first = end;
+  }
+  return { sites, clusters };
+}
+
+/** How a held thread is made to make calls for us. */
+type CallsOf = (hold: Hold) => RemoteCalls;
+
+/**
+ * Maps the agent with one thread held, emits all code with none held, and changes the sites: with all held, or with none where
+ * every site can be changed so.
+ *
+ * @throws CannotError; the target is as before then
+ */
+export function patchTarget(request: PatchRequest): PatchedTarget {
+  const { pid, memory, adopted, inside } = request;
+  const arranged = arrange(request.sites);
+  if (inside !== undefined) return patchInside(request, inside, arranged);
+  // The vdso's, as a rule: looked for before anybody is held.
+  const borrowed = borrowCode(pid, memory);
+  const callsOf: CallsOf = (hold) => new RemoteCalls(pid, hold.callableThread(), memory, borrowed);
+  if (adopted !== undefined) return patchWaiting(request, adopted, arranged, callsOf);
+  return patchRunning(request, arranged, callsOf);
+}
+
+/** A program that has not begun, and whose one thread we hold. */
+function patchWaiting(
+  request: PatchRequest,
+  adopted: Hold,
+  arranged: Arranged,
+  callsOf: CallsOf,
+): PatchedTarget {
+  const { pid, memory } = request;
+  const agent = mapAgent(request, adopted, arranged, callsOf);
+  agent.furnish(arranged.clusters);
+  undirtyPage(memory, agent, adopted.threads[0].registers);
+  agent.emit(arranged.clusters, 1);
+  const ready = getReady(request, agent, arranged.sites);
+  return install(request, adopted, ready, chooseWays(request, ready), readMaps(pid) ?? []);
+}
+
+function patchRunning(request: PatchRequest, arranged: Arranged, callsOf: CallsOf): PatchedTarget {
+  const { pid, times } = request;
+  const agent = mapByOne(request, arranged, callsOf);
+  const removeFrom = (hold: Hold): void => {
+    // It may have executed another program meanwhile, in which other things lie where the agent was.
+    if (agent.isPresent()) agent.remove(callsOf(hold));
+  };
+  let ready: Ready;
+  let choice: Choice;
+  try {
+    agent.furnish(arranged.clusters);
+    agent.emit(arranged.clusters, (readThreads(pid) ?? []).length);
+    ready = getReady(request, agent, arranged.sites);
+    choice = chooseWays(request, ready);
+  } catch (error) {
+    withdraw(pid, agent, times, removeFrom);
+    throw error;
+  }
+  const canFlip = choice.held.size === 0;
+  const flipped = canFlip ? flipPages(request, ready, choice) : undefined;
+  if (flipped !== undefined) return flipped;
+  if (canFlip) choice = { flipped: new Set(), held: new Set(arranged.sites.keys()) };
+  let all: Hold | undefined;
+  try {
+    // A mapping that is made between this and the hold is missed: its thread's stack is not known at once, no more.
+    const maps = readMaps(pid) ?? [];
+    awaitUnshared(pid);
+    all = Hold.all(pid, times, agent.thread?.tid);
+    refuseShared(pid);
+    return install(request, all, ready, choice, maps);
+  } catch (error) {
+    // Where a part was flipped, threads may be in our code.
+    if (canFlip) agent.abandon();
+    else if (all === undefined) withdraw(pid, agent, times, removeFrom);
+    else removeFrom(all);
+    throw error;
+  } finally {
+    all?.release();
+  }
+}
+
+/** Maps the agent with one thread held, if the process is one that we can work in at all. */
+function mapByOne(request: PatchRequest, arranged: Arranged, callsOf: CallsOf): Agent {
+  const { pid, times, seccompFilter } = request;
+  Agent.rehearse();
+  const one = Hold.one(pid, anyThread(pid), times);
+  try {
+    if (seccompFilter) checkSeccomp(pid, one.callableThread().tid, AGENT_CALLS);
+    return mapAgent(request, one, arranged, callsOf);
+  } finally {
+    one.release();
+  }
+}
+
+function mapAgent(request: PatchRequest, hold: Hold, { clusters }: Arranged, callsOf: CallsOf): Agent {
+  const { pid, memory, modules } = request;
+  // In a process that job control has stopped it could not run.
+  const withThread = !(readStatus(pid)?.get('State') ?? '').startsWith('T');
+  const tidOffset = findTidOffset(pid, hold.threads, memory, modules);
+  return Agent.map(pid, callsOf(hold), memory, clusters, { ...request.agent, tidOffset, withThread });
+}
+
+/** The same by the program's own agent: a program that has not begun waits, the threads of another are called together. */
+function patchInside(
+  request: PatchRequest,
+  { process, hasBegun }: { readonly process: InsideProcess; readonly hasBegun: boolean },
+  { sites, clusters }: Arranged,
+): PatchedTarget {
+  const { pid, memory, times } = request;
+  const tidOffset = findTidOffset(pid, [process.leader], memory, request.modules);
+  const options = { ...request.agent, tidOffset, withThread: true };
+  const agent = Agent.map(pid, process.calls, memory, clusters, options, process.resident);
+  let all: Standstill | undefined;
+  try {
+    agent.furnish(clusters);
+    agent.emit(clusters, (readThreads(pid) ?? []).length);
+    const ready = getReady(request, agent, sites);
+    const choice = chooseWays(request, ready);
+    const maps = readMaps(pid) ?? [];
+    all = hasBegun ? process.meet(times) : undefined;
+    return install(request, all ?? process.begin(), ready, choice, maps);
+  } catch (error) {
+    if (agent.isPresent()) agent.remove(process.calls);
+    throw error;
+  } finally {
+    all?.release();
+  }
+}
+
+/**
+ * A program that has not begun was stopped by a breakpoint at its entry, which made the page there a copy of the process's own. It
+ * gets the file's again, if that has the same bytes.
+ */
+function undirtyPage(memory: TargetMemory, agent: Agent, registers: Registers): void {
+  const page = pageOf(Number(registers.get('rip')));
+  const before = memory.read(page, PAGE);
+  agent.thread?.call(SYS.madvise, page, PAGE, MADV.dontNeed);
+  if (Buffer.compare(memory.read(page, PAGE), before) !== 0) memory.write(page, before);
+}
+
+/** Finds the runs of text that can be taken away, and tells the agent's thread, before anything is changed. */
+function prepareText(pid: number, agent: Agent, memory: TargetMemory, changes: SiteChanges): TextRuns {
+  if (agent.thread === undefined) return NO_TEXT_RUNS;
+  const text = planTextRuns(pid, memory, changes);
+  agent.writeTextRuns(text);
+  // Where memory is locked, the pages would come back unlocked: they are taken away if we die only.
+  if (agent.isLocked) return NO_TEXT_RUNS;
+  // Nothing has been changed, so that this changes nothing either: it tells whether the kernel does it at all.
+  if (agent.thread.restoreText() === 0) return text;
+  agent.writeTextRuns([]);
+  return NO_TEXT_RUNS;
+}
+
+/** Takes an agent away of which nothing is in use; where no thread can be held now, a session to come will. */
+function withdraw(pid: number, agent: Agent, times: HoldTimes, removeFrom: (hold: Hold) => void): void {
+  try {
+    const one = Hold.one(pid, anyThread(pid, agent.thread?.tid), times);
+    try {
+      removeFrom(one);
+    } finally {
+      one.release();
+    }
+  } catch {
+    agent.abandon();
+  }
+}
+
+/** Nobody is held. Writes the journal: whatever happens from now on can be undone. */
+function getReady({ pid, memory }: PatchRequest, agent: Agent, sites: readonly PlannedSite[]): Ready {
+  const changes = new SiteChanges(
+    new Float64Array(sites.length),
+    new Uint8Array(sites.length * SITE_LENGTH),
+    new Uint8Array(sites.length * SITE_LENGTH),
+  );
+  let i = 0;
+  for (const { heads, bodies } of agent.regions) {
+    for (let inRegion = 0; inRegion < bodies.length; inRegion++, i++) {
+      const { address } = sites[i];
+      changes.addresses[i] = address;
+      sites[i].putOriginal(changes.expected, i * SITE_LENGTH);
+      putJump(changes.wanted, i * SITE_LENGTH, address, Number(heads) + inRegion * HEAD_SIZE);
+    }
+  }
+  agent.writeJournal(changes.addresses, changes.expected);
+  const prepared = new PreparedChanges(memory, changes);
+  const text = prepareText(pid, agent, memory, changes);
+  return { agent, sites, interior: new Interior(sites), changes: prepared, text };
+}
+
+/**
+ * Holding all threads once is the price of the first site that needs it; the others are cheapest written in that hold too. A program
+ * that has not begun stands still anyway.
+ */
+function chooseWays({ pid, memory, way, adopted }: PatchRequest, ready: Ready): Choice {
+  const { agent, sites, changes, text } = ready;
+  const none: ReadonlySet<number> = new Set();
+  const all = new Set(sites.keys());
+  if (way === 'held') return { flipped: none, held: all };
+  const reached = new PageFlip(pid, agent, memory, text).reaches(changes.changes);
+  const flipped = new Set([...reached].filter((i) => sites[i].isOneInstruction));
+  if (flipped.size === sites.length) return { flipped, held: none };
+  if (way === undefined) return { flipped: none, held: all };
+  const hooks = new Set([...all].filter((i) => sites[i].kind === 'hook' && !flipped.has(i)));
+  const hasFunction = [...flipped].some((i) => sites[i].kind !== 'hook');
+  if (hasFunction && (hooks.size === 0 || adopted !== undefined)) return { flipped, held: hooks };
+  const [hook] = hooks;
+  throw new CannotError('NEEDS_HOLD', {
+    tried: `change the code of process ${pid} by page flips only`,
+    why: hasFunction
+      ? `${sites[hook].function.name} must be changed as well, for exceptions, and its site is more than one instruction`
+      : 'no function that was asked for has a site of one instruction on a page that can be flipped',
+    next: hasFunction
+      ? 'use --entry-only, which needs no such preparation, start the program with `safepoke run`, or leave --way out'
+      : 'leave --way out, or compile with -pg -mfentry -mnop-mcount',
+  });
+}
+
+/** Changes the sites with nobody held. Undefined: not all could be changed so, and another way may be taken. */
+function flipPages(request: PatchRequest, ready: Ready, choice: Choice): PatchedTarget | undefined {
+  const { agent } = ready;
+  // Nobody has looked at the threads. They get lanes when they first record, as threads do that start later.
+  agent.distrustThreadPointers();
+  try {
+    return new Changing(request, ready, choice).flip().finish(new Map());
+  } catch (error) {
+    // Threads may be in our code by now: its thread turns it back, and the next session takes it away.
+    agent.abandon();
+    throw error;
+  }
+}
+
+/** All threads are held: gives them lanes, moves them out of the sites, changes the sites. */
+function install(
+  request: PatchRequest,
+  hold: Standstill,
+  ready: Ready,
+  choice: Choice,
+  maps: readonly Mapping[],
+): PatchedTarget {
+  const { pid, memory } = request;
+  const { agent, sites, interior } = ready;
+  if (!pointToThemselves(hold.threads, memory)) agent.distrustThreadPointers();
+  const threads = knownThreads(pid, hold.threads, maps, agent.tidOffset, memory);
+  const assigned = agent.assignLanes(threads.map((t) => t.known));
+  const lanes = new Map(assigned.map((lane, i) => [lane, threads[i].tid]));
+
+  const impossible = new Set<PlannedSite>();
+  for (const thread of hold.threads) {
+    const rip = Number(thread.registers.get('rip'));
+    const site = interior.siteAround(rip);
+    if (site !== undefined) {
+      const moved = site.movedTo(rip);
+      if (moved === undefined) {
+        impossible.add(site);
+      } else {
+        thread.registers.set('rip', moved);
+        hold.writeRegisters(thread);
+      }
+    }
+  }
+  // A handler that runs on a thread will return to where the signal came.
+  for (const { rip } of findSavedInstructionPointers(hold.threads, maps, memory).flat()) {
+    const inside = interior.siteAround(rip);
+    if (inside !== undefined) impossible.add(inside);
+  }
+  if (sites.some((site) => site.kind === 'hook' && impossible.has(site))) throw busyUnwinder(pid);
+  const changing = new Changing(request, ready, choice);
+  if (choice.flipped.size > 0) changing.flip();
+  const target = changing.write(impossible).finish(lanes);
+  if (target === undefined) throw new Error('what is written while all are held is written or refused');
+  return target;
+}
+
+function busyUnwinder(pid: number): CannotError {
+  return new CannotError('UNWINDER_BUSY', {
+    tried: `prepare process ${pid} for exceptions`,
+    why: 'a signal handler will return into the first instructions of its unwinder',
+    next: 'try again, or trace with --entry-only, which needs no such preparation',
+  });
+}
+
+/** True if the word at each thread pointer is that pointer, as the ABI has it and the recorder's fast paths want it. */
+function pointToThemselves(threads: readonly HeldThread[], memory: TargetMemory): boolean {
+  const pointers = threads.map((thread) => thread.registers.get('fs_base'));
+  const words = memory.readMany(pointers.map((pointer) => ({ address: Number(pointer), length: 8 })));
+  return words.every((word, i) => {
+    const isThere = pointers[i] !== 0n && word.length === 8;
+    return isThere && new DataView(word.buffer, word.byteOffset).getBigUint64(0, true) === pointers[i];
+  });
+}
