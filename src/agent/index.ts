@@ -17,4 +17,4 @@ export {
 } from './agent-thread.js';
 export { AGENT, HEADER, LANE_STATE } from './layout.js';
 export { HEAD_SIZE, HEAD_TRAMPOLINE } from './recorder.js';
-export type { CodeRegion, HeadKind, StubSite } from './stubs.js';
+export type { Cluster, CodeRegion, HeadKind, StubSite } from './stubs.js';

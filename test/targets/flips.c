@@ -104,7 +104,10 @@ static const char *protect(const char *how) {
   return result;
 }
 
+/** A thread that has rounds left is idle until it wakes. */
 static void until_idle(int threads) {
+  for (int i = 0; i < threads; i++)
+    while (rounds_left[i] > 0) usleep(500);
   while (idle < threads) usleep(500);
   storming = 0;
   usleep(5000);
@@ -138,7 +141,6 @@ int main(int argc, char **argv) {
       for (int i = 0; count_names[i]; i++) count_of[i] = 0;
       storming = 1;
       for (int i = 0; i < threads; i++) rounds_left[i] = rounds;
-      while (idle == threads) usleep(100);
       until_idle(threads);
       for (int i = 0; count_names[i]; i++) printf("%s=%ld ", count_names[i], count_of[i]);
       printf("wrong=%d\n", wrong);
