@@ -53,6 +53,7 @@ import {
 import { AGENT_THREAD_CALLS, AgentThread, TEXT_RUN_SIZE, agentThreadCode } from './agent-thread.js';
 import { areOnOwnStacks, readShadowEntries, restoreReturnAddresses, shadowBase } from './shadow-stacks.js';
 import { freePlaces, mapAt, mapNear, noMemory, sizeShared, type Mapped } from './places.js';
+import { RingBudget } from './ring-budget.js';
 import { HEAD_SIZE, THREAD_POINTER_BY_REGISTER } from './recorder.js';
 import {
   HEAD_SWITCH_BYTES,
@@ -132,8 +133,12 @@ export interface AgentOptions {
   readonly trusted: readonly { readonly start: number; readonly end: number }[];
   /** The agent gets a thread of its own: not in a process that job control has stopped, where it could not run. */
   readonly withThread: boolean;
-  /** Numbers of lanes to try, most first: limits on address space may allow fewer. */
+  /** Numbers of lanes to try, most first: limits on memory may allow fewer. */
   readonly lanes: readonly number[];
+  /** Threads seen. */
+  readonly threads: number;
+  /** Bytes that all rings together may fill. */
+  readonly ringMemory: number;
 }
 
 /** An agent's thread that is in the target before a session and stays after it, and its pages, which stay as well. */
@@ -162,6 +167,8 @@ export class Agent {
   readonly regions: CodeRegion[] = [];
   /** Lane headers, shared with the target. */
   readonly headers: OwnMapping;
+  /** Who may fill how much of the rings. */
+  readonly budget: RingBudget;
   readonly #options: AgentOptions;
   readonly #memory: TargetMemory;
   readonly #shared: number;
@@ -201,6 +208,7 @@ export class Agent {
     this.#memory = memory;
     this.#options = options;
     this.geometry = geometry;
+    this.budget = budgetOf(options, geometry);
     this.control = places.control;
     this.data = places.data;
     this.#shared = places.shared;
@@ -261,6 +269,7 @@ export class Agent {
           sharedFile = file;
           for (const lanes of options.lanes) {
             geometry = planGeometry(lanes, options.ringBytes, options.maxShadowEntries);
+            if (!budgetOf(options, geometry).isEnough) continue;
             sizeShared(pid, file, geometry.sharedBytes);
             const { sharedBytes } = geometry;
             // One mapping, which has a name; our own pages then take the place of those behind the file's end. Should we
@@ -288,7 +297,7 @@ export class Agent {
           call(SYS.close, fd);
         }
         if (places === undefined || geometry === undefined) {
-          throw noMemory(pid);
+          throw noMemory(pid, options.ringMemory);
         }
         const agent = new Agent(
           pid,
@@ -562,6 +571,11 @@ export class Agent {
     this.#memory.writeWord(this.#laneAddress(lane) + LANE.stackSize, BigInt(size));
   }
 
+  /** Lets a lane that has a thread hold more, of what there is. */
+  grantRing(lane: number): void {
+    this.#memory.writeWord(this.#laneAddress(lane) + LANE.ringLimit, BigInt(this.budget.grant(lane)));
+  }
+
   /** Mark of the recorder at work on a lane's thread; 0 if none is. */
   busy(lane: number): bigint {
     return this.#memory.readWord(this.#laneAddress(lane) + LANE.busy) ?? 0n;
@@ -723,7 +737,7 @@ export class Agent {
     put(LANE.header, this.#shared + SHARED.headers + lane * HEADER.size);
     put(LANE.ring, this.#shared + geometry.rings + lane * geometry.ringBytes);
     put(LANE.ringMask, geometry.ringBytes - 1);
-    put(LANE.ringLimit, geometry.ringLimit);
+    put(LANE.ringLimit, this.budget.initial(lane));
     put(LANE.shadow, base);
     put(LANE.shadowBase, base);
     put(LANE.shadowLimit, base + Math.min(depth, geometry.shadowEntries) * SHADOW.size);
@@ -761,6 +775,10 @@ export class Agent {
     });
     this.#memory.write(this.data, header);
   }
+}
+
+function budgetOf({ ringMemory, threads }: AgentOptions, { lanes, ringLimit }: AgentGeometry): RingBudget {
+  return new RingBudget(ringMemory, lanes, Math.min(lanes, threads + SPARE_LANES), ringLimit);
 }
 
 /** What to unmap, in this order: what lists the others is there to the end, and what lies within another goes with it. */

@@ -14,6 +14,9 @@ const HIGHEST_ADDRESS = 0x7fff_ffff_f000;
 /** Mappings that the agent adds to a process, in which it splits none. */
 const MAPPINGS_WANTED = 8;
 
+/** Less than this is named as the reason. */
+const LITTLE_RING_MEMORY = 64 << 20;
+
 /** Memory of a process. */
 export interface Mapped {
   readonly address: number;
@@ -34,7 +37,8 @@ export function sizeShared(pid: number, file: number, bytes: number): void {
   }
 }
 
-export function noMemory(pid: number): CannotError {
+/** `ringMemory`: what the rings may have. */
+export function noMemory(pid: number, ringMemory = Number.POSITIVE_INFINITY): CannotError {
   const tried = `map memory into process ${pid}`;
   const most = readMaxMapCount();
   const maps = (readMaps(pid) ?? []).length;
@@ -43,6 +47,13 @@ export function noMemory(pid: number): CannotError {
       tried,
       why: `it has ${maps} mappings, and vm.max_map_count allows ${most}`,
       next: `raise that: sysctl vm.max_map_count=${most * 2}`,
+    });
+  }
+  if (ringMemory < LITTLE_RING_MEMORY) {
+    return new CannotError('NO_MEMORY', {
+      tried,
+      why: `the rings of all threads may fill ${Math.floor(ringMemory / 1024)} KiB only, lest it be killed for want of memory`,
+      next: 'raise the memory limit of its control group, or give a larger --ring-memory if one was given',
     });
   }
   return new CannotError('NO_MEMORY', {

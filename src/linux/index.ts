@@ -55,6 +55,7 @@ export {
   readThreads,
   type Mapping,
 } from './proc.js';
+export { availableMemory } from './available-memory.js';
 export { readRemoteRanges, type MemoryRange } from './remote-memory.js';
 export { PidFile } from './pid-file.js';
 export { faultPoint } from './fault-point.js';

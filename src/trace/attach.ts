@@ -1,7 +1,7 @@
 // From a process or a program to a session.
 import { CannotError, UsageError, isSafepokeError } from '../errors/index.js';
 import { InsideProcess, type ProtocolCounts } from '../inside/index.js';
-import { haste, readCommandLine, readStatus, readThreads } from '../linux/index.js';
+import { availableMemory, haste, readCommandLine, readStatus, readThreads } from '../linux/index.js';
 import type { RecordingHeader, RecordingSink } from '../recording/index.js';
 import { demangle, type Pattern } from '../symbols/index.js';
 import {
@@ -21,7 +21,13 @@ import {
   type Preflight,
   type TargetMemory,
 } from '../target/index.js';
-import { DEFAULT_BUFFER_BYTES, MAX_BUFFER_BYTES, MIN_BUFFER_BYTES, type TraceOptions } from './options.js';
+import {
+  DEFAULT_BUFFER_BYTES,
+  MAX_BUFFER_BYTES,
+  MIN_BUFFER_BYTES,
+  RING_MEMORY_PART,
+  type TraceOptions,
+} from './options.js';
 import { patchTarget } from './patch-target.js';
 import { recover } from './recovery.js';
 import { ModuleFunctions, concernsModule, parsePatterns, selectFunctions } from './selection.js';
@@ -374,6 +380,9 @@ function start({ pid, options, memory, times, adopted, inside, isChild, before, 
         ...(inside === undefined ? [] : [inside.process.code]),
       ],
       lanes: laneNumbers(before.threads.length),
+      threads: before.threads.length,
+      ringMemory:
+        options.ringMemoryBytes ?? (availableMemory(pid) ?? Number.MAX_SAFE_INTEGER) * RING_MEMORY_PART,
     },
   });
   const attachMs = performance.now() - since;

@@ -15,6 +15,8 @@ export interface TraceOptions {
   readonly entryOnly?: boolean;
   /** Bytes of each thread's ring: rounded up to a power of two. */
   readonly bufferBytes?: number;
+  /** Bytes that the rings of all threads may fill. None: half of what the system and its control groups leave the target. */
+  readonly ringMemoryBytes?: number;
   /** Only calls that last at least so many nanoseconds are wanted. Outputs leave the others out; a recording notes it. */
   readonly minDurationNs?: number;
   /** Of what goes to the recording only the newest records are kept, of so many bytes. */
@@ -34,6 +36,8 @@ export interface TraceOptions {
 
 /** A thread that does nothing but call can write 1.5 GB/s: this holds a burst of five million records. Untouched, it costs nothing. */
 export const DEFAULT_BUFFER_BYTES = 128 << 20;
+/** Of the memory that the target can still get: the rest is its own. */
+export const RING_MEMORY_PART = 1 / 2;
 export const MIN_BUFFER_BYTES = 4096;
 /** Ring offsets are 32-bit masks, and a ring must be mappable in one piece. */
 export const MAX_BUFFER_BYTES = 1 << 30;

@@ -97,6 +97,8 @@ export class RingDrain {
   /** Threads whose own id we know from outside, by the index of their lane. */
   readonly #preassigned: ReadonlyMap<number, number>;
   readonly #retired = new Set<number>();
+  /** Consumed memory that stays with the rings. */
+  readonly #mostKept: number;
   #nextId = 0;
   #lastThreadCheck = 0;
   #threads = new Set<number>();
@@ -124,6 +126,7 @@ export class RingDrain {
     this.#agent = agent;
     this.#listener = listener;
     this.#preassigned = preassigned;
+    this.#mostKept = Math.min(KEPT_BYTES, agent.budget.kept);
     this.#headers = new BigUint64Array(agent.headers.bytes, 0, agent.geometry.lanes * WORDS64_PER_HEADER);
     this.#headers32 = new Uint32Array(agent.headers.bytes, 0, agent.geometry.lanes * WORDS64_PER_HEADER * 2);
     this.entries = new Float64Array(functions);
@@ -198,10 +201,19 @@ export class RingDrain {
         gone: false,
       };
       this.#live.set(index, lane);
+      this.#grant(index);
       (fresh ??= []).push(lane);
       this.#listener.onThread(lane.id, lane.tid, readThreadName(this.#pid, lane.tid) ?? '');
     }
     if (fresh !== undefined) this.#tellStacks(fresh);
+  }
+
+  #grant(index: number): void {
+    try {
+      this.#agent.grantRing(index);
+    } catch {
+      // The target ended meanwhile; its records are still in the rings.
+    }
   }
 
   #tellStacks(lanes: readonly LiveLane[]): void {
@@ -332,7 +344,7 @@ export class RingDrain {
     if (offset > lane.kept || wanted <= 0) return;
     let all = 0;
     for (const { kept } of this.#live.values()) all += kept;
-    lane.kept += Math.min(wanted, Math.max(0, KEPT_BYTES - all));
+    lane.kept += Math.min(wanted, Math.max(0, this.#mostKept - all));
   }
 
   /**
@@ -342,7 +354,7 @@ export class RingDrain {
    */
   #reserveAhead(lane: LiveLane, head: number): void {
     const { ringBytes } = this.#agent.geometry;
-    const ahead = Math.min(head - lane.start, KEPT_BYTES / this.#live.size);
+    const ahead = Math.min(head - lane.start, this.#mostKept / this.#live.size);
     if (ahead < MIN_AHEAD) return;
     let at = Math.max(lane.reserved, pageOf(head));
     const until = Math.min(
@@ -379,6 +391,7 @@ export class RingDrain {
     // Of an ended thread it may be exact, and must be, for the next owner of the lane goes on there.
     this.#headers[lane.index * WORDS64_PER_HEADER + HEADER.tail / 8] = BigInt(lane.tail);
     this.#live.delete(lane.index);
+    this.#agent.budget.takeBack(lane.index);
     if (lane.ring !== undefined) {
       lane.ring.mapping.unmap();
       this.#agent.releaseRing(lane.index, 0, this.#agent.geometry.ringBytes);

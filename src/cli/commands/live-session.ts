@@ -22,6 +22,8 @@ import type { LiveOptions } from './trace-options.js';
 
 /** Exit status of a program that a signal ended, as shells tell it. */
 const SIGNAL_STATUS = 128;
+/** OOM_SCORE_ADJ_MAX, include/uapi/linux/oom.h */
+const FIRST_TO_DIE = '1000';
 const DEFAULT_NEWEST_BYTES = 64 << 20;
 /** How often a library is looked for that is to be traced and is not loaded yet. */
 const LIBRARY_POLL_MS = 200;
@@ -36,6 +38,7 @@ function sessionOptions(options: LiveOptions, terminal: Terminal): SessionOption
     ...(options.timeFilter === undefined ? {} : { minDurationNs: parseTime(options.timeFilter) }),
     ...(options.entryOnly === undefined ? {} : { entryOnly: options.entryOnly }),
     ...(options.buffer === undefined ? {} : { bufferBytes: parseSize(options.buffer) }),
+    ...(options.ringMemory === undefined ? {} : { ringMemoryBytes: parseSize(options.ringMemory) }),
     ...(options.output === undefined ? {} : { output: options.output }),
     ...(options.keep === 'newest'
       ? { newestBytes: options.size === undefined ? DEFAULT_NEWEST_BYTES : parseSize(options.size) }
@@ -124,6 +127,7 @@ export async function followOne(
     const isOver = (): boolean => signal !== undefined || (endAt !== undefined && performance.now() > endAt);
     session = await beginWhenLoaded(options, isOver, () => begin(wanted));
     const begun = session;
+    offerOurselves();
     const batch = new TextBatch((text) => {
       terminal.data(text);
     });
@@ -174,6 +178,18 @@ export async function followOne(
     control?.close();
     for (const timer of timers) clearInterval(timer);
     for (const name of signals) process.off(name, onSignal);
+  }
+}
+
+/**
+ * Should the system run out of memory, the kernel is to end us and not the target, which then restores itself (proc(5), oom_score_adj).
+ * A program that was started by us has been, and keeps its own.
+ */
+function offerOurselves(): void {
+  try {
+    writeFileSync('/proc/self/oom_score_adj', FIRST_TO_DIE);
+  } catch {
+    // Without it things are as they are for any other program.
   }
 }
 

@@ -9,6 +9,7 @@ export interface LiveOptions {
   readonly entryOnly?: boolean;
   readonly duration?: string;
   readonly buffer?: string;
+  readonly ringMemory?: string;
   readonly output?: string;
   readonly format: 'graph' | 'jsonl';
   readonly summary?: string;
@@ -41,6 +42,10 @@ export function addLiveOptions(command: Command): Command {
     .option(
       '--buffer <size>',
       'ring of each thread: 64K, 16M (default 128M, of which only what is used is memory)',
+    )
+    .option(
+      '--ring-memory <size>',
+      'what all rings together may fill (default: half of what the target can still get)',
     )
     .option('-o, --output <file>', 'record; without it the calls are printed as they come')
     .addOption(
