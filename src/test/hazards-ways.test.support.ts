@@ -7,21 +7,25 @@ import { ONE_NOP, Target, answered, build, changedBytes } from './targets.test.s
 const BUFFER = 1 << 20;
 const FUNCTIONS = ['step', 'mix', 'handle'];
 const THREADS = 50;
-const SWITCHES = 300;
+const SWITCHES = 5_000;
+const MANY_SWITCHES = 50_000;
+/** Records are drained between so many switches. */
+const TURN = 2000;
 const ROUNDS = 64;
 
 /** Switches functions in turn, so often that threads are in every place of a head when it changes. */
 async function switchWhileRunning(rounds: Rounds, way: 'held' | 'page-flip'): Promise<void> {
   const target = await Target.ready(build('flips.c', ...ONE_NOP), String(THREADS));
+  const switches = rounds.isLong ? MANY_SWITCHES : SWITCHES;
   while (rounds.next(target.pid)) {
     target.say('run');
     const options = { way, bufferBytes: BUFFER, filters: FUNCTIONS, entryOnly: way === 'page-flip' };
     const session = attach(target.pid, options);
     const held = session.status.held_us;
-    for (let i = 0; i < SWITCHES; i++) {
+    for (let i = 0; i < switches; i++) {
       const name = FUNCTIONS[i % FUNCTIONS.length];
       assert.equal(session.switch([name], false), 1);
-      if (i % 100 === 0) await new Promise((resolve) => setImmediate(resolve));
+      if (i % TURN === 0) await new Promise((resolve) => setImmediate(resolve));
       assert.equal(session.switch([name], true), 1);
     }
     assert.equal(session.status.held_us, held);
@@ -30,7 +34,7 @@ async function switchWhileRunning(rounds: Rounds, way: 'held' | 'page-flip'): Pr
     const summary = await session.stop();
     assert.deepEqual(
       { way: summary.ways[way], switched: summary.switched, changed: changedBytes(target.pid) },
-      { way: way === 'held' ? summary.ways['held'] : FUNCTIONS.length, switched: SWITCHES * 2, changed: 0 },
+      { way: way === 'held' ? summary.ways['held'] : FUNCTIONS.length, switched: switches * 2, changed: 0 },
     );
     assert.ok(summary.restored && summary.removed);
   }

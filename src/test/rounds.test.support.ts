@@ -20,6 +20,8 @@ const WARM_UP = 1 / 3;
 /** Memory may move by this without being called a leak. */
 const TOLERANCE = 96 << 20;
 
+const LONG_MS = 30_000;
+
 /** Goes round until the time is over, but at least once: time never decides whether a test passes. */
 export class Rounds {
   done = 0;
@@ -29,6 +31,11 @@ export class Rounds {
   readonly #uses = new Map<'target' | 'tracer', { early: number | undefined; late: number }>();
 
   readonly #notes = new Map<string, number>();
+
+  /** There is time for rounds that take half a minute. */
+  get isLong(): boolean {
+    return this.#ms >= LONG_MS;
+  }
 
   constructor(ms: number, least = 1) {
     this.#ms = ms;

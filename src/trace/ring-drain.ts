@@ -45,6 +45,13 @@ const ABANDONED_MS = 1000;
 const MAX_PIECE_RECORDS = 1 << 15;
 
 /**
+ * Taken at one poll, from all lanes together, in even parts, but of each at least so much: between two polls the session listens to
+ * those who want to end or to control it.
+ */
+const MAX_POLL_BYTES = 32 << 20;
+const MIN_LANE_BYTES = 256 << 10;
+
+/**
  * Consumed memory of all rings together that stays with them. Writing into a new page makes half the cost of a record, so a
  * few busy threads go round in memory that is there already; of many, each gives back what was read.
  */
@@ -143,8 +150,11 @@ export class RingDrain {
     if (final || now - this.#lastThreadCheck > THREAD_CHECK_MS) this.#checkThreads(now);
     this.#findLanes();
     let taken = 0;
+    const most = final
+      ? Number.POSITIVE_INFINITY
+      : Math.max(MIN_LANE_BYTES, MAX_POLL_BYTES / this.#live.size);
     for (const lane of this.#live.values()) {
-      taken += this.#take(lane, now, final);
+      taken += this.#take(lane, now, final, most);
       const state = this.#state(lane.index);
       if (!final && (lane.gone || state === LANE_STATE.ended) && lane.tail === this.#head(lane.index)) {
         this.#end(lane);
@@ -254,7 +264,8 @@ export class RingDrain {
     return lane.ring;
   }
 
-  #take(lane: LiveLane, now: number, final: boolean): number {
+  /** Takes at most `most` bytes, and a piece. */
+  #take(lane: LiveLane, now: number, final: boolean, most: number): number {
     let taken = 0;
     // What comes meanwhile waits for the next poll: a thread that writes as fast as we read would keep us here for good.
     const head = this.#head(lane.index);
@@ -262,7 +273,7 @@ export class RingDrain {
     const { words } = this.#ringOf(lane);
     const ringWords = words.length;
     if (head === lane.tail && !final) this.#reserveAhead(lane, head);
-    for (;;) {
+    while (taken * RECORD_BYTES < most) {
       const waiting = (head - lane.tail) / RECORD_BYTES;
       if (waiting === 0) {
         lane.stuckSince = undefined;
