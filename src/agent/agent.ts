@@ -573,7 +573,9 @@ export class Agent {
 
   /** Lets a lane that has a thread hold more, of what there is. */
   grantRing(lane: number): void {
-    this.#memory.writeWord(this.#laneAddress(lane) + LANE.ringLimit, BigInt(this.budget.grant(lane)));
+    const limit = this.budget.grant(lane);
+    if (limit === this.budget.initial(lane)) return;
+    this.#memory.writeWord(this.#laneAddress(lane) + LANE.ringLimit, BigInt(limit));
   }
 
   /** Mark of the recorder at work on a lane's thread; 0 if none is. */

@@ -1,6 +1,6 @@
 // Other tracers on the same process, and safepoke itself stopped, killed, with a full disk, without a reader.
 import assert from 'node:assert/strict';
-import { spawn } from 'node:child_process';
+import { execFileSync, spawn } from 'node:child_process';
 import { closeSync, existsSync, openSync, readSync, readdirSync, rmSync, writeSync } from 'node:fs';
 import { CannotError, attach, listFunctions, openRecording, type RecordingFile } from '../index.js';
 import type { RecordingSink } from '../recording/index.js';
@@ -15,9 +15,12 @@ import {
   mapsOf,
   pause,
   safepoke,
+  statusField,
 } from './targets.test.support.js';
 
 const BUFFER = 1 << 18;
+/** One that wants no more memory for so long is killed. */
+const STARVES_MS = 3000;
 /** Calls of fib(n), itself included, for the n that is used here. */
 const FIB_20 = 21_891;
 const FIB_25 = 242_785;
@@ -193,13 +196,22 @@ async function fullDisk(rounds: Rounds): Promise<void> {
   await target.finish();
 }
 
-/** Killed at any moment; the next session puts everything back, and the recording has all that was written. */
-async function killedTracer(rounds: Rounds): Promise<void> {
+/** No more memory for it; it ends by itself when it wants some. */
+async function starve({ child }: Running): Promise<void> {
+  const size = Number(statusField(child.pid ?? 0, 'VmSize').split(' ')[0]) * 1024;
+  execFileSync('prlimit', ['--pid', String(child.pid), `--as=${size}`]);
+  const ended = new Promise((resolve) => child.once('exit', resolve));
+  await Promise.race([ended, pause(STARVES_MS)]);
+  child.kill('SIGKILL');
+}
+
+/** Dies at any moment; the next session puts everything back, and the recording has all that was written. */
+async function dyingTracer(rounds: Rounds, die: (running: Running) => unknown): Promise<void> {
   const target = await Target.ready(build('busy.c'), '3');
   while (rounds.next(target.pid)) {
     const running = await Running.attach(target.pid, '-F', 'fib', '-F', 'mix', '--buffer', '1M');
     await pause(rounds.done % 50);
-    running.child.kill('SIGKILL');
+    await die(running);
     await running.gone();
     target.say('go on');
     await target.expect(/^fine$/);
@@ -242,7 +254,11 @@ export const tracerHazards: readonly Hazard[] = [
   { name: 'a full disk: the target is as it was, and what was written can be read', run: fullDisk },
   {
     name: 'safepoke killed at any moment: the target lives, the next session puts it right',
-    run: killedTracer,
+    run: (rounds) => dyingTracer(rounds, ({ child }) => child.kill('SIGKILL')),
+  },
+  {
+    name: 'safepoke without memory: it ends, the target lives, the next session puts it right',
+    run: (rounds) => dyingTracer(rounds, starve),
   },
   { name: 'nobody reads what is printed: the trace ends', run: closedPipe },
 ];
