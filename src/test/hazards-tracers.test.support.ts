@@ -1,7 +1,7 @@
 // Other tracers on the same process, and safepoke itself stopped, killed, with a full disk, without a reader.
 import assert from 'node:assert/strict';
 import { execFileSync, spawn } from 'node:child_process';
-import { closeSync, existsSync, openSync, readSync, readdirSync, rmSync, writeSync } from 'node:fs';
+import { closeSync, existsSync, openSync, readSync, readdirSync, rmSync, statSync, writeSync } from 'node:fs';
 import { CannotError, attach, listFunctions, openRecording, type RecordingFile } from '../index.js';
 import type { RecordingSink } from '../recording/index.js';
 import { attachTo } from '../trace/index.js';
@@ -19,6 +19,8 @@ import {
 } from './targets.test.support.js';
 
 const BUFFER = 1 << 18;
+const NEWEST_BYTES = 32 << 20;
+const LOOK_MS = 200;
 /** One that wants no more memory for so long is killed. */
 const STARVES_MS = 3000;
 /** Calls of fib(n), itself included, for the n that is used here. */
@@ -244,6 +246,25 @@ async function closedPipe(rounds: Rounds): Promise<void> {
   await target.finish();
 }
 
+/** A flight recorder that never comes to rest: what it keeps is bounded, and so is all else. */
+async function fullRate(rounds: Rounds): Promise<void> {
+  const target = await Target.ready(build('busy.c'), '2');
+  const output = fresh('recording');
+  const wanted = { filters: ['fib', 'mix'], bufferBytes: 1 << 24, output, newestBytes: NEWEST_BYTES };
+  const session = attach(target.pid, wanted);
+  while (rounds.next(target.pid)) await pause(LOOK_MS);
+  const { restored, removed, records, dropped } = await session.stop();
+  assert.deepEqual([restored, removed, changedBytes(target.pid)], [true, true, 0]);
+  assert.ok(records > 0);
+  rounds.note('million records', records / 1e6);
+  rounds.note('million dropped', dropped / 1e6);
+  assert.ok(statSync(output).size <= 2 * NEWEST_BYTES);
+  rmSync(output);
+  target.say('go on');
+  await target.expect(/^fine$/);
+  await target.finish();
+}
+
 export const tracerHazards: readonly Hazard[] = [
   { name: 'a debugger that comes during the trace, with a breakpoint on a traced function', run: debugger_ },
   {
@@ -261,4 +282,5 @@ export const tracerHazards: readonly Hazard[] = [
     run: (rounds) => dyingTracer(rounds, starve),
   },
   { name: 'nobody reads what is printed: the trace ends', run: closedPipe },
+  { name: 'a flight recorder at full rate: memory of target and tracer does not grow', run: fullRate },
 ];

@@ -65,7 +65,8 @@ async function main(args: readonly string[]): Promise<number> {
     .filter(({ name }) => words.length === 0 || words.some((word) => name.includes(word)))
     .map((hazard) => ({ hazard, rounds: 0, seconds: 0, failures: 0, target: undefined, tracer: undefined }));
   const until = performance.now() + ms;
-  const turnMs = Math.min(TURN_MS, ms / tallies.length);
+  // One alone has all the time in one piece.
+  const turnMs = tallies.length === 1 ? ms : Math.min(TURN_MS, ms / tallies.length);
   while (tallies.length > 0 && performance.now() < until) {
     for (const tally of tallies) {
       await turn(tally, turnMs);
