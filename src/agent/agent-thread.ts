@@ -21,13 +21,13 @@ import {
   type OwnMapping,
 } from '../linux/index.js';
 import { pause, type PlannedCall, type RemoteCall } from '../target/index.js';
-import { assemble } from '../x86/index.js';
-import { AGENT, CALL, CALLS_MAX, CONTROL } from './layout.js';
+import { SITE_LENGTH, assemble } from '../x86/index.js';
+import { AGENT, CALL, CALLS_MAX, CONTROL, WRITE } from './layout.js';
 
 export const TEXT_RUN_SIZE = 16;
 
 /** What to do. */
-const ACTION = { restoreText: 1, leave: 2, makeCalls: 3 } as const;
+const ACTION = { restoreText: 1, leave: 2, makeCalls: 3, writeWhole: 4 } as const;
 
 /** Something more that the thread can do: `label` stands in the listing around it, keeps rbx and r14, and jumps to `served`. */
 export interface AgentAction {
@@ -43,6 +43,9 @@ export const AGENT_THREAD_FLAGS = 0x100 | 0x200 | CLONE_FILES | 0x800 | 0x10000 
 /** The same for a thread with descriptors of its own, which the program can neither close nor see. */
 export const AGENT_THREAD_FLAGS_APART = AGENT_THREAD_FLAGS & ~CLONE_FILES;
 const MREMAP_AWAY = MREMAP.mayMove | MREMAP.dontUnmap;
+/** include/uapi/asm-generic/fcntl.h */
+const O_RDWR = 2;
+const O_CLOEXEC = 0x8_0000;
 const PR_SET_NAME = 15;
 
 /** System calls of the thread, and the one that makes it, with arguments of the kind that they will have. */
@@ -61,6 +64,7 @@ const RETRY_NS = 50_000_000;
 const RETRIES = 1200;
 
 const NAME = 'safepoke';
+const MEMORY_PATH = '/proc/self/mem';
 /** The thread gets the processor when the target lets it: a group of processes may be out of its share for a while. */
 const PATIENCE_MS = 5000;
 /** It is awake within some tens of microseconds, and a pause of ours lasts longer than we want it to. */
@@ -68,6 +72,12 @@ const SPIN_MS = 0.2;
 const POLL_MS = 0.1;
 /** A look at the list of threads takes longer than a poll. */
 const POLLS_PER_LOOK = 16;
+
+/** A site to be written, and what is to stand there: five bytes. */
+export interface WholeSite {
+  readonly address: number;
+  readonly bytes: Uint8Array;
+}
 
 /** Where the thread finds things, in the target. */
 export interface AgentThreadPlaces {
@@ -107,6 +117,8 @@ serve:
     je leave_now
     cmp dword [rbx+${AGENT.action}], ${ACTION.makeCalls}
     je make_calls
+    cmp dword [rbx+${AGENT.action}], ${ACTION.writeWhole}
+    je write_whole
 ${more.map(({ action, label }) => `    cmp dword [rbx+${AGENT.action}], ${action}\n    je ${label}`).join('\n')}
     call restore
     mov [rbx+${AGENT.failed}], eax
@@ -132,6 +144,32 @@ make_next:
     add r12, ${CALL.size}
     sub r13, 1
     jmp make_next
+
+; Writes sites one by one. Where the memory cannot be opened, none.
+write_whole:
+    lea rdi, [rbx+${AGENT.memoryPath}]
+    mov esi, ${O_RDWR | O_CLOEXEC}
+    mov eax, ${SYS.open}
+    syscall
+    test eax, eax
+    js served
+    mov ebp, eax
+    lea r12, [rbx+${AGENT.calls}]
+    mov r13d, [rbx+${AGENT.callCount}]
+write_next:
+    mov edi, ebp
+    lea rsi, [r12+${WRITE.bytes}]
+    mov edx, ${SITE_LENGTH}
+    mov r10, [r12+${WRITE.address}]
+    mov eax, ${SYS.pwrite64}
+    syscall
+    add r12, ${CALL.size}
+    sub r13, 1
+    jne write_next
+    mov edi, ebp
+    mov eax, ${SYS.close}
+    syscall
+    jmp served
 
 ; The tracer is gone. Stop recording, turn the text back, free the rings. The code stays: threads may be in it.
 orphaned:
@@ -208,6 +246,7 @@ export class AgentThread {
   readonly #owner: OwnerWord;
   readonly #words: Uint32Array;
   readonly #longs: BigInt64Array;
+  readonly #bytes: Uint8Array;
   #isForgotten = false;
 
   /** `ownTid` is its id as the process knows it. */
@@ -217,6 +256,7 @@ export class AgentThread {
     this.#owner = owner;
     this.#words = new Uint32Array(mapping.bytes);
     this.#longs = new BigInt64Array(mapping.bytes);
+    this.#bytes = new Uint8Array(mapping.bytes);
   }
 
   /**
@@ -245,7 +285,9 @@ export class AgentThread {
   /** Makes the agent's pages ready for a thread, which looks at the owner's word as soon as it runs. */
   static prepare(mapping: OwnMapping): OwnerWord {
     const owner = new OwnerWord(mapping, AGENT.entry);
-    new Uint8Array(mapping.bytes, AGENT.name, NAME.length).set(new TextEncoder().encode(NAME));
+    const page = new Uint8Array(mapping.bytes);
+    page.set(new TextEncoder().encode(NAME), AGENT.name);
+    page.set(new TextEncoder().encode(MEMORY_PATH), AGENT.memoryPath);
     return owner;
   }
 
@@ -299,6 +341,23 @@ export class AgentThread {
       });
     }
     return results;
+  }
+
+  /**
+   * Has it write whole sites, in ascending indices from `from` on: each in one system call, which ends even if we are killed. Where it
+   * may not open its memory, nothing is written. @throws CannotError AGENT_LOST
+   */
+  writeWhole(sites: readonly WholeSite[]): void {
+    for (let from = 0; from < sites.length; from += CALLS_MAX) {
+      const some = sites.slice(from, from + CALLS_MAX);
+      some.forEach(({ address, bytes }, i) => {
+        const at = AGENT.calls + i * CALL.size;
+        this.#longs[(at + WRITE.address) / 8] = BigInt(address);
+        this.#bytes.set(bytes, at + WRITE.bytes);
+      });
+      this.#words[AGENT.callCount / 4] = some.length;
+      this.#perform(ACTION.writeWhole);
+    }
   }
 
   /** Turns the text runs back to what the file has. Returns the number of those that could not be. @throws CannotError AGENT_LOST */

@@ -14,6 +14,7 @@ export {
   FURTHER_ACTION,
   agentThreadListing,
   type AgentAction,
+  type WholeSite,
 } from './agent-thread.js';
 export { AGENT, HEADER, LANE_STATE } from './layout.js';
 export { HEAD_SIZE, HEAD_TRAMPOLINE } from './recorder.js';

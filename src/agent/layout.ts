@@ -87,7 +87,8 @@ export const AGENT = {
   /** u64: how many mappings there are; then {address, length} of each, as soon as it is made. */
   mappedCount: 184,
   mapped: 192,
-  /** Name of the memory that code lies in; name of the thread. Each ended by a zero. */
+  /** Path of the process's own memory; name of the memory that code lies in; name of the thread. Each ended by a zero. */
+  memoryPath: 2000,
   codeName: 2016,
   name: 2032,
   /** A thread block of zeros. */
@@ -100,7 +101,7 @@ export const AGENT = {
 } as const;
 
 /** Mappings that the agent's page has room for. */
-export const MAPPED_MAX = Math.floor((AGENT.codeName - AGENT.mapped) / 16);
+export const MAPPED_MAX = Math.floor((AGENT.memoryPath - AGENT.mapped) / 16);
 
 /** A system call for the agent's thread to make. All u64. */
 export const CALL = {
@@ -111,6 +112,9 @@ export const CALL = {
   result: 56,
   size: 64,
 } as const;
+
+/** A write for the agent's thread to make, in the place of a call. All u64; the bytes are the low ones of theirs. */
+export const WRITE = { address: 0, bytes: 8 } as const;
 
 /** System calls that can be asked for at once. */
 export const CALLS_MAX = (AGENT.size - AGENT.calls) / CALL.size;

@@ -2,7 +2,9 @@
 import assert from 'node:assert/strict';
 import { closeSync, openSync, readFileSync, readSync, writeSync } from 'node:fs';
 import { test } from 'node:test';
+import { AgentThread, type WholeSite } from '../agent/index.js';
 import { attach, control, isSafepokeError } from '../index.js';
+import { SITE_LENGTH } from '../x86/index.js';
 import { ONE_NOP, Running, Target, build, changedBytes, pause, safepoke } from './targets.test.support.js';
 
 const FUNCTIONS = ['step', 'mix', 'handle'];
@@ -148,5 +150,37 @@ test('who talks to a session that is not there, or about functions that it does 
     { status: 0, found: true },
   );
   await running.stop();
+  await target.finish();
+});
+
+test('a site across the end of a page is changed by one system call of the process itself, as a kill between two pages would break it', async (t) => {
+  const target = await Target.ready(build('across.c', '-O2'));
+  const memory = openSync(`/proc/${target.pid}/mem`, 'r');
+  const bytesAt = (address: number): Uint8Array => {
+    const bytes = new Uint8Array(SITE_LENGTH);
+    readSync(memory, bytes, 0, bytes.length, address);
+    return bytes;
+  };
+  let written = 0;
+  // eslint-disable-next-line @typescript-eslint/unbound-method -- called with its object below
+  const { writeWhole } = AgentThread.prototype;
+  t.mock.method(AgentThread.prototype, 'writeWhole', function (this: AgentThread, sites: WholeSite[]) {
+    writeWhole.call(this, sites);
+    for (const { address, bytes } of sites) assert.deepEqual(bytesAt(address), bytes);
+    written += sites.length;
+  });
+  const ROUNDS = 10;
+  for (let round = 0; round < ROUNDS; round++) {
+    const session = attach(target.pid, { filters: ['across_*'], way: 'held', bufferBytes: BUFFER });
+    target.say('go on');
+    await target.expect(/^fine$/);
+    const summary = await session.stop();
+    assert.deepEqual([summary.patched, summary.restored, summary.removed], [4, true, true]);
+    assert.equal(changedBytes(target.pid), 0);
+    const entries = Object.values(summary.calls);
+    assert.ok(entries.length === 4 && entries.every((n) => n > 0));
+  }
+  assert.equal(written, 4 * ROUNDS);
+  closeSync(memory);
   await target.finish();
 });

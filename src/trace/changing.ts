@@ -61,7 +61,7 @@ export class Changing {
         this.#refused.set(i, 'thread-inside');
       }
     }
-    const way = new HeldWay(this.#request.memory, changes);
+    const way = new HeldWay(changes);
     if (this.#request.inside !== undefined) {
       // What runs on while threads stand may keep us from making some changes: no function without the hooks then.
       const hooks = new Set([...wanted].filter((i) => sites[i].kind === 'hook'));

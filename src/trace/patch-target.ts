@@ -243,7 +243,8 @@ function withdraw(pid: number, agent: Agent, times: HoldTimes, removeFrom: (hold
 }
 
 /** Nobody is held. Writes the journal: whatever happens from now on can be undone. */
-function getReady({ pid, memory }: PatchRequest, agent: Agent, sites: readonly PlannedSite[]): Ready {
+function getReady(request: PatchRequest, agent: Agent, sites: readonly PlannedSite[]): Ready {
+  const { pid, memory, seccompFilter, inside } = request;
   const changes = new SiteChanges(
     new Float64Array(sites.length),
     new Uint8Array(sites.length * SITE_LENGTH),
@@ -259,7 +260,14 @@ function getReady({ pid, memory }: PatchRequest, agent: Agent, sites: readonly P
     }
   }
   agent.writeJournal(changes.addresses, changes.expected);
-  const prepared = new PreparedChanges(memory, changes);
+  // From inside nothing is half written anyway, and a filter might take offence.
+  const { thread } = agent;
+  const mayWrite = thread !== undefined && inside === undefined && !seccompFilter;
+  const prepared = new PreparedChanges(
+    memory,
+    changes,
+    mayWrite ? (whole) => thread.writeWhole(whole) : undefined,
+  );
   const text = prepareText(pid, agent, memory, changes);
   return { agent, sites, interior: new Interior(sites), changes: prepared, text };
 }

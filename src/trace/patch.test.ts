@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
 import type { TargetMemory } from '../target/index.js';
-import { SiteChanges, applyChanges, areApplied, putJump } from './patch.js';
+import { PreparedChanges, SiteChanges, applyChanges, areApplied, putJump } from './patch.js';
 
 function jumpTo(address: number, target: number): Uint8Array {
   const bytes = new Uint8Array(5);
@@ -72,6 +72,29 @@ test('a site with other bytes than expected is left alone and reported; its neig
   assert.deepEqual([...bytes.slice(0, 5)], [1, 2, 3, 4, 5]);
   assert.deepEqual([...bytes.slice(16, 21)], [0, 0xcc, 0, 0, 0]);
   assert.deepEqual([...bytes.slice(32, 37)], [1, 2, 3, 4, 5]);
+});
+
+test('sites across the end of a page are written whole before the rest is', () => {
+  const bytes = new Uint8Array(SIZE);
+  const memory = fakeMemory(bytes);
+  const addresses = [4080, 4092, 8186, 8188 + 3, 12_285, 16_383, 20_479 + 1];
+  const changes = SiteChanges.of(
+    addresses.map((address) => ({ address, expected: bytes.slice(0, 5), wanted: jumpTo(address, 0x4321) })),
+  );
+  const whole: number[] = [];
+  const prepared = new PreparedChanges(memory, changes, (sites) => {
+    for (const site of sites) {
+      whole.push(site.address);
+      assert.deepEqual(site.bytes, jumpTo(site.address, 0x4321));
+      assert.deepEqual(bytes.slice(site.address, site.address + 5), new Uint8Array(5));
+    }
+  });
+  prepared.apply();
+  assert.deepEqual(whole, [4092, 8191, 12_285, 16_383]);
+  assert.ok(areApplied(memory, changes));
+  // What is as it is to be already is not written.
+  prepared.others(changes).apply();
+  assert.equal(whole.length, 4);
 });
 
 test('sites that are close are written in one go', () => {

@@ -1,5 +1,6 @@
 // Changing sites: whole spans at a time, each read, compared with what must be there, and written back in one go. Every
 // thread is held while changes are applied.
+import type { WholeSite } from '../agent/index.js';
 import { isSafepokeError } from '../errors/index.js';
 import { PAGE, pageOf } from '../linux/index.js';
 import type { TargetMemory } from '../target/index.js';
@@ -84,6 +85,12 @@ interface Span {
 }
 
 /**
+ * Writes sites so that none is ever half written, whatever ends in between; or does not, where it cannot. We write page by page, and may
+ * be killed between two.
+ */
+export type WriteWhole = (sites: readonly WholeSite[]) => void;
+
+/**
  * Changes made ready while nobody is held: every site has been looked at. While threads are held it is enough to see that not one
  * byte of a span has changed since; where one has, its sites are looked at again. A change whose memory is no more (its library
  * was unloaded) needs nothing, and so does one that is made already (the library was loaded again).
@@ -93,14 +100,21 @@ export class PreparedChanges {
   readonly left = new Set<number>();
   readonly changes: SiteChanges;
   readonly #memory: TargetMemory;
+  readonly #writeWhole: WriteWhole | undefined;
   readonly #spans: readonly Span[];
 
-  constructor(memory: TargetMemory, changes: SiteChanges) {
+  constructor(memory: TargetMemory, changes: SiteChanges, writeWhole?: WriteWhole) {
     this.#memory = memory;
+    this.#writeWhole = writeWhole;
     this.changes = changes;
     this.#spans = [...spansOf(memory, changes)].map(({ from, to, bytes }) =>
       spanOf(changes, from, to, bytes),
     );
+  }
+
+  /** Others in the same memory, made ready now. */
+  others(changes: SiteChanges): PreparedChanges {
+    return changes === this.changes ? this : new PreparedChanges(this.#memory, changes, this.#writeWhole);
   }
 
   /**
@@ -119,6 +133,7 @@ export class PreparedChanges {
       const span = Buffer.compare(now, before) === 0 ? prepared : spanOf(changes, from, to, now);
       for (const index of span.foreign) foreign.add(index);
       if (Buffer.compare(span.before, span.after) === 0) continue;
+      this.#writeWhole?.(acrossPages(span, changes));
       try {
         this.#memory.changeCode(start, span.before, span.after);
       } catch (error) {
@@ -132,6 +147,19 @@ export class PreparedChanges {
     }
     return foreign;
   }
+}
+
+/** The sites of a span that lie across the end of a page, as they are to be. */
+function acrossPages({ from, to, start, before, after }: Span, { addresses }: SiteChanges): WholeSite[] {
+  const across: WholeSite[] = [];
+  for (let i = from; i < to; i++) {
+    if (addresses[i] % PAGE <= PAGE - SITE_LENGTH) continue;
+    const at = addresses[i] - start;
+    const bytes = after.subarray(at, at + SITE_LENGTH);
+    if (Buffer.compare(bytes, before.subarray(at, at + SITE_LENGTH)) !== 0)
+      across.push({ address: addresses[i], bytes });
+  }
+  return across;
 }
 
 /** Applies changes that are not prepared. @throws CannotError MEMORY */

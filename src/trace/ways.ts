@@ -4,7 +4,7 @@ import type { Agent } from '../agent/index.js';
 import { MREMAP, SYS, faultPoint, readMaps } from '../linux/index.js';
 import type { TargetMemory } from '../target/index.js';
 import { SITE_LENGTH } from '../x86/index.js';
-import { PreparedChanges, type SiteChanges } from './patch.js';
+import type { PreparedChanges, SiteChanges } from './patch.js';
 import type { TextRun, TextRuns } from './text-runs.js';
 
 /**
@@ -37,22 +37,19 @@ const NONE: ReadonlySet<number> = new Set();
 /** Writes the bytes of sites. All threads are held, outside of the sites. */
 export class HeldWay implements Way {
   readonly name = 'held';
-  readonly #memory: TargetMemory;
   /** What was computed before threads were held. */
   readonly #prepared: PreparedChanges;
 
-  constructor(memory: TargetMemory, prepared: PreparedChanges) {
-    this.#memory = memory;
+  constructor(prepared: PreparedChanges) {
     this.#prepared = prepared;
   }
 
   apply(changes: SiteChanges): LeftAlone {
-    const isPrepared = changes === this.#prepared.changes;
-    const prepared = isPrepared ? this.#prepared : new PreparedChanges(this.#memory, changes);
+    const prepared = this.#prepared.others(changes);
     try {
       return { foreign: prepared.apply(), failed: NONE, busy: prepared.left };
     } catch (error) {
-      new PreparedChanges(this.#memory, changes.reversed()).apply();
+      this.#prepared.others(changes.reversed()).apply();
       throw error;
     }
   }
