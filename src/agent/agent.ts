@@ -188,6 +188,8 @@ export class Agent {
   readonly #journalRoom: number;
   #thread: AgentThread | undefined;
   #threadCode = 0;
+  /** All lanes as nobody’s. */
+  #laneTable = new Uint8Array();
   #preparedLanes = 0;
 
   private constructor(
@@ -538,20 +540,19 @@ export class Agent {
   /** Gives lanes to threads that exist already. All threads are held. Returns the lane of each. */
   assignLanes(threads: readonly KnownThread[]): number[] {
     const count = Math.min(threads.length, this.geometry.lanes - 1);
-    const table = new Uint8Array(count * LANE.size);
+    const table = this.#laneTable.slice(LANE.size, (count + 1) * LANE.size);
+    const view = new DataView(table.buffer);
     const assigned: number[] = [];
     threads.slice(0, count).forEach((thread, i) => {
       const lane = i + 1;
-      const bytes = this.#laneBytes(lane);
-      const view = new DataView(bytes.buffer);
-      view.setBigUint64(LANE.threadPointer, thread.threadPointer, true);
-      view.setUint32(LANE.tid, thread.tid, true);
+      const at = i * LANE.size;
+      view.setBigUint64(at + LANE.threadPointer, thread.threadPointer, true);
+      view.setUint32(at + LANE.tid, thread.tid, true);
       if (thread.tidPointer !== undefined) {
-        view.setBigUint64(LANE.tidPointer, BigInt(thread.tidPointer), true);
+        view.setBigUint64(at + LANE.tidPointer, BigInt(thread.tidPointer), true);
       }
-      view.setBigUint64(LANE.stackLow, BigInt(thread.stackLow), true);
-      view.setBigUint64(LANE.stackSize, BigInt(thread.stackSize), true);
-      table.set(bytes, i * LANE.size);
+      view.setBigUint64(at + LANE.stackLow, BigInt(thread.stackLow), true);
+      view.setBigUint64(at + LANE.stackSize, BigInt(thread.stackSize), true);
       if (lane > this.#preparedLanes) this.#writeSentinel(lane);
       const header = new DataView(this.headers.bytes, lane * HEADER.size, HEADER.size);
       header.setUint32(HEADER.tid, thread.tid, true);
@@ -750,9 +751,10 @@ export class Agent {
 
   #fillData(): void {
     const { geometry } = this;
-    const lanes = new Uint8Array(geometry.lanes * LANE.size);
-    for (let lane = 0; lane < geometry.lanes; lane++) lanes.set(this.#laneBytes(lane), lane * LANE.size);
-    this.#memory.write(this.data + geometry.laneTable, lanes);
+    this.#laneTable = new Uint8Array(geometry.lanes * LANE.size);
+    for (let lane = 0; lane < geometry.lanes; lane++)
+      this.#laneTable.set(this.#laneBytes(lane), lane * LANE.size);
+    this.#memory.write(this.data + geometry.laneTable, this.#laneTable);
 
     const queue = new Uint32Array(geometry.queueMask + 1);
     for (let lane = 1; lane < geometry.lanes; lane++) queue[lane - 1] = lane * LANE.size;
