@@ -13,6 +13,8 @@ const KEPT_PART = 1 / 4;
 const LEAST_LIMIT = 8 << 10;
 
 export class RingBudget {
+  /** The most that the first thread may hold. */
+  readonly largest: number;
   /** Bytes of consumed memory that may stay with the rings. */
   readonly kept: number;
   readonly #full: number;
@@ -32,6 +34,7 @@ export class RingBudget {
     this.#others = share(OTHERS_PART, lanes - expectedLanes);
     this.#left = total * (1 - EXPECTED_PART - OTHERS_PART);
     this.kept = total * KEPT_PART;
+    this.largest = Math.min(full, this.#expected + this.#more(this.#expected));
   }
 
   /** False: there is so little that tracing makes no sense. */
@@ -48,10 +51,14 @@ export class RingBudget {
   grant(lane: number): number {
     this.takeBack(lane);
     const initial = this.initial(lane);
-    const more = Math.min(this.#full - initial, Math.floor((this.#left * GRANTED_PART) / 16) * 16);
+    const more = this.#more(initial);
     this.#left -= more;
     this.#granted.set(lane, more);
     return initial + more;
+  }
+
+  #more(initial: number): number {
+    return Math.min(this.#full - initial, Math.floor((this.#left * GRANTED_PART) / 16) * 16);
   }
 
   /** The lane’s thread has ended. */

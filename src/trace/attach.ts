@@ -386,6 +386,12 @@ function start({ pid, options, memory, times, adopted, inside, isChild, before, 
     },
   });
   const attachMs = performance.now() - since;
+  const { largest } = target.agent.budget;
+  if (options.bufferBytes !== undefined && largest < target.agent.geometry.ringLimit) {
+    onNote(
+      `a thread's ring holds at most ${Math.floor(largest / 1024)} KiB of the ${Math.floor(ringBytes / 1024)} KiB asked for, as the target can spare no more: see --ring-memory`,
+    );
+  }
   const header: RecordingHeader = {
     pid,
     command: readCommandLine(pid) ?? [],
