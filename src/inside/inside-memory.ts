@@ -88,6 +88,8 @@ export class InsideMemory extends TargetMemory {
 
   #make(changes: readonly PlannedChange[]): void {
     if (changes.length === 0) return;
+    // A helper that is late may still read what stands in the buffer.
+    if (!this.isQuiet()) throw this.#busy();
     const table = BLOCK.buffer + HALF;
     let at = table + changes.length * CHANGE.size;
     const place = (bytes: Uint8Array): bigint => {
@@ -106,7 +108,6 @@ export class InsideMemory extends TargetMemory {
     this.#view.setBigUint64(BLOCK.changes, BigInt(this.#address + table), true);
     this.#view.setUint32(BLOCK.changeCount, changes.length, true);
     this.#view.setUint32(BLOCK.abandon, 0, true);
-    if (!this.isQuiet()) throw this.#busy();
     this.#thread.perform(MAKE_CHANGES, HANDLERS_PATIENCE_MS, () => {
       this.#view.setUint32(BLOCK.abandon, 1, true);
     });

@@ -38,8 +38,6 @@ export const PRIVATE = {
   owner: PRIVATE_START + 40,
   /** u32: the descriptor of /proc/self/mem of the agent's thread, which shares none of the program's. */
   memoryFile: PRIVATE_START + 44,
-  /** Length of the span that a change is about. */
-  spanLength: PRIVATE_START + 48,
   /** "LD_PRELOAD=/proc/self/fd/N", ended by a zero. */
   preload: PRIVATE_START + 64,
   memoryPath: PRIVATE_START + 128,
