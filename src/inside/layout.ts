@@ -80,7 +80,7 @@ export const BLOCK = {
   changeCount: AGENT.size + 48,
   changed: AGENT.size + 52,
   changeStatus: AGENT.size + 56,
-  /** i32: the agent's thread's descriptor of the memory; negative: it got none. */
+  /** i32: the agent's thread's descriptor of the memory; negative: it got none, or may not write text by it. */
   memoryFile: AGENT.size + 60,
   /** u64: address of the block itself in the target. */
   address: AGENT.size + 64,

@@ -251,7 +251,20 @@ agent:
     lea rdi, [rel ${PRIVATE.memoryPath}]
     mov esi, ${O_RDWR | O_CLOEXEC}
     syscall
+    test eax, eax
+    js agent_memory
     mov [rel ${PRIVATE.memoryFile}], eax
+    ; a kernel may let it be opened, and not let it write text: this very byte over itself
+    mov edi, eax
+    lea rsi, [rel agent]
+    mov edx, 1
+    mov r10, rsi
+    mov eax, ${SYS.pwrite64}
+    syscall
+    test eax, eax
+    js agent_memory
+    mov eax, edi
+agent_memory:
     mov [r9+${BLOCK.memoryFile}], eax
     mov dword [r9+${BLOCK.ready}], 1
 ${agentThreadListing([{ action: MAKE_CHANGES, label: 'make_changes' }], 'release_all')}

@@ -168,6 +168,19 @@ test('where ptrace and process_vm_readv are forbidden, for an unprivileged user,
   assert.deepEqual([ended, restored, removed], ['stopped', true, true]);
 });
 
+test('where a program may not open its own memory, or not write it, it is refused with the reason and does not run', () => {
+  for (const call of ['SYS_open', 'SYS_pwrite64']) {
+    const { status, stdout, stderr } = spawnSync(
+      build('confine.c', `-DALSO=${call}`),
+      [process.execPath, main, 'run', '--inside', '-o', fresh('recording'), '--', build('fib.c'), '15'],
+      { encoding: 'utf8' },
+    );
+    assert.equal(status, 1, call);
+    assert.match(stderr, /cannot write its own code by \/proc\/self\/mem \(error 1\)/);
+    assert.equal(stdout, '', call);
+  }
+});
+
 test('when safepoke is killed the program gets its code back and runs on', async () => {
   const session = spawn(
     process.execPath,
