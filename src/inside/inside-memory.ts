@@ -69,7 +69,8 @@ export class InsideMemory extends TargetMemory {
   changeCode(address: number, before: Uint8Array, after: Uint8Array): void {
     let batch: PlannedChange[] = [];
     let room = CHANGES_ROOM;
-    for (const change of planChanges(address, before, after)) {
+    // All are planned before any is made: it may turn out that one cannot be.
+    for (const change of [...planChanges(address, before, after)]) {
       const bytes = CHANGE.size + 2 * roundUp(change.after.length);
       if (bytes > room) {
         this.#make(batch);
