@@ -17,6 +17,7 @@ import {
   nmi2008,
   nmiNoStorm,
   nmiOneWord,
+  nmiSpan,
   protocols,
   withoutSteps,
 } from '../protocol/index.js';
@@ -157,4 +158,32 @@ test('a late helper of int3 writes into the next change of the same site', () =>
   assert.equal(check(int3HelpLate, machine, callAndBack).verdict, 'unsafe');
   assert.equal(check(int3HelpLate, machine, twoSites).verdict, 'safe');
   assert.equal(check(int3, machine, callAndBack).verdict, 'safe');
+});
+
+test('a span is left half changed where its write fails behind the first site, unless the old code is written first', () => {
+  const scenario = scenarioNamed('faulting-span');
+  for (const memory of memoryModels) {
+    const machine: Machine = { ...defaultMachine, memory };
+    assert.equal(check(nmiSpan, machine, scenario).verdict, 'safe');
+    const { verdict, violation } = check(withoutSteps(nmiSpan, ['rehearsal']), machine, scenario);
+    assert.deepEqual([verdict, violation?.kind], ['unsafe', 'wrong-result']);
+  }
+});
+
+test('a helper that cannot write may neither go on nor take the flag down', () => {
+  const scenario = scenarioNamed('failing-helpers');
+  for (const memory of memoryModels) {
+    const machine: Machine = { ...defaultMachine, memory };
+    assert.equal(check(nmiSpan, { ...machine, nmis: 2 }, scenario).verdict, 'safe');
+    for (const protocol of [withoutSteps(nmiSpan, ['helper-wait']), nmiOneWord]) {
+      const { verdict, violation } = check(protocol, machine, scenario);
+      assert.deepEqual([verdict, violation?.kind], ['unsafe', 'written-while-executed'], protocol.name);
+    }
+  }
+});
+
+test('a helper that may wait for what it has interrupted waits for ever: the patcher must have NMIs off', () => {
+  const { patcherMasked, ...unmasked } = nmiSpan;
+  assert.equal(patcherMasked, true);
+  assert.equal(check(unmasked, sc, scenarioNamed('failing-helpers')).verdict, 'livelock');
 });

@@ -193,8 +193,8 @@ class Exporter {
       guards.push('nmis_running == 0');
       effects.push('nmis_running++;');
     }
-    if (scenario.storm) guards.push(`${cpu} != 0`);
-    else if (machine.nmis !== 'unbounded') {
+    if (scenario.storm || program.patcherMasked) guards.push(`${cpu} != 0`);
+    if (!scenario.storm && machine.nmis !== 'unbounded') {
       guards.push(`nmis_left[${cpu}] > 0`);
       effects.push(`nmis_left[${cpu}]--;`);
     }
@@ -480,9 +480,13 @@ class Exporter {
           'fi;',
         ];
       case 'check-access': {
+        const { sites } = program.scenario;
         const bad = [`${value(i.at)} == 0`, `${value(i.code)} == 0`];
-        program.scenario.sites.forEach((site, s) => {
-          if (site.page === 'unmapped' || (site.page === 'read-only' && i.access === 'write'))
+        // Beyond the last of them a span may come only with a length that is not its own.
+        bad.push(`${value(i.at)} > ${sites.length}`, `${value(i.code)} >= ${program.buffers.length}`);
+        sites.forEach((site, s) => {
+          const isProtected = site.page === 'read-only' || (site.page === 'patcher-only' && place.nmi);
+          if (site.page === 'unmapped' || (isProtected && i.access === 'write'))
             bad.push(`${value(i.at)} == ${s + 1}`);
         });
         return [

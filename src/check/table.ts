@@ -13,6 +13,7 @@ import {
   nmiNoStorm,
   nmiNoStormNaive,
   nmiOneWord,
+  nmiSpan,
   unprotected,
   withoutSteps,
 } from '../protocol/index.js';
@@ -61,6 +62,8 @@ function eachStepLeftOut(
     .map((s) => row(group, `without ${s.name}`, withoutSteps(protocol, [s.name]), overlap, more));
 }
 
+const spans = { scenarios: [scenarioNamed('spans'), scenarioNamed('span-and-back')] };
+const spanFaults = { scenarios: [scenarioNamed('faulting-span'), scenarioNamed('failing-helpers')] };
 const storm = { scenarios: [scenarioNamed('nmi-storm')] };
 const staticBuffer = { scenarios: [scenarioNamed('static-buffer'), scenarioNamed('static-buffer-back')] };
 const faults = { scenarios: [scenarioNamed('faulting-site'), scenarioNamed('verified')] };
@@ -87,6 +90,17 @@ export const tableRows: readonly TableRow[] = [
   row('nmi-one-word', 'as written', nmiOneWord, 'any', { nmis: 2 }),
   row('nmi-one-word', 'as written', nmiOneWord, 'any', { nmis: 'unbounded' }),
   ...eachStepLeftOut('nmi-one-word', nmiOneWord, 'any'),
+  row('nmi-span', 'as written', nmiSpan, 'any', spans),
+  row('nmi-span', 'as written', nmiSpan, 'any', { ...spans, nmis: 2 }),
+  row('nmi-span', 'as written', nmiSpan, 'any', { ...spans, nmis: 'unbounded' }),
+  ...eachStepLeftOut('nmi-span', nmiSpan, 'any', spans),
+  row('faults of spans', 'nmi-span', nmiSpan, 'any', spanFaults),
+  ...['rehearsal', 'help', 'helper-wait'].map((s) =>
+    row('faults of spans', `nmi-span, without ${s}`, withoutSteps(nmiSpan, [s]), 'any', spanFaults),
+  ),
+  row('faults of spans', 'nmi-one-word', nmiOneWord, 'any', {
+    scenarios: [scenarioNamed('failing-helpers')],
+  }),
   row('nmi-gated', 'as written', nmiGated, 'any'),
   row('nmi-no-storm', 'naive', nmiNoStormNaive, 'any'),
   row('nmi-no-storm', 'as written', nmiNoStorm, 'any'),

@@ -275,7 +275,7 @@ export function violationText(program: Program, v: Violation, cpu?: number): str
       return `${who}'s different bytes land in the ${pieceName(v.piece)} of site ${site} while CPU ${v.victim} is executing it: what it executes is undefined.`;
     case 'wrong-result': {
       const result = v.result >= MODEL_FLAG ? v.result - 2 * MODEL_FLAG : v.result;
-      return `Change ${v.change + 1} returns ${result}, not ${program.scenario.changes[v.change].result}.`;
+      return `Change ${v.change + 1} returns ${result}, not ${program.changes[v.change].result}.`;
     }
     case 'wrong-emulation':
       return `${who} emulates "${program.buffers[v.code]?.name ?? 'nothing'}" at site ${site}, which is neither the old instruction nor the new one.`;

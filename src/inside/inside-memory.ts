@@ -69,7 +69,8 @@ export class InsideMemory extends TargetMemory {
   changeCode(address: number, before: Uint8Array, after: Uint8Array): void {
     let batch: PlannedChange[] = [];
     let room = CHANGES_ROOM;
-    for (const change of planChanges(address, before, after)) {
+    // All are planned before any is made: it may turn out that one cannot be.
+    for (const change of [...planChanges(address, before, after)]) {
       const bytes = CHANGE.size + 2 * roundUp(change.after.length);
       if (bytes > room) {
         this.#make(batch);
@@ -88,6 +89,8 @@ export class InsideMemory extends TargetMemory {
 
   #make(changes: readonly PlannedChange[]): void {
     if (changes.length === 0) return;
+    // A helper that is late may still read what stands in the buffer.
+    if (!this.isQuiet()) throw this.#busy();
     const table = BLOCK.buffer + HALF;
     let at = table + changes.length * CHANGE.size;
     const place = (bytes: Uint8Array): bigint => {
@@ -106,7 +109,6 @@ export class InsideMemory extends TargetMemory {
     this.#view.setBigUint64(BLOCK.changes, BigInt(this.#address + table), true);
     this.#view.setUint32(BLOCK.changeCount, changes.length, true);
     this.#view.setUint32(BLOCK.abandon, 0, true);
-    if (!this.isQuiet()) throw this.#busy();
     this.#thread.perform(MAKE_CHANGES, HANDLERS_PATIENCE_MS, () => {
       this.#view.setUint32(BLOCK.abandon, 1, true);
     });

@@ -176,8 +176,8 @@ function awaitReady(path: string, pid: number, block: OwnMapping): void {
   if (words[BLOCK.memoryFile / 4] < 0) {
     throw new CannotError('NOT_INSIDE', {
       tried: `trace ${path} from inside`,
-      why: 'it cannot open its own memory, /proc/self/mem',
-      next: 'mount /proc where it runs, or run it without --inside',
+      why: `it cannot write its own code by /proc/self/mem (error ${-words[BLOCK.memoryFile / 4]}): the kernel, a filter or a rule forbids it`,
+      next: 'see proc_mem.force_override of the kernel, and seccomp and Landlock rules, or run it without --inside',
     });
   }
 }

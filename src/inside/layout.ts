@@ -37,8 +37,6 @@ export const PRIVATE = {
   owner: PRIVATE_START + 40,
   /** u32: the descriptor of /proc/self/mem of the agent's thread, which shares none of the program's. */
   memoryFile: PRIVATE_START + 44,
-  /** Length of the span that a change is about. */
-  spanLength: PRIVATE_START + 48,
   /** "LD_PRELOAD=/proc/self/fd/N", ended by a zero. */
   preload: PRIVATE_START + 64,
   memoryPath: PRIVATE_START + 128,
@@ -81,7 +79,7 @@ export const BLOCK = {
   changeCount: AGENT.size + 48,
   changed: AGENT.size + 52,
   changeStatus: AGENT.size + 56,
-  /** i32: the agent's thread's descriptor of the memory; negative: it got none. */
+  /** i32: the agent's thread's descriptor of the memory; negative: it got none, or may not write text by it. */
   memoryFile: AGENT.size + 60,
   /** u64: address of the block itself in the target. */
   address: AGENT.size + 64,

@@ -6,7 +6,7 @@
 //   agent        the agent's thread: the same commands as where it was injected, and one more: to make changes
 //   rendezvous   the handler of the signal that calls threads together: tells where the thread was, waits, goes back
 //   shim         runs instead of each handler of the program: the protocol's `nmi`, whose handlers are the program's
-//   wrappers     stand before the C library's functions that install handlers and change masks
+//   wrappers     stand before the C library's functions that install handlers, change masks and jump
 //
 // The shim and the wrappers have the frame of "push rbp; mov rbp, rsp" all along, and unwind tables that say so: an exception or
 // a cancellation that goes through them finds its way. While a handler runs the rendezvous is masked, as stop-machine cannot get
@@ -37,8 +37,13 @@ export const WHILE_WAITING = 'patcher_waits';
 export const MAKE_CHANGES = FURTHER_ACTION;
 
 const ALL_SIGNALS = -1;
+const SIG_UNBLOCK = 1;
 const SIG_SETMASK = 2;
 const SIGNAL_SET_BYTES = 8;
+/** A helper that cannot write looks so often whether the patcher has. */
+const HELPER_PAUSE_NS = 20_000;
+/** Signal 64 as a mask. */
+const RENDEZVOUS_ALONE = '0x8000000000000000';
 const ENOSYS = 38;
 const EINTR = -4;
 const EFAULT = -14;
@@ -61,11 +66,14 @@ const XOR_EAX_EAX = -0x3fcf;
 /** Calls that no restart flag makes go on after a handler (signal(7)), besides: poll, select, pause, nanosleep, msgrcv, futex, ... */
 const RESTARTED = [...FALSE_EINTR, 7, 23, 34, 35, 69, 70, 130, 202, 230, 270, 271] as const;
 
-/** Bytes of our thread-local storage: u32 handlers that the thread is in; u32 handlers that it has ever begun. */
-export const THREAD_LOCAL = { nested: 0, begun: 4, size: 8 } as const;
+/**
+ * Our thread-local storage. All u32: counts of the protocol that the thread holds, one for each handler that it is in; handlers that
+ * it has ever begun; 1: the rendezvous is masked, for a handler; the number of the rendezvous in which it stands, or 0.
+ */
+export const THREAD_LOCAL = { nested: 0, begun: 4, masked: 8, standing: 12, size: 16 } as const;
 
-/** Below rbp in the shim: r15, rbx, the three arguments, the handler's number; then the protocol's frame. */
-const SHIM = { signal: 24, info: 32, context: 40, handler: 48, room: 64 } as const;
+/** Below rbp in the shim: r15, rbx, the three arguments, the handler's number, counts held before; then the protocol's frame. */
+const SHIM = { signal: 24, info: 32, context: 40, handler: 48, held: 56, room: 64 } as const;
 
 /** On the stack of a thread in the rendezvous: counts still to be taken back and made again, handlers begun, a mask. */
 const STAND = { toLeave: 0, toEnter: 8, begun: 16, mask: 24, size: 40 } as const;
@@ -239,7 +247,20 @@ agent:
     lea rdi, [rel ${PRIVATE.memoryPath}]
     mov esi, ${O_RDWR | O_CLOEXEC}
     syscall
+    test eax, eax
+    js agent_memory
     mov [rel ${PRIVATE.memoryFile}], eax
+    ; a kernel may let it be opened, and not let it write text: this very byte over itself
+    mov edi, eax
+    lea rsi, [rel agent]
+    mov edx, 1
+    mov r10, rsi
+    mov eax, ${SYS.pwrite64}
+    syscall
+    test eax, eax
+    js agent_memory
+    mov eax, edi
+agent_memory:
     mov [r9+${BLOCK.memoryFile}], eax
     mov dword [r9+${BLOCK.ready}], 1
 ${agentThreadListing([{ action: MAKE_CHANGES, label: 'make_changes' }], 'release_all')}
@@ -277,7 +298,7 @@ make_next_change:
     mov rax, [r12+${CHANGE.after}]
     mov [rbp+${slot(lowered, 'new_code')}], rax
     mov rax, [r12+${CHANGE.length}]
-    mov [rel ${PRIVATE.spanLength}], rax
+    mov [rbp+${slot(lowered, 'length')}], rax
     call ${protocol.patch}
     mov eax, [rbp+${slot(lowered, 'result')}]
     test eax, eax
@@ -293,13 +314,42 @@ made_changes:
     pop r14
     jmp served
 
-; A handler that waits for a thread that stands still would never end, nor would the patcher's wait for it.
+; A handler that waits for a thread that stands still would never end, nor would the patcher's wait for it: it gives up when it is
+; told to, or when nobody is there any more to tell it. A helper that cannot write lets the patcher have the processor.
 ${WHILE_WAITING}:
     push rax
+    push rcx
     mov rax, [rel ${PRIVATE.block}]
+    mov rcx, rsp
+    sub rcx, rax
+    cmp rcx, ${AGENT.size}
+    jae helper_waits                        ; not on the agent's stack
     cmp dword [rax+${BLOCK.abandon}], 0
-    pop rax
     jne give_up_change
+    mov ecx, [rax+${AGENT.owner}]
+    test ecx, ${FUTEX_OWNER_DIED}
+    jne give_up_change
+    pop rcx
+    pop rax
+    ret
+helper_waits:
+    push rdi
+    push rsi
+    push r11
+    mov rdi, ${HELPER_PAUSE_NS}
+    push rdi
+    xor edi, edi
+    push rdi
+    mov rdi, rsp
+    xor esi, esi
+    mov eax, ${SYS.nanosleep}
+    syscall
+    add rsp, 16
+    pop r11
+    pop rsi
+    pop rdi
+    pop rcx
+    pop rax
     ret
 give_up_change:
     mov rbx, [rel ${PRIVATE.block}]
@@ -307,13 +357,15 @@ give_up_change:
     mov eax, ${EBUSY}
     jmp change_failed
 
-; probe_kernel_write, of a whole span: rdi site, rsi code. By the agent's thread, or by a handler that helps
+; probe_kernel_write, of a whole span: rdi where, rsi code, rcx length. By the agent's thread, or by a handler that helps
 write_text:
     push rbx
     push r12
     push r13
+    push r14
     mov r12, rdi
     mov r13, rsi
+    mov r14, rcx
     mov rbx, [rel ${PRIVATE.block}]
     mov rax, rsp
     sub rax, rbx
@@ -325,7 +377,7 @@ write_text:
     mov esi, ${O_RDWR | O_CLOEXEC}
     syscall
     test eax, eax
-    js write_text_wait
+    js write_text_end                       ; no descriptor is left, or it is forbidden
     mov edi, eax
     call write_span
     push rax
@@ -333,27 +385,21 @@ write_text:
     syscall
     pop rax
     jmp write_text_end
-write_text_wait:                            ; no descriptor is left: let the agent's thread do it, and go on when it has
-    pause
-    mov eax, [rel ${PRIVATE.protocol + flagOffset(lowered)}]
-    test eax, eax
-    js write_text_wait
-    xor eax, eax
-    jmp write_text_end
 write_text_now:
     call write_span
 write_text_end:
+    pop r14
     pop r13
     pop r12
     pop rbx
     ret
 write_span:                                 ; edi the memory file
     mov rsi, r13
-    mov rdx, [rel ${PRIVATE.spanLength}]
+    mov rdx, r14
     mov r10, r12
     mov eax, ${SYS.pwrite64}
     syscall
-    cmp rax, rdx
+    cmp rax, r14
     jne write_span_failed
     xor eax, eax
     ret
@@ -361,13 +407,13 @@ write_span_failed:
     mov eax, ${EFAULT}
     ret
 
-compare_text:                               ; rdi site, rsi code; by the agent's thread only
+compare_text:                               ; rdi where, rsi code, rcx length; by the agent's thread only
     push rsi
     mov r10, rdi
     mov edi, [rel ${PRIVATE.memoryFile}]
     mov rsi, [rel ${PRIVATE.block}]
     add rsi, ${BLOCK.buffer + BUFFER_SIZE - SCRATCH}
-    mov rdx, [rel ${PRIVATE.spanLength}]
+    mov rdx, rcx
     mov eax, ${SYS.pread64}
     syscall
     pop rdi
@@ -425,6 +471,7 @@ rendezvous:
     je rendezvous_alone
     mov ecx, [rax+${THREAD_LOCAL.nested}]
     mov edx, [rax+${THREAD_LOCAL.begun}]
+    mov dword [rax+${THREAD_LOCAL.standing}], r13d
 rendezvous_alone:
     mov [r14+${PLACE.nested}], rcx
     mov [rsp+${STAND.toLeave}], rcx
@@ -437,6 +484,8 @@ rendezvous_alone:
 rendezvous_uncount:                         ; a thread that stands here is in no handler, whatever it has counted
     sub qword [rsp+${STAND.toLeave}], 1
     js rendezvous_uncounted
+    call thread_local
+    sub dword [rax+${THREAD_LOCAL.nested}], 1
     call ftrace_nmi_exit
     jmp rendezvous_uncount
 rendezvous_uncounted:
@@ -457,6 +506,8 @@ rendezvous_count:
     sub qword [rsp+${STAND.toEnter}], 1
     js rendezvous_counted
     call ftrace_nmi_enter
+    call thread_local
+    add dword [rax+${THREAD_LOCAL.nested}], 1
     jmp rendezvous_count
 rendezvous_counted:
     mov qword [rsp+${STAND.mask}], ${ALL_SIGNALS} ; until the way back, so that what is found now stays true
@@ -484,6 +535,11 @@ rendezvous_leave:
     syscall
     cmp eax, [rel ${PRIVATE.owner}]
     jne rendezvous_over                     ; forked meanwhile, by a handler
+    call thread_local
+    test rax, rax
+    je rendezvous_left
+    mov dword [rax+${THREAD_LOCAL.standing}], 0
+rendezvous_left:
     mov qword [r14+${PLACE.hasLeft}], 1
 rendezvous_over:
     add rsp, ${STAND.size + lowered.frameSize}
@@ -539,6 +595,48 @@ restart_now:
     mov [r12+${CONTEXT.rip}], rdx
     ret
 
+; A jump leaves handlers, perhaps, and nobody says how many: from here on the thread is one as any other, which can be called to a
+; rendezvous and need not be waited for. Should it be in a handler all the same, nothing is lost: it is called as well. On a thread
+; that stands its handlers are counted on, as code may be changed under them.
+leave_handlers:
+    push r15
+    sub rsp, 16
+    call thread_local
+    test rax, rax
+    je leave_done
+    mov ecx, [rax+${THREAD_LOCAL.nested}]
+    or ecx, [rax+${THREAD_LOCAL.masked}]
+    je leave_done
+    mov dword [rax+${THREAD_LOCAL.masked}], 0
+    mov r10, ${RENDEZVOUS_ALONE}
+    mov [rsp], r10
+    mov eax, ${SYS.rt_sigprocmask}
+    mov edi, ${SIG_UNBLOCK}
+    mov rsi, rsp
+    xor edx, edx
+    mov r10d, ${SIGNAL_SET_BYTES}
+    syscall
+    lea r15, [rel ${PRIVATE.protocol}]
+leave_next:
+    call thread_local
+    mov ecx, [rax+${THREAD_LOCAL.nested}]
+    test ecx, ecx
+    je leave_done
+    mov ecx, [rax+${THREAD_LOCAL.standing}]
+    test ecx, ecx
+    je leave_one
+    mov rdx, [rel ${PRIVATE.block}]
+    cmp dword [rdx+${BLOCK.generation}], ecx
+    je leave_done
+leave_one:
+    sub dword [rax+${THREAD_LOCAL.nested}], 1
+    call ftrace_nmi_exit
+    jmp leave_next
+leave_done:
+    add rsp, 16
+    pop r15
+    ret
+
 thread_local:                               ; rax: the thread's own words; 0 where it has no thread block
     rdfsbase rax
     test rax, rax
@@ -588,6 +686,9 @@ traced_handlers:                            ; rbx the shim's frame
     call thread_local
     test rax, rax
     je handler_begin
+    mov ecx, [rax+${THREAD_LOCAL.nested}]
+    mov [rbx-${SHIM.held}], rcx
+    mov dword [rax+${THREAD_LOCAL.masked}], 1
     add dword [rax+${THREAD_LOCAL.nested}], 1
     add dword [rax+${THREAD_LOCAL.begun}], 1
 handler_begin:
@@ -601,10 +702,25 @@ handler_begin:
     xor eax, eax
     call rcx
     lea rbp, [rbx${shimFrame}]
+handler_return:
     call thread_local
     test rax, rax
     je handler_end
+    mov ecx, [rax+${THREAD_LOCAL.nested}]
+    sub rcx, [rbx-${SHIM.held}]
+    sub rcx, 1
+    js handler_released
+    je handler_last
+    sub dword [rax+${THREAD_LOCAL.nested}], 1 ; of a handler on top of it that has not returned, and never will
+    call ftrace_nmi_exit
+    jmp handler_return
+handler_released:                           ; by a jump within it: the count that is about to be taken back is made again
+    call ftrace_nmi_enter
+    ret
+handler_last:
     sub dword [rax+${THREAD_LOCAL.nested}], 1 ; before it is taken out of the count: too high a count harms nobody
+    jne handler_end
+    mov dword [rax+${THREAD_LOCAL.masked}], 0
 handler_end:
     ret
 
@@ -667,9 +783,4 @@ export const SCRATCH = 16384;
 
 function slot(lowered: LoweredProtocol, name: string): number {
   return lowered.slots.get(name) ?? 0;
-}
-
-/** The word that holds the flag in its sign. */
-function flagOffset(lowered: LoweredProtocol): number {
-  return lowered.words.get('nmi_running')?.offset ?? 0;
 }

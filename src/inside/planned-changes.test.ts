@@ -56,3 +56,10 @@ test('nothing is changed where nothing differs', () => {
   const bytes = new Uint8Array(10_000);
   assert.deepEqual([...planChanges(0, bytes, bytes)], []);
 });
+
+test('a change in which no span could end but within a site is refused', () => {
+  const before = new Uint8Array(20_000);
+  const after = before.slice().fill(1);
+  assert.throws(() => [...planChanges(0, before, after)], { code: 'MEMORY' });
+  assert.equal([...planChanges(0, before.subarray(0, 12_000), after.subarray(0, 12_000))].length, 1);
+});

@@ -1,8 +1,9 @@
 // The unit of a modification is a span of about a page. No site may be cut: between two modifications a handler may run, and
 // must find each site as it was or as it will be.
+import { CannotError } from '../errors/index.js';
 import { SITE_LENGTH } from '../x86/index.js';
 
-/** Bytes after which a span ends where it can; and where it must. */
+/** Bytes after which a span ends where it can; and how many it may have. */
 const SPAN = 4096;
 const LONGEST_SPAN = 3 * SPAN;
 
@@ -12,7 +13,7 @@ export interface PlannedChange {
   readonly after: Uint8Array;
 }
 
-/** Cuts a change of many bytes into spans, and leaves out what stays as it is. */
+/** Cuts a change of many bytes into spans, and leaves out what stays as it is. @throws CannotError MEMORY */
 export function* planChanges(
   address: number,
   before: Uint8Array,
@@ -20,6 +21,13 @@ export function* planChanges(
 ): Generator<PlannedChange> {
   for (let from = firstDifference(before, after, 0); from < after.length;) {
     const to = spanEnd(before, after, from);
+    if (to - from > LONGEST_SPAN) {
+      throw new CannotError('MEMORY', {
+        tried: `change code at 0x${(address + from).toString(16)}`,
+        why: `so many sites stand without a gap that a change of ${LONGEST_SPAN} bytes would have to cut one`,
+        next: 'trace fewer functions there',
+      });
+    }
     yield { address: address + from, before: before.subarray(from, to), after: after.subarray(from, to) };
     from = firstDifference(before, after, to);
   }
@@ -37,9 +45,9 @@ function firstDifference(before: Uint8Array, after: Uint8Array, from: number): n
  */
 function spanEnd(before: Uint8Array, after: Uint8Array, from: number): number {
   let same = 0;
-  for (let at = from; at < after.length && at - from < LONGEST_SPAN; at++) {
+  for (let at = from; at < after.length; at++) {
     same = before[at] === after[at] ? same + 1 : 0;
     if (same >= SITE_LENGTH && at + 1 - from >= SPAN) return at + 1;
   }
-  return Math.min(after.length, from + LONGEST_SPAN);
+  return after.length;
 }

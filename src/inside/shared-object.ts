@@ -1,6 +1,6 @@
 // The shared object that is loaded with a program: the listing assembled, the stubs of handlers, the private data.
 import { writeSharedObject } from '../elf/index.js';
-import { nmiOneWord } from '../protocol/index.js';
+import { nmiSpan } from '../protocol/index.js';
 import { assemble, lowerProtocol, type Assembly, type LoweredProtocol } from '../x86/index.js';
 import {
   HANDLERS_MAX,
@@ -36,8 +36,8 @@ let code: Code | undefined;
 /** The checker finds this form safe with overlapping NMIs; it is lowered and assembled once. */
 function insideCode(): Code {
   if (code === undefined) {
-    const lowered = lowerProtocol(nmiOneWord, WHILE_WAITING);
-    code = { lowered, assembly: assemble(insideListing(nmiOneWord, lowered), BigInt(TEXT)) };
+    const lowered = lowerProtocol(nmiSpan, WHILE_WAITING);
+    code = { lowered, assembly: assemble(insideListing(nmiSpan, lowered), BigInt(TEXT)) };
   }
   return code;
 }

@@ -1,4 +1,4 @@
-// What stands before the C library's functions by which a program installs handlers and changes masks. Handlers go in as their
+// What stands before the C library's functions by which a program installs handlers, changes masks and jumps out of handlers. Handlers go in as their
 // stubs and come back as themselves; the signal of the rendezvous is dropped from masks without a word, as the C library does
 // with its own two signals. Whatever else these functions do is left to the C library.
 import { PRIVATE, RENDEZVOUS_SIGNAL } from './layout.js';
@@ -16,6 +16,8 @@ type Wrapping =
   | { readonly kind: 'fill' }
   /** (number, ...) */
   | { readonly kind: 'system-call' }
+  /** (jmp_buf, value): does not return. */
+  | { readonly kind: 'jump' }
   /** The last signal that is the program's. */
   | { readonly kind: 'last-signal' };
 
@@ -42,6 +44,10 @@ const WRAPPINGS: readonly (readonly [string, Wrapping])[] = [
   ['epoll_pwait2', { kind: 'mask', argument: 4 }],
   ['sigfillset', { kind: 'fill' }],
   ['syscall', { kind: 'system-call' }],
+  ['longjmp', { kind: 'jump' }],
+  ['_longjmp', { kind: 'jump' }],
+  ['siglongjmp', { kind: 'jump' }],
+  ['__longjmp_chk', { kind: 'jump' }],
   ['__libc_current_sigrtmax', { kind: 'last-signal' }],
 ];
 
@@ -69,6 +75,8 @@ const EINVAL = 22;
 const ACTION = { handler: 0, mask: 8, flags: 136, restorer: 144, size: 152 } as const;
 /** struct kernel_sigaction: handler, flags, restorer, mask of 8 bytes. */
 const KERNEL_ACTION = { handler: 0, mask: 24, size: 32 } as const;
+/** struct __jmp_buf_tag of the C library: eight registers, whether a mask was saved, the mask. */
+const JUMP = { isMaskSaved: 64, mask: 72 } as const;
 const SYS_RT_SIGACTION = 13;
 const SYS_RT_SIGPROCMASK = 14;
 
@@ -285,6 +293,23 @@ ${name}.end:${RETURN}
 ${invalid(name)}`;
 }
 
+/** Nothing else can tell that handlers are left; the stack is as it was at the call when the C library's function begins. */
+function jumpListing(name: string): string {
+  return `
+    push rdi
+    push rsi
+    call leave_handlers
+    pop rsi
+    pop rdi
+    cmp dword [rdi+${JUMP.isMaskSaved}], 0
+    je ${name}.jump
+    mov r10, ${ALL_BUT}
+    and [rdi+${JUMP.mask}], r10
+${name}.jump:
+    pop rbp
+    jmp qword [rel ${realSlot(name)}]`;
+}
+
 function bodyOf(name: string, wrapping: Wrapping): string {
   switch (wrapping.kind) {
     case 'action':
@@ -297,6 +322,8 @@ function bodyOf(name: string, wrapping: Wrapping): string {
       return fillListing(name);
     case 'system-call':
       return systemCallListing(name);
+    case 'jump':
+      return jumpListing(name);
     case 'last-signal':
       return `
     mov eax, ${RENDEZVOUS_SIGNAL - 1}${RETURN}`;

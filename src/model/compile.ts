@@ -12,7 +12,7 @@ import type { Operand, Operation, Protocol } from '../protocol/index.js';
 import type { Machine } from './machine.js';
 import type { Argument, Cell, ContextProgram, Instruction, Program, Where } from './program.js';
 import { HEAD, TAIL, foldWord } from './program.js';
-import type { Image, Scenario } from './scenario.js';
+import type { Change, Image, Scenario } from './scenario.js';
 import { NOP, pieceBytes } from './scenario.js';
 
 /** The breakpoint instruction of x86. */
@@ -56,6 +56,7 @@ class Compiler {
   readonly #buffers: (Image | undefined)[] = [undefined];
   readonly #bufferPieces: (readonly [number, number])[] = [[0, 0]];
   readonly #pieces: (readonly number[])[] = [[]];
+  readonly #changes: readonly Change[];
   #registers = new Map<string, number>();
   #depth = 0;
 
@@ -63,7 +64,9 @@ class Compiler {
     readonly protocol: Protocol,
     readonly machine: Machine,
     readonly scenario: Scenario,
-  ) {}
+  ) {
+    this.#changes = protocol.unit === 'span' ? scenario.changes : scenario.changes.flatMap(bySites(scenario));
+  }
 
   compile(): Program {
     const { protocol, scenario } = this;
@@ -96,7 +99,7 @@ class Compiler {
       this.#bufferPieces.push([0, 0]);
     }
     const patcher = this.#context(() => {
-      scenario.changes.forEach((change, index) => this.#change(change, index));
+      this.#changes.forEach((change, index) => this.#change(change, index));
     });
     const other = this.#context(() => {
       if (protocol.thread !== undefined) this.#expand(protocol.thread, undefined);
@@ -104,17 +107,17 @@ class Compiler {
     const nmi = this.#context(() => this.#expand(protocol.nmi, undefined));
     const validImages = scenario.sites.map((site, index) => [
       this.#piecesOf(site.initial),
-      ...scenario.changes.filter((c) => c.site === index && c.result === 0).map((c) => this.#piecesOf(c.to)),
+      ...this.#imagesOf(index).map((image) => this.#piecesOf(image)),
     ]);
     const finalText = scenario.sites.map((site, index) => {
-      const last = scenario.changes.filter((c) => c.site === index && c.result === 0).at(-1);
-      return this.#piecesOf(last?.to ?? site.initial);
+      return this.#piecesOf(this.#imagesOf(index).at(-1) ?? site.initial);
     });
     return {
       name: protocol.name,
       without: protocol.without ?? [],
       machine: this.machine,
       scenario,
+      changes: this.#changes,
       instructions: this.#instructions,
       cells: this.#cells,
       textBase,
@@ -128,6 +131,7 @@ class Compiler {
       validImages,
       finalText,
       breakpointPiece,
+      patcherMasked: protocol.patcherMasked === true,
       live,
     };
   }
@@ -141,26 +145,43 @@ class Compiler {
     return { start, registers: [...this.#registers.keys()] };
   }
 
-  #change(change: Scenario['changes'][number], index: number): void {
+  /** What a site becomes, one after the other. */
+  #imagesOf(site: number): Image[] {
+    return this.#changes.flatMap((c) => {
+      const image = c.to.at(site - c.site);
+      return c.result === 0 && site >= c.site && site < c.site + c.to.length && image !== undefined
+        ? [image]
+        : [];
+    });
+  }
+
+  #change(change: Change, index: number): void {
     const { scenario } = this;
     const where = (text: string): Where => ({ routine: 'stop_machine', text });
-    const site = scenario.sites[change.site].name;
-    const [head, tail] = this.#piecesOf(change.to);
-    let newCode = this.#bufferOf(change.to);
+    const count = change.to.length;
+    const name = (images: readonly Image[]): string => images.map((image) => image.name).join(', ');
+    const site = scenario.sites
+      .slice(change.site, change.site + count)
+      .map((s) => s.name)
+      .join(', ');
+    const [head, tail] = this.#piecesOf(change.to[0]);
+    let newCode = this.#buffersOf(change.to);
     if (scenario.staticBuffer) {
       newCode = this.#buffers.lastIndexOf(undefined);
-      const fill = where(`static buffer = ${change.to.name}`);
+      const fill = where(`static buffer = ${name(change.to)}`);
       const base = this.#cells.findIndex((c) => c.kind === 'buffer');
       this.#emit({ kind: 'store', cell: base + HEAD, value: head }, fill);
       this.#emit({ kind: 'store', cell: base + TAIL, value: tail }, fill);
     }
-    const prepare = where(`change ${index + 1}: ${site} to ${change.to.name}`);
+    const prepare = where(`change ${index + 1}: ${site} to ${name(change.to)}`);
     this.#emit({ kind: 'set', register: this.#register('ip'), value: change.site + 1 }, prepare);
     this.#emit(
-      { kind: 'set', register: this.#register('old_code'), value: this.#bufferOf(change.from) },
+      { kind: 'set', register: this.#register('old_code'), value: this.#buffersOf(change.from) },
       prepare,
     );
     this.#emit({ kind: 'set', register: this.#register('new_code'), value: newCode }, prepare);
+    if (this.protocol.unit === 'span')
+      this.#emit({ kind: 'set', register: this.#register('length'), value: count }, prepare);
     this.#expand(this.protocol.patch, undefined);
     this.#emit(
       {
@@ -330,15 +351,19 @@ class Compiler {
     const code = argument(o.code);
     const status = this.#register(o.status);
     const done: Label = { at: undefined, uses: [] };
-    this.#checkAccess(at, 'write', code, status, where, done);
     const byte = this.#register('(bytes)');
-    for (const piece of [HEAD, TAIL]) {
-      const from = piece === HEAD ? 0 : HEAD_SIZE;
-      const to = piece === HEAD ? HEAD_SIZE : MCOUNT_INSN_SIZE;
-      if (to <= o.offset || from >= o.offset + o.length) continue;
-      this.#emit({ kind: 'load-code', register: byte, code, piece }, where);
-      this.#emit({ kind: 'store-text', at, piece, value: -byte - 1 }, where);
-    }
+    const isSpan = typeof o.length === 'string';
+    const end = typeof o.length === 'string' ? Infinity : o.offset + o.length;
+    this.#eachSite(at, code, isSpan ? argument(o.length) : undefined, where, (site, image) => {
+      this.#checkAccess(site, 'write', image, status, where, done);
+      for (const piece of [HEAD, TAIL]) {
+        const from = piece === HEAD ? 0 : HEAD_SIZE;
+        const to = piece === HEAD ? HEAD_SIZE : MCOUNT_INSN_SIZE;
+        if (to <= o.offset || from >= end) continue;
+        this.#emit({ kind: 'load-code', register: byte, code: image, piece }, where);
+        this.#emit({ kind: 'store-text', at: site, piece, value: -byte - 1 }, where);
+      }
+    });
     this.#emit({ kind: 'set', register: status, value: 0 }, where);
     this.#place(done);
   }
@@ -355,23 +380,57 @@ class Compiler {
     const wanted = this.#register('(wanted)');
     const done: Label = { at: undefined, uses: [] };
     const differs: Label = { at: undefined, uses: [] };
-    this.#checkAccess(at, 'read', code, result, where, done);
-    for (const piece of [HEAD, TAIL]) {
-      this.#emit({ kind: 'load-text', register: seen, at, piece }, where);
-      this.#emit({ kind: 'load-code', register: wanted, code, piece }, where);
-      const branch = this.#emit(
-        { kind: 'branch', left: -seen - 1, test: 'not-equal', right: -wanted - 1, target: 0 },
-        where,
-      );
-      this.#use(differs, (target) => {
-        const i = this.#instructions[branch];
-        if (i.kind === 'branch') i.target = target;
-      });
-    }
+    const length = o.length === undefined ? undefined : argument(o.length);
+    this.#eachSite(at, code, length, where, (site, image) => {
+      this.#checkAccess(site, 'read', image, result, where, done);
+      for (const piece of [HEAD, TAIL]) {
+        this.#emit({ kind: 'load-text', register: seen, at: site, piece }, where);
+        this.#emit({ kind: 'load-code', register: wanted, code: image, piece }, where);
+        this.#branch({ left: -seen - 1, test: 'not-equal', right: -wanted - 1 }, differs, where);
+      }
+    });
     this.#nextTo(this.#emit({ kind: 'set', register: result, value: 0 }, where), done);
     this.#place(differs);
     this.#emit({ kind: 'set', register: result, value: 1 }, where);
     this.#place(done);
+  }
+
+  /**
+   * The sites of a span, one after the other, each with its part of the code buffer: here both are numbered. Without a length it is
+   * one site.
+   */
+  #eachSite(
+    at: Argument,
+    code: Argument,
+    length: Argument | undefined,
+    where: Where,
+    body: (site: Argument, image: Argument) => void,
+  ): void {
+    body(at, code);
+    if (length === undefined) return;
+    const end: Label = { at: undefined, uses: [] };
+    const site = this.#register('(site)');
+    const image = this.#register('(image)');
+    const longest = Math.max(...this.#changes.map((c) => c.to.length));
+    for (let done = 1; done < longest; done++) {
+      this.#branch({ left: length, test: 'equal', right: done }, end, where);
+      this.#emit({ kind: 'calculate', register: site, left: at, by: 'plus', right: done }, where);
+      this.#emit({ kind: 'calculate', register: image, left: code, by: 'plus', right: done }, where);
+      body(-site - 1, -image - 1);
+    }
+    this.#place(end);
+  }
+
+  #branch(
+    condition: Pick<Instruction & { kind: 'branch' }, 'left' | 'test' | 'right'>,
+    to: Label,
+    where: Where,
+  ): void {
+    const branch = this.#emit({ kind: 'branch', ...condition, target: 0 }, where);
+    this.#use(to, (target) => {
+      const i = this.#instructions[branch];
+      if (i.kind === 'branch') i.target = target;
+    });
   }
 
   #checkAccess(
@@ -458,6 +517,17 @@ class Compiler {
     return this.#buffers.push(image) - 1;
   }
 
+  /** Code buffers that follow each other, for a span; each site's part is numbered. */
+  #buffersOf(images: readonly Image[]): number {
+    if (images.length === 1) return this.#bufferOf(images[0]);
+    const first = this.#buffers.length;
+    for (const image of images) {
+      this.#bufferPieces.push(this.#piecesOf(image));
+      this.#buffers.push(image);
+    }
+    return first;
+  }
+
   #piecesOf(image: Image): readonly [number, number] {
     const [head, tail] = pieceBytes(image);
     return [this.#pieceNumber(head), this.#pieceNumber(tail)];
@@ -492,6 +562,18 @@ class Compiler {
     for (const use of l.uses) use(l.at);
     l.uses.length = 0;
   }
+}
+
+/** A change of several sites as one change of each: what cannot be done to all may be done to some. */
+function bySites({ sites }: Scenario): (change: Change) => readonly Change[] {
+  return (change) =>
+    change.to.length === 1
+      ? [change]
+      : change.to.map((to, i) => {
+          const site = change.site + i;
+          const isProtected = sites[site].page === 'read-only';
+          return { site, from: [change.from[i]], to: [to], result: isProtected ? change.result : 0 };
+        });
 }
 
 function insideTrap(trap: Trap | undefined, what: unknown): Trap {

@@ -121,7 +121,8 @@ export class CpuSemantics {
     const { nmis } = program.machine;
     const bound = nmis === 'unbounded' ? UNBOUNDED : nmis;
     let nmisLeft = bound;
-    if (program.scenario.storm) nmisLeft = role === 'patcher' ? 0 : UNBOUNDED;
+    if (program.scenario.storm) nmisLeft = UNBOUNDED;
+    if (role === 'patcher' && (program.scenario.storm || program.patcherMasked)) nmisLeft = 0;
     const cpu: Cpu = {
       role,
       nmisLeft,
@@ -500,8 +501,12 @@ export class CpuSemantics {
       }
       case 'check-access': {
         const site = get(i.at) - 1;
-        const page = site < 0 ? 'unmapped' : this.program.scenario.sites[site].page;
-        if (page === 'unmapped' || get(i.code) === 0 || (i.access === 'write' && page === 'read-only')) {
+        const { sites } = this.program.scenario;
+        const page = site in sites ? sites[site].page : 'unmapped';
+        const code = get(i.code);
+        const isProtected = page === 'read-only' || (page === 'patcher-only' && cpu.inNmi);
+        const isThere = page !== 'unmapped' && code > 0 && code < this.program.buffers.length;
+        if (!isThere || (i.access === 'write' && isProtected)) {
           registers[i.register] = FAULT;
           next = i.target;
         }

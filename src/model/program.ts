@@ -1,6 +1,6 @@
 import type { Test } from '../protocol/index.js';
 import type { Machine } from './machine.js';
-import type { Image, Scenario } from './scenario.js';
+import type { Change, Image, Scenario } from './scenario.js';
 
 /**
  * A protocol and a scenario, flattened for the model machine: one array of instructions, all names resolved.
@@ -132,6 +132,8 @@ export interface Program {
   readonly without: readonly string[];
   readonly machine: Machine;
   readonly scenario: Scenario;
+  /** As the protocol is asked for them: by sites or by spans. */
+  readonly changes: readonly Change[];
   readonly instructions: readonly Instruction[];
   readonly cells: readonly Cell[];
   /** First of the cells of text: cell `textBase + 2 * site + piece`. */
@@ -154,6 +156,8 @@ export interface Program {
   readonly finalText: readonly (readonly [number, number])[];
   /** Number of the piece that is the breakpoint instruction. */
   readonly breakpointPiece: number;
+  /** True if no NMI arrives on the patcher's CPU. */
+  readonly patcherMasked: boolean;
   /** True if the other CPUs run while code is changed. */
   readonly live: boolean;
 }

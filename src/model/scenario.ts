@@ -20,23 +20,29 @@ function callImage(name: string, displacement: number): Image {
   return { name, bytes };
 }
 
-/** Displacements of `call mcount` from two sites, 0x40 bytes apart: a call belongs to its site. */
+/** Displacements of `call mcount` from three sites, 0x40 bytes apart: a call belongs to its site. */
 const CALL_A = callImage('call mcount (from A)', 0x1ffb);
 const CALL_B = callImage('call mcount (from B)', 0x1fbb);
+const CALL_C = callImage('call mcount (from C)', 0x1f7b);
 /** Another function, called from the first site. */
 const CALL_A_OTHER = callImage('call ftrace_caller (from A)', 0x2ffb);
 
 export interface Site {
   readonly name: string;
   readonly initial: Image;
-  readonly page: 'writable' | 'read-only' | 'unmapped';
+  /** `patcher-only`: what the patcher may write, NMIs may not: they have no descriptor, or a filter forbids it. */
+  readonly page: 'writable' | 'read-only' | 'unmapped' | 'patcher-only';
 }
 
-/** One modification that is asked for, and the result that it must have. */
+/**
+ * A change that is asked for, and the result that it must have: of one site, or of several that follow each other, in one span. A
+ * protocol whose unit is a site is asked for one after the other.
+ */
 export interface Change {
+  /** The first site. */
   readonly site: number;
-  readonly from: Image;
-  readonly to: Image;
+  readonly from: readonly Image[];
+  readonly to: readonly Image[];
   /** 0, or a negative error number. */
   readonly result: number;
 }
@@ -59,9 +65,13 @@ export interface Scenario {
 
 const A: Site = { name: 'A', initial: NOP, page: 'writable' };
 const B: Site = { name: 'B', initial: NOP, page: 'writable' };
-const nopToCallA: Change = { site: 0, from: NOP, to: CALL_A, result: 0 };
-const callAToNop: Change = { site: 0, from: CALL_A, to: NOP, result: 0 };
-const nopToCallB: Change = { site: 1, from: NOP, to: CALL_B, result: 0 };
+const C: Site = { name: 'C', initial: NOP, page: 'writable' };
+const nopToCallA: Change = { site: 0, from: [NOP], to: [CALL_A], result: 0 };
+const callAToNop: Change = { site: 0, from: [CALL_A], to: [NOP], result: 0 };
+const nopToCallB: Change = { site: 1, from: [NOP], to: [CALL_B], result: 0 };
+const nopToCallC: Change = { site: 2, from: [NOP], to: [CALL_C], result: 0 };
+const nopsToCalls: Change = { site: 0, from: [NOP, NOP], to: [CALL_A, CALL_B], result: 0 };
+const callsToNops: Change = { site: 0, from: [CALL_A, CALL_B], to: [NOP, NOP], result: 0 };
 const executesOne = { lockdep_off: [0], handlers: [], thread_work: [0] };
 const executesBoth = { lockdep_off: [0], handlers: [1], thread_work: [0, 1] };
 
@@ -115,7 +125,7 @@ export const scenarios: readonly Scenario[] = [
     sites: [{ ...A, page: 'unmapped' }, B],
     changes: [
       { ...nopToCallA, result: -EFAULT },
-      { site: 1, from: CALL_B, to: NOP, result: -EINVAL },
+      { site: 1, from: [CALL_B], to: [NOP], result: -EINVAL },
       nopToCallB,
     ],
     functions: { lockdep_off: [1], handlers: [], thread_work: [1] },
@@ -127,7 +137,35 @@ export const scenarios: readonly Scenario[] = [
     name: 'call-to-call',
     summary: 'site A from a call of one function to a call of another',
     sites: [{ ...A, initial: CALL_A }],
-    changes: [{ site: 0, from: CALL_A, to: CALL_A_OTHER, result: 0 }],
+    changes: [{ site: 0, from: [CALL_A], to: [CALL_A_OTHER], result: 0 }],
+  },
+  {
+    ...twoSites,
+    name: 'spans',
+    summary: 'nops to calls at sites A and B in one span, then at site C',
+    sites: [A, B, C],
+    changes: [nopsToCalls, nopToCallC],
+    functions: { lockdep_off: [0], handlers: [1, 2], thread_work: [0, 1, 2] },
+  },
+  {
+    ...twoSites,
+    name: 'span-and-back',
+    summary: 'sites A and B in one span from nops to calls, and back to nops',
+    changes: [nopsToCalls, callsToNops],
+  },
+  {
+    ...twoSites,
+    name: 'faulting-span',
+    summary: 'of a span site B is on a read-only page (-EPERM, nothing changes); then site A alone',
+    sites: [A, { ...B, page: 'read-only' }],
+    changes: [{ ...nopsToCalls, result: -EPERM }, nopToCallA],
+  },
+  {
+    ...twoSites,
+    name: 'failing-helpers',
+    summary: 'sites A and B in one span, of which NMIs cannot write the second: only the patcher can',
+    sites: [A, { ...B, page: 'patcher-only' }],
+    changes: [nopsToCalls],
   },
   {
     ...callAndBack,

@@ -3,6 +3,7 @@ import { nmi2008 } from './nmi-2008.js';
 import { nmiGated } from './nmi-gated.js';
 import { nmiNoStorm, nmiNoStormNaive } from './nmi-no-storm.js';
 import { nmiOneWord } from './nmi-one-word.js';
+import { nmiSpan } from './nmi-span.js';
 import type { Protocol } from './protocol.js';
 import { unprotected } from './unprotected.js';
 
@@ -11,6 +12,7 @@ export const protocols: readonly Protocol[] = [
   unprotected,
   nmi2008,
   nmiOneWord,
+  nmiSpan,
   nmiGated,
   nmiNoStorm,
   nmiNoStormNaive,

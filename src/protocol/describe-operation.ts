@@ -40,6 +40,8 @@ export function describeOperation(o: Operation): string {
     case 'note-longest':
       return `${o.word} = max(${o.word}, the time - ${o.since})`;
     case 'write-text':
+      if (typeof o.length === 'string')
+        return `probe_kernel_write(${operandText(o.at)}, ${operandText(o.code)}, ${o.length})`;
       return o.length === MCOUNT_INSN_SIZE
         ? `probe_kernel_write(${operandText(o.at)}, ${operandText(o.code)})`
         : `probe_kernel_write(${operandText(o.at)}+${o.offset}, ${operandText(o.code)}+${o.offset}, ${o.length})`;

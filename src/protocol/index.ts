@@ -15,6 +15,7 @@ export { architectures, emptyHooks, hasHooks } from './nmi-frame.js';
 export type { Architecture, Configuration } from './nmi-frame.js';
 export { nmi2008 } from './nmi-2008.js';
 export { MOD_CODE_WRITE_FLAG, nmiOneWord } from './nmi-one-word.js';
+export { nmiSpan } from './nmi-span.js';
 export { nmiNoStorm, nmiNoStormNaive } from './nmi-no-storm.js';
 export { unprotected } from './unprotected.js';
 export { nmiGated } from './nmi-gated.js';

@@ -1,5 +1,6 @@
 import { branch, call, label, leave, set, syncCore } from './operations.js';
 import { EFAULT, EINVAL, EPERM } from './protocol.js';
+import type { Operand } from './operations.js';
 import type { Routine } from './protocol.js';
 
 /**
@@ -9,11 +10,20 @@ import type { Routine } from './protocol.js';
  *  2. -EINVAL if it is not `old_code`.
  *  3. do_ftrace_mod_code: -EPERM if the write failed.
  *  4. sync_core.
+ *
+ * `length`: of a span, where the unit is one.
  */
-export const ftraceModifyCode: Routine = {
+export const modifyCode = (length?: Operand): Routine => ({
   name: 'ftrace_modify_code',
   operations: [
-    { op: 'compare-text', at: 'ip', code: 'old_code', result: 'differs', number: 1 },
+    {
+      op: 'compare-text',
+      at: 'ip',
+      code: 'old_code',
+      ...(length === undefined ? {} : { length }),
+      result: 'differs',
+      number: 1,
+    },
     { ...branch('differs', 'equal', 0, 'verified'), number: 2 },
     { ...branch('differs', 'equal', -EFAULT, 'unreadable'), number: 1 },
     { ...set('result', -EINVAL), number: 2 },
@@ -30,4 +40,6 @@ export const ftraceModifyCode: Routine = {
     { ...syncCore(), number: 4 },
     set('result', 0),
   ],
-};
+});
+
+export const ftraceModifyCode = modifyCode();

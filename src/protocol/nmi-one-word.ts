@@ -47,7 +47,7 @@ export const MOD_CODE_WRITE_FLAG = 0x8000_0000;
 const COUNT_MASK = 0x7fff_ffff;
 
 /** Clears the flag and keeps the count, which NMIs change meanwhile. */
-const clearModFlag: Routine = {
+export const clearModFlag: Routine = {
   name: 'clear_mod_flag',
   operations: [
     label('again'),
@@ -55,6 +55,20 @@ const clearModFlag: Routine = {
     calculate('cleared', 'running', 'and', COUNT_MASK),
     compareSwap('found', 'nmi_running', 'running', 'cleared'),
     branch('found', 'not-equal', 'running', 'again'),
+  ],
+};
+
+export const waitForNmiAndSetModFlag: Routine = {
+  name: 'wait_for_nmi_and_set_mod_flag',
+  operations: [
+    readClock('wait_began'),
+    label('again'),
+    compareSwap('found', 'nmi_running', 0, MOD_CODE_WRITE_FLAG),
+    branch('found', 'equal', 0, 'raised'),
+    count('nmi_wait_count'),
+    jump('again'),
+    label('raised'),
+    noteLongest('nmi_longest_wait', 'wait_began'),
   ],
 };
 
@@ -133,19 +147,7 @@ export const nmiOneWord: Protocol = {
         ...numbered(7, ...step('count', atomicAdd('nmi_running', -1))),
       ],
     },
-    {
-      name: 'wait_for_nmi_and_set_mod_flag',
-      operations: [
-        readClock('wait_began'),
-        label('again'),
-        compareSwap('found', 'nmi_running', 0, MOD_CODE_WRITE_FLAG),
-        branch('found', 'equal', 0, 'raised'),
-        count('nmi_wait_count'),
-        jump('again'),
-        label('raised'),
-        noteLongest('nmi_longest_wait', 'wait_began'),
-      ],
-    },
+    waitForNmiAndSetModFlag,
     {
       name: 'do_ftrace_mod_code',
       operations: [

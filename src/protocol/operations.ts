@@ -78,18 +78,28 @@ export type Primitive =
   | { readonly op: 'note-longest'; readonly word: string; readonly since: string }
   /**
    * `probe_kernel_write`: copies `length` bytes of the code buffer at `code`, from `offset` on, to the same offset of
-   * the site at `at`. Not atomic. `status` is 0, or -EFAULT if either address is bad; it never crashes.
+   * the site at `at`. Not atomic. `status` is 0, or -EFAULT if either address is bad; it never crashes. A length in a register
+   * is that of a span: of several sites, of which some may be written when it fails.
    */
   | {
       readonly op: 'write-text';
       readonly at: Operand;
       readonly code: Operand;
       readonly offset: number;
-      readonly length: number;
+      readonly length: Operand;
       readonly status: string;
     }
-  /** Compares the site at `at` with the code buffer: `result` is 0 if equal, 1 if not, -EFAULT if it cannot be read. */
-  | { readonly op: 'compare-text'; readonly at: Operand; readonly code: Operand; readonly result: string }
+  /**
+   * Compares the site at `at` (a span, if there is a length) with the code buffer: `result` is 0 if equal, 1 if not, -EFAULT if it
+   * cannot be read.
+   */
+  | {
+      readonly op: 'compare-text';
+      readonly at: Operand;
+      readonly code: Operand;
+      readonly length?: Operand;
+      readonly result: string;
+    }
   /** Calls a traced function: its site is executed. */
   | { readonly op: 'execute'; readonly function: TracedFunction }
   /** In `trap` only: does what the instruction in the code buffer would have done, and returns behind the site. */

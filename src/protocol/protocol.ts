@@ -37,8 +37,8 @@ export interface Routine {
 /**
  * A protocol for changing code on a machine whose CPUs cannot all be stopped.
  *
- * Entry points, by name of routine: `patch` changes one site (in: registers `ip`, `old_code`, `new_code`; out: `result`,
- * 0 or a negative error number); `nmi` is all that an NMI does; `thread`, where the machine is not stopped, is what
+ * Entry points, by name of routine: `patch` changes one site, or one span (in: registers `ip`, `old_code`, `new_code`, for a
+ * span `length`; out: `result`, 0 or a negative error number); `nmi` is all that an NMI does; `thread`, where the machine is not stopped, is what
  * the other CPUs run meanwhile; `trap` handles a breakpoint.
  */
 export interface Protocol {
@@ -46,6 +46,10 @@ export interface Protocol {
   readonly title: string;
   /** Why it is here: one sentence. */
   readonly purpose: string;
+  /** What one modification is about: a site, unless said. */
+  readonly unit?: 'span';
+  /** No NMI arrives on the patcher's CPU. */
+  readonly patcherMasked?: true;
   readonly words: readonly Word[];
   readonly steps: readonly Step[];
   readonly routines: readonly Routine[];

@@ -11,7 +11,7 @@
 // Registers: rbx the thread's counters, everywhere; r15 and rbp as lowered code wants them.
 import { FUTEX, MREMAP, PAGE, SYS } from '../linux/index.js';
 import { SYNC_CORE, type LoweredProtocol } from '../x86/index.js';
-import type { Protocol } from '../protocol/index.js';
+import { MCOUNT_INSN_SIZE, type Protocol } from '../protocol/index.js';
 import {
   STACK_TIMER,
   CHANGE_SIZE,
@@ -216,6 +216,7 @@ patch_next:
     mov [rbp+${slot('old_code')}], rax
     mov rax, [r13+16]
     mov [rbp+${slot('new_code')}], rax
+${lowered.slots.has('length') ? `    mov qword [rbp+${slot('length')}], ${MCOUNT_INSN_SIZE}` : ''}
     call read_ticks
     mov r12, rax
     call ${protocol.patch}

@@ -13,6 +13,7 @@ import {
   load,
   nmiNoStorm,
   nmiOneWord,
+  nmiSpan,
   routineOf,
   set,
   smpMb,
@@ -37,7 +38,7 @@ function assertNothingBroke(result: StressResult): void {
   assert.deepEqual({ wrong, refused, stuck, crashes }, { wrong: 0, refused: 0, stuck: 0, crashes: {} });
 }
 
-for (const protocol of [nmiOneWord, nmiNoStorm, int3, int3Help])
+for (const protocol of [nmiOneWord, nmiSpan, nmiNoStorm, int3, int3Help])
   test(`${protocol.name} on two real threads with handlers: every call sees old or new code, as in the model`, async () => {
     const result = await run(protocolCase(protocol), 3000);
     assert.ok(result.modifications >= 3000);

@@ -94,6 +94,13 @@ test('sites are turned on and off under busy threads and a storm of signals, and
   assert.deepEqual(await ended, { kind: 'exited', status: 0 });
 });
 
+test('handlers that can open nothing let the agent’s thread make the change, and no result is wrong', async () => {
+  const session = run([build('signals.c'), '100000', 'dan'], { inside: true });
+  const ended = session.waitForTarget();
+  await turnRound(session, 5);
+  assert.deepEqual(await ended, { kind: 'exited', status: 0 });
+});
+
 test('handlers that jump out of the rendezvous leave no wrong result behind', async () => {
   const first = run([build('signals.c'), '100000', 'ajn'], { inside: true });
   const ended = first.waitForTarget();
@@ -101,6 +108,13 @@ test('handlers that jump out of the rendezvous leave no wrong result behind', as
   // Leaving may take until the program's end: a thread that has jumped elsewhere may be in our code.
   const { ended: why, restored } = await first.stop();
   assert.ok(['stopped', 'exited', 'gone'].includes(why) && restored, why);
+  assert.deepEqual(await ended, { kind: 'exited', status: 0 });
+});
+
+test('handlers that leap out by a plain longjmp leave their threads such that they can be called together', async () => {
+  const session = run([build('leaps.c'), '6000'], { inside: true });
+  const ended = session.waitForTarget();
+  await turnRound(session, 5, 100);
   assert.deepEqual(await ended, { kind: 'exited', status: 0 });
 });
 
@@ -152,6 +166,19 @@ test('where ptrace and process_vm_readv are forbidden, for an unprivileged user,
   assert.match(stopped.stdout, /^wrong: 0$/m);
   const { ended, restored, removed } = readSummary(summary);
   assert.deepEqual([ended, restored, removed], ['stopped', true, true]);
+});
+
+test('where a program may not open its own memory, or not write it, it is refused with the reason and does not run', () => {
+  for (const call of ['SYS_open', 'SYS_pwrite64']) {
+    const { status, stdout, stderr } = spawnSync(
+      build('confine.c', `-DALSO=${call}`),
+      [process.execPath, main, 'run', '--inside', '-o', fresh('recording'), '--', build('fib.c'), '15'],
+      { encoding: 'utf8' },
+    );
+    assert.equal(status, 1, call);
+    assert.match(stderr, /cannot write its own code by \/proc\/self\/mem \(error 1\)/);
+    assert.equal(stdout, '', call);
+  }
 });
 
 test('when safepoke is killed the program gets its code back and runs on', async () => {

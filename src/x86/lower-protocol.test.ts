@@ -279,8 +279,8 @@ ${lowered.listing}`,
   const slot = (name: string): number => FRAME_AT + lowered.slots.get(name)!;
   for (const { site, from, to } of twoSites.changes) {
     view.setBigUint64(slot('ip'), siteAddress(site), true);
-    view.setBigUint64(slot('old_code'), bufferOf(from), true);
-    view.setBigUint64(slot('new_code'), bufferOf(to), true);
+    view.setBigUint64(slot('old_code'), bufferOf(from[0]), true);
+    view.setBigUint64(slot('new_code'), bufferOf(to[0]), true);
     own.call(0, mapping.address, mapping.address + BigInt(FRAME_AT));
   }
   const words = protocol.words.flatMap(({ name, use }): readonly NamedValue[] => {

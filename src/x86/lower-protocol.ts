@@ -16,8 +16,8 @@
 //
 // What a definition leaves to its surroundings is called by these labels, which the listing around it must have:
 //
-//   write_text    rdi site, rsi code buffer, edx offset, ecx length -> eax 0 or -EFAULT
-//   compare_text  rdi site, rsi code buffer -> eax 0 equal, 1 not, -EFAULT
+//   write_text    rdi site, rsi code buffer, edx offset, rcx length -> eax 0 or -EFAULT
+//   compare_text  rdi site, rsi code buffer, for a span rcx length -> eax 0 equal, 1 not, -EFAULT
 //   sync_core, sync_all, traced_lockdep_off, traced_handlers, traced_thread_work
 //   emulate       rdi code buffer; jumped to, with the trapped site in the slot `trapped_ip`
 //   retry         jumped to, the same
@@ -30,6 +30,8 @@ const NOP5 = [0x0f, 0x1f, 0x44, 0x00, 0x00];
 /** Bytes that a code buffer takes in the block. */
 const CODE_BUFFER_SIZE = 8;
 const SLOT_SIZE = 8;
+/** Registers that the surroundings fill or read. */
+const SURROUNDINGS_FILL = ['ip', 'old_code', 'new_code', 'result', 'trapped_ip'];
 const WORD_SIZE = 4;
 const ADDRESS_SIZE = 8;
 const STACK_ALIGNMENT = 16;
@@ -117,7 +119,8 @@ class Lowering {
 
   lower(): LoweredProtocol {
     // The surroundings fill these, whether the definition reads them or not.
-    for (const name of ['ip', 'old_code', 'new_code', 'result', 'trapped_ip']) this.#slot(name);
+    for (const name of SURROUNDINGS_FILL) this.#slot(name);
+    if (this.protocol.unit === 'span') this.#slot('length');
     for (const routine of this.protocol.routines) this.#routine(routine);
     return {
       listing: this.#lines.join('\n'),
@@ -206,13 +209,14 @@ class Lowering {
         this.#fetch('rdi', o.at);
         this.#fetch('rsi', o.code);
         this.#emit(`mov edx, ${o.offset}`);
-        this.#emit(`mov ecx, ${o.length}`);
+        this.#fetch('rcx', o.length);
         this.#emit('call write_text');
         this.#keepValue(o.status);
         return;
       case 'compare-text':
         this.#fetch('rdi', o.at);
         this.#fetch('rsi', o.code);
+        if (o.length !== undefined) this.#fetch('rcx', o.length);
         this.#emit('call compare_text');
         this.#keepValue(o.result);
         return;

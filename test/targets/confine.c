@@ -19,6 +19,9 @@ int main(int argc, char **argv) {
       REFUSE(SYS_ptrace),
       REFUSE(SYS_process_vm_readv),
       REFUSE(SYS_process_vm_writev),
+#ifdef ALSO
+      REFUSE(ALSO),
+#endif
       BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
   };
   struct sock_fprog program = {sizeof filter / sizeof *filter, filter};

@@ -1,10 +1,12 @@
-// Handlers that are traced, on threads that are traced: a storm of timers, nested handlers, alternate stacks, jumps out.
+// Handlers that are traced, on threads that are traced: a storm of timers, nested handlers, alternate stacks, jumps out; where all
+// descriptors are used up.
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/time.h>
 #include <time.h>
 #include <unistd.h>
@@ -70,6 +72,10 @@ static void *thread(void *rounds) {
 int main(int argc, char **argv) {
   long rounds = atol(argv[1]);
   jumps = argc > 2 && strchr(argv[2], 'j');
+  if (argc > 2 && strchr(argv[2], 'd')) {
+    setrlimit(RLIMIT_NOFILE, &(struct rlimit){64, 64});
+    while (dup(1) >= 0) {}
+  }
   struct sigaction action = {.sa_sigaction = handle, .sa_flags = SA_SIGINFO | SA_RESTART};
   if (argc > 2 && strchr(argv[2], 'a')) action.sa_flags |= SA_ONSTACK;
   if (argc > 2 && strchr(argv[2], 'n')) action.sa_flags |= SA_NODEFER;
