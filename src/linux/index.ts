@@ -34,6 +34,7 @@ export {
   ptraceSignalMask,
   readExtendedState,
   readSeccompFilter,
+  stoppedBySignal,
   waitForThread,
   type RegisterName,
   type WaitResult,

@@ -11,6 +11,7 @@ const REQUEST = {
   detach: 17,
   seize: 0x4206,
   interrupt: 0x4207,
+  getSignalInfo: 0x4202,
   getRegisterSet: 0x4204,
   getSignalMask: 0x420a,
   setSignalMask: 0x420b,
@@ -107,6 +108,18 @@ export const ptrace = {
   setRegisters: (tid: number, from: Registers): number =>
     systemCallBuffer4(SYS.ptrace, REQUEST.setRegs, tid, 0, from.bytes),
 };
+
+/** siginfo_t: si_signo, and si_code, in which the kernel tells of an event of ptrace's above the low byte. */
+const SIGNAL_INFO_SIZE = 128;
+const SI_CODE = 8;
+
+/** The signal that a stopped thread is about to get; 0 if it stopped for ptrace, or runs. */
+export function stoppedBySignal(tid: number): number {
+  const info = new Uint8Array(SIGNAL_INFO_SIZE);
+  if (systemCallBuffer4(SYS.ptrace, REQUEST.getSignalInfo, tid, 0, info) < 0) return 0;
+  const view = new DataView(info.buffer);
+  return view.getInt32(SI_CODE, true) >> 8 === PTRACE_EVENT_STOP ? 0 : view.getInt32(0, true);
+}
 
 /** NT_X86_XSTATE, include/uapi/linux/elf.h: the floating-point and vector registers as the processor saves them. */
 const NT_X86_XSTATE = 0x202;

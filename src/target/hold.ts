@@ -12,6 +12,7 @@ import {
   ptrace,
   readStatus,
   readThreads,
+  stoppedBySignal,
   urgency,
   waitForThread,
 } from '../linux/index.js';
@@ -139,11 +140,27 @@ function stopOf(tid: number, since: number): Stop {
   return { tid, pendingSignal, registers, since };
 }
 
+/**
+ * The same for one that should have stopped long ago. Somebody else in this process may have been told that it has: Node, which waits for
+ * its children, or a look for the end of ours. And what it was asked may be lost: threads were seen that executed a program meanwhile
+ * and never stopped. So it is asked again.
+ */
+function overdueStopOf(tid: number, since: number): Stop {
+  const registers = new Registers();
+  const hasStopped = ptrace.getRegisters(tid, registers) === 0;
+  const told = stopOf(tid, since);
+  if (told !== 'late') return told;
+  if (hasStopped) return { tid, pendingSignal: stoppedBySignal(tid), registers, since };
+  ptrace.interrupt(tid);
+  return 'late';
+}
+
 function awaitStop(tid: number, since: number, patienceMs: number): Stop {
   const from = performance.now();
   for (let polls = 0; ; polls++) {
     const stop = stopOf(tid, since);
-    if (stop !== 'late' || performance.now() - from > patienceMs) return stop;
+    if (stop !== 'late') return stop;
+    if (performance.now() - from > patienceMs) return overdueStopOf(tid, since);
     if (polls > EAGER_POLLS) pause(POLL_PAUSE_MS);
   }
 }
@@ -160,7 +177,7 @@ function watchStragglers(): void {
   stragglerTimer = setTimeout(() => {
     stragglerTimer = undefined;
     for (const tid of stragglers) {
-      const stop = stopOf(tid, performance.now());
+      const stop = overdueStopOf(tid, performance.now());
       if (stop === 'late') continue;
       stragglers.delete(tid);
       if (stop !== 'gone') ptrace.detach(tid, stop.pendingSignal);
@@ -343,8 +360,9 @@ export class Hold implements Standstill {
     let progress = performance.now();
     for (let looks = 0; ; looks++) {
       const before = asked.size;
+      const isOverdue = performance.now() - progress > STOP_PATIENCE_MS;
       for (const [tid, from] of asked) {
-        const stop = stopOf(tid, from);
+        const stop = isOverdue ? overdueStopOf(tid, from) : stopOf(tid, from);
         if (stop === 'late') continue;
         asked.delete(tid);
         stragglers.delete(tid);
@@ -352,10 +370,9 @@ export class Hold implements Standstill {
         this.#undoFalseEintr(stop);
         this.#threads.set(tid, stop);
       }
-      const now = performance.now();
       if (asked.size === 0) return undefined;
-      if (asked.size < before) progress = now;
-      if (now - progress > STOP_PATIENCE_MS) break;
+      if (isOverdue) break;
+      if (asked.size < before) progress = performance.now();
       if (looks > EAGER_POLLS)
         pause(Math.max(POLL_PAUSE_MS, Math.min(MAX_POLL_PAUSE_MS, asked.size * STOP_MS)));
     }
