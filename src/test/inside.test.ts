@@ -3,8 +3,9 @@ import { spawn, spawnSync } from 'node:child_process';
 import { chmodSync, mkdirSync, readFileSync, readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { attach, run, type Session } from '../index.js';
+import { attach, run, type Session, type SessionStatus } from '../index.js';
 import {
+  ONE_NOP,
   Running,
   assertCounted,
   assertNested,
@@ -33,6 +34,43 @@ test('a program traces itself from its first instruction on, with exact counts',
     [FIB_15, 1, 0],
   );
   assertNested(callsOf(traced.recording));
+});
+
+test('the only way from inside is the rendezvous, and the summary says so', () => {
+  const traced = runTraced(['--inside', '--way', 'rendezvous', '-F', 'fib'], build('fib.c'), '15');
+  assert.equal(traced.summary.calls['fib'], FIB_15, traced.stderr);
+  assert.deepEqual(Object.keys(traced.summary.ways), ['rendezvous']);
+  // Sites of one instruction that could be flipped are no exception.
+  const flat = runTraced(['--inside', '--entry-only', '-F', 'fib'], build('fib.c', ...ONE_NOP), '15');
+  assert.deepEqual(flat.summary.ways, { rendezvous: 1 });
+});
+
+test('while it runs a session tells what handlers had to do with changes, from inside only', async () => {
+  const ask = (pid: number, ...args: string[]): string => {
+    const ran = safepoke('control', '-p', String(pid), '--status', ...args);
+    assert.equal(ran.status, 0, ran.stderr);
+    return ran.stdout;
+  };
+  const inside = Running.run(['--inside'], build('fib.c'), '-');
+  while (!inside.stdout.includes('ready')) await pause(10);
+  const [pid] = childrenOf(inside.child.pid ?? 0);
+  assert.match(
+    ask(pid),
+    /^sites +\d+ rendezvous\n(.+\n)+waited +\d.* at longest\nhelped +\d.* by signal handlers$/m,
+  );
+  const { inside: counts } = JSON.parse(ask(pid, '--json')) as SessionStatus;
+  assert.ok(counts !== null);
+  inside.child.stdin.end();
+  const { summary } = await inside.ended();
+  assert.deepEqual(Object.keys(summary.inside ?? {}), ['waits', 'longest_wait_us', 'helper_writes']);
+  assert.ok((summary.inside?.waits ?? 0) >= counts.waits);
+  const outside = Running.run([], build('fib.c'), '-');
+  while (!outside.stdout.includes('ready')) await pause(10);
+  const [other] = childrenOf(outside.child.pid ?? 0);
+  assert.doesNotMatch(ask(other), /waited|helped/);
+  assert.equal((JSON.parse(ask(other, '--json')) as SessionStatus).inside, null);
+  outside.child.stdin.end();
+  assert.equal((await outside.ended()).summary.inside, null);
 });
 
 test('threads that come and go are traced exactly from inside', () => {
@@ -68,6 +106,10 @@ test('exceptions, cancellation and backtraces go through the shim and the wrappe
   const unwound = runTraced(['--inside'], program);
   assert.equal(unwound.stdout, alone.stdout);
 });
+
+function childrenOf(pid: number): number[] {
+  return readFileSync(`/proc/${pid}/task/${pid}/children`, 'utf8').trim().split(' ').map(Number);
+}
 
 /** Ends the session and begins another, so often. */
 async function turnRound(first: Session, rounds: number, between = 30): Promise<void> {
@@ -165,8 +207,7 @@ test('when safepoke is killed the program gets its code back and runs on', async
   let said = '';
   session.stdout.on('data', (text: Buffer) => (said += text.toString()));
   while (!said.includes('ready')) await pause(10);
-  const children = readFileSync(`/proc/${session.pid ?? 0}/task/${session.pid ?? 0}/children`, 'utf8');
-  const pid = Number(children.trim().split(' ')[0]);
+  const [pid] = childrenOf(session.pid ?? 0);
   try {
     assert.ok(changedBytes(pid) > 0);
     session.kill('SIGKILL');

@@ -498,11 +498,11 @@ interface Choice {
  * Holding all threads once is the price of the first site that needs it; the others are cheapest written in that hold too. A program
  * that has not begun stands still anyway.
  */
-function chooseWays({ pid, memory, way, adopted }: PatchRequest, ready: Ready): Choice {
+function chooseWays({ pid, memory, way, adopted, inside }: PatchRequest, ready: Ready): Choice {
   const { agent, sites, changes, text } = ready;
   const none: ReadonlySet<number> = new Set();
   const all = new Set(sites.keys());
-  if (way === 'held') return { flipped: none, held: all };
+  if (way === 'held' || inside !== undefined) return { flipped: none, held: all };
   const reached = new PageFlip(pid, agent, memory, text).reaches(changes.changes);
   const flipped = new Set([...reached].filter((i) => sites[i].isOneInstruction));
   if (flipped.size === sites.length) return { flipped, held: none };
@@ -615,8 +615,9 @@ class Changing {
         this.#refused.set(i, 'thread-inside');
       }
     }
-    const way = new HeldWay(this.#request.memory, changes);
-    if (this.#request.inside !== undefined) {
+    const { inside, memory } = this.#request;
+    const way = new HeldWay(inside === undefined ? 'held' : 'rendezvous', memory, changes);
+    if (inside !== undefined) {
       // What runs on while threads stand may keep us from making some changes: no function without the hooks then.
       const hooks = new Set([...wanted].filter((i) => sites[i].kind === 'hook'));
       this.#apply(way, hooks);

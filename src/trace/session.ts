@@ -76,7 +76,7 @@ export interface SessionParts {
   /** True once a library has been loaded that is to be traced as well. */
   readonly hasLoaded: () => boolean;
   /** What the protocol has counted; undefined where code is changed from outside. */
-  readonly counts: (() => ProtocolCounts) | undefined;
+  readonly counts: (() => ProtocolCounts | undefined) | undefined;
   readonly onNote: (line: string) => void;
   /** Called last of all. */
   readonly close: () => void;
@@ -104,7 +104,7 @@ export class Session implements AsyncIterable<Call> {
   #wake: (() => void) | undefined;
   #detached = false;
   #summary: SessionSummary | undefined;
-  /** As they were when code was last changed: they go with the target. */
+  /** As they were last read: they go with the target. */
   #counts: ProtocolCounts | undefined;
 
   constructor(parts: SessionParts) {
@@ -182,6 +182,7 @@ export class Session implements AsyncIterable<Call> {
 
   /** What the session is doing. */
   get status(): SessionStatus {
+    if (!this.#detached) this.#noteCounts();
     const { pid, target, times, refused } = this.#parts;
     const functions = target.sites.filter((site) => site.kind !== 'hook').length - target.refused.length;
     const off = this.#switches?.off ?? 0;
@@ -197,6 +198,7 @@ export class Session implements AsyncIterable<Call> {
       switched: this.#switches?.count ?? 0,
       switch_us: Math.round(this.#switches?.lastUs ?? 0),
       held_us: Math.round(times.longestUs),
+      inside: this.#tellCounts(),
     };
   }
 
@@ -269,7 +271,7 @@ export class Session implements AsyncIterable<Call> {
         haste.begin();
         try {
           restored = await this.#detach();
-          this.#counts = this.#parts.counts?.();
+          this.#noteCounts();
         } finally {
           haste.end();
         }
@@ -518,12 +520,18 @@ export class Session implements AsyncIterable<Call> {
       ended: why,
       exit_status: target?.kind === 'exited' ? target.status : null,
       exit_signal: target?.kind === 'killed' ? target.signal : null,
-      inside: this.#counts === undefined ? null : this.#tellCounts(this.#counts),
+      inside: this.#tellCounts(),
       calls,
     };
   }
 
-  #tellCounts({ waits, longestWaitTicks, helperWrites }: ProtocolCounts): SessionSummary['inside'] {
+  #noteCounts(): void {
+    this.#counts = this.#parts.counts?.() ?? this.#counts;
+  }
+
+  #tellCounts(): SessionSummary['inside'] {
+    if (this.#counts === undefined) return null;
+    const { waits, longestWaitTicks, helperWrites } = this.#counts;
     const ns = longestWaitTicks * this.info.clock.nsPerTick;
     return { waits, longest_wait_us: Math.round(ns / NS_PER_US), helper_writes: helperWrites };
   }
