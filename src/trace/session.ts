@@ -1,5 +1,5 @@
 import { isSafepokeError } from '../errors/index.js';
-import type { ProtocolCounts } from '../inside/index.js';
+import { CALL_REFUSED, type ProtocolCounts } from '../inside/index.js';
 import { SYS, haste, systemCall } from '../linux/index.js';
 import {
   CallBuilder,
@@ -54,6 +54,8 @@ const OTHER_TRACER_PAUSE_MS = 100;
 const REMOVE_TRIES = 14;
 const REMOVE_PAUSE_MS = 25;
 const MAX_REMOVE_PAUSE_MS = 400;
+/** Errors after which our code stays in a target that goes on: its threads cannot be made to stand still, or its filters forbid. */
+const KEPT: readonly string[] = ['WILL_NOT_STOP', CALL_REFUSED];
 /** The memory of a process goes a moment before it is seen to have ended. */
 const END_TRIES = 40;
 const BYTES_PER_WORD = 4;
@@ -363,17 +365,29 @@ export class Session implements AsyncIterable<Call> {
     }
     if (breakpoints > 0) onNote(`on ${breakpoints} sites a breakpoint of somebody else stands, and stays`);
     this.#drain.finish();
-    target.tryRemove();
-    for (let tries = 0; !target.isRemoved && tries < REMOVE_TRIES; tries++) {
-      const ms = Math.min(REMOVE_PAUSE_MS * 2 ** tries, MAX_REMOVE_PAUSE_MS);
-      await new Promise((resolve) => setTimeout(resolve, ms));
-      target.tryRemove();
-    }
-    if (!target.isRemoved)
+    const kept = await this.#removePatiently();
+    if (kept !== undefined) onNote(`${kept}; the code stays mapped, unused`);
+    else if (!target.isRemoved)
       onNote(
         'a signal handler will return into safepoke’s code, or a process shares the memory that cannot be held: the code stays mapped, unused',
       );
     return restored;
+  }
+
+  /** Returns why nothing can be removed, if that is not for want of time. */
+  async #removePatiently(): Promise<string | undefined> {
+    const { target } = this.#parts;
+    try {
+      for (let tries = 0; !target.tryRemove() && tries < REMOVE_TRIES; tries++) {
+        const ms = Math.min(REMOVE_PAUSE_MS * 2 ** tries, MAX_REMOVE_PAUSE_MS);
+        await new Promise((resolve) => setTimeout(resolve, ms));
+      }
+    } catch (error) {
+      const isKept = isSafepokeError(error) && KEPT.includes(error.code) && target.agent.isPresent();
+      if (!isKept) throw error;
+      return error.message;
+    }
+    return undefined;
   }
 
   /**
