@@ -318,10 +318,11 @@ export class PatchedTarget {
     // Nobody can get into our code any more. One thread unmaps it, quickly, as there is little left to free.
     if (!this.agent.dismissThread()) return false;
     this.agent.releaseShared();
-    let isGone = true;
-    this.#reach.withCalls(this.#times, this.agent.thread?.tid, (calls) => {
-      if (this.agent.isPresent()) isGone = this.agent.remove(calls);
-    });
+    const isGone = this.#reach.withCalls(
+      this.#times,
+      this.agent.thread?.tid,
+      (calls) => !this.agent.isPresent() || this.agent.remove(calls),
+    );
     if (!isGone) {
       throw new CannotError(CALL_REFUSED, {
         tried: `take safepoke’s code out of process ${this.#pid}`,
