@@ -1,4 +1,5 @@
 // Handlers that are traced, on threads that are traced: a storm of timers, nested handlers, alternate stacks, jumps out.
+// With 0 rounds it goes on until SIGTERM; flags: a(lternate stacks), n(ested), j(umps), q(uiet).
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <setjmp.h>
@@ -16,6 +17,7 @@ static volatile long sink;
 static _Thread_local sigjmp_buf away;
 static _Thread_local volatile int may_jump;
 static int jumps;
+static volatile sig_atomic_t over;
 
 NOINLINE void inner(int n) {
   COUNT(INNER);
@@ -42,6 +44,10 @@ NOINLINE void handle(int signal, siginfo_t *info, void *context) {
 
 static atomic_int wrong;
 
+static void end(int signal) {
+  over = signal;
+}
+
 static void *thread(void *rounds) {
   stack_t stack = {.ss_sp = malloc(1 << 16), .ss_size = 1 << 16};
   sigaltstack(&stack, 0);
@@ -51,7 +57,7 @@ static void *thread(void *rounds) {
   timer_create(CLOCK_MONOTONIC, &event, &timer);
   struct itimerspec often = {{0, 700000}, {0, 700000}};
   timer_settime(timer, 0, &often, 0);
-  for (long i = 0; i < (long)rounds; i++) {
+  for (long i = 0; rounds ? i < (long)rounds : !over; i++) {
     if (sigsetjmp(away, 1) == 0) {
       may_jump = 1;
       if (work(500) != 500) wrong++;
@@ -74,6 +80,7 @@ int main(int argc, char **argv) {
   if (argc > 2 && strchr(argv[2], 'a')) action.sa_flags |= SA_ONSTACK;
   if (argc > 2 && strchr(argv[2], 'n')) action.sa_flags |= SA_NODEFER;
   for (const int *s = (const int[]){SIGUSR1, SIGUSR2, SIGALRM, 0}; *s; s++) sigaction(*s, &action, 0);
+  signal(SIGTERM, end);
   struct itimerval often = {{0, 1000}, {0, 1000}};
   setitimer(ITIMER_REAL, &often, 0);
   pthread_t threads[3];
@@ -81,6 +88,7 @@ int main(int argc, char **argv) {
   for (int i = 0; i < 3; i++) pthread_join(threads[i], 0);
   memset(&often, 0, sizeof often);
   setitimer(ITIMER_REAL, &often, 0);
+  if (argc > 2 && strchr(argv[2], 'q')) return wrong != 0;
   printf("wrong: %d\n", wrong);
   print_counts();
   return wrong != 0;
