@@ -491,12 +491,20 @@ interface Ready {
   readonly sites: readonly PlannedSite[];
   readonly interior: Interior;
   /** For each site, in their order. */
-  readonly changes: PreparedChanges;
+  readonly changes: SiteChanges;
+  /** What is changed one after the other. */
+  readonly parts: readonly Part[];
   readonly text: TextRuns;
 }
 
+/** Sites that are changed together. */
+interface Part {
+  readonly indices: ReadonlySet<number>;
+  readonly prepared: PreparedChanges;
+}
+
 /** Nobody is held. Writes the journal: whatever happens from now on can be undone. */
-function getReady({ pid, memory }: PatchRequest, agent: Agent, sites: readonly PlannedSite[]): Ready {
+function getReady({ pid, memory, inside }: PatchRequest, agent: Agent, sites: readonly PlannedSite[]): Ready {
   const changes = new SiteChanges(
     new Float64Array(sites.length),
     new Uint8Array(sites.length * SITE_LENGTH),
@@ -512,9 +520,16 @@ function getReady({ pid, memory }: PatchRequest, agent: Agent, sites: readonly P
     }
   }
   agent.writeJournal(changes.addresses, changes.expected);
-  const prepared = new PreparedChanges(memory, changes);
+  // From inside handlers may keep us from making some changes: no function is changed then before the hooks are.
+  const isHook = (index: number): boolean => sites[index].kind === 'hook';
+  const groups = inside === undefined ? [(): boolean => true] : [isHook, (index: number) => !isHook(index)];
+  const parts = groups.map((belongs) => {
+    const others = new Set([...sites.keys()].filter((index) => !belongs(index)));
+    const indices = new Set([...sites.keys()].filter(belongs));
+    return { indices, prepared: new PreparedChanges(memory, changes.without(others)) };
+  });
   const text = prepareText(pid, agent, memory, changes);
-  return { agent, sites, interior: new Interior(sites), changes: prepared, text };
+  return { agent, sites, interior: new Interior(sites), changes, parts, text };
 }
 
 /** How each site is to be changed, by index; those that are in neither are refused, as the way that is wished for cannot change them. */
@@ -532,7 +547,7 @@ function chooseWays({ pid, memory, way, adopted, inside }: PatchRequest, ready: 
   const none: ReadonlySet<number> = new Set();
   const all = new Set(sites.keys());
   if (way === 'held' || inside !== undefined) return { flipped: none, held: all };
-  const reached = new PageFlip(pid, agent, memory, text).reaches(changes.changes);
+  const reached = new PageFlip(pid, agent, memory, text).reaches(changes);
   const flipped = new Set([...reached].filter((i) => sites[i].isOneInstruction));
   if (flipped.size === sites.length) return { flipped, held: none };
   if (way === undefined) return { flipped: none, held: all };
@@ -635,28 +650,25 @@ class Changing {
 
   /** All threads are held, and none is within a site but those that are `impossible`. */
   write(impossible: ReadonlySet<PlannedSite>): this {
-    const { sites, changes } = this.#ready;
-    const wanted = new Set(this.#choice.held);
+    const { sites, parts } = this.#ready;
+    const { held } = this.#choice;
+    const isWanted = (i: number): boolean => held.has(i) && !impossible.has(sites[i]);
     if (impossible.size > 0) {
-      for (const i of this.#choice.held) {
-        if (!impossible.has(sites[i])) continue;
-        wanted.delete(i);
-        this.#refused.set(i, 'thread-inside');
-      }
+      for (const i of held) if (!isWanted(i)) this.#refused.set(i, 'thread-inside');
     }
+    const isComplete = impossible.size === 0 && held.size === sites.length;
     const { inside, memory } = this.#request;
-    const way = new HeldWay(inside === undefined ? 'held' : 'rendezvous', memory, changes);
-    if (inside !== undefined) {
-      // What runs on while threads stand may keep us from making some changes: no function without the hooks then.
-      const hooks = new Set([...wanted].filter((i) => sites[i].kind === 'hook'));
-      this.#apply(way, hooks);
-      for (const i of hooks) wanted.delete(i);
-      if ([...hooks].some((i) => this.#refused.has(i))) {
-        for (const i of wanted) this.#refused.set(i, 'handler-busy');
-        return this;
+    let isGivenUp = false;
+    for (const { indices, prepared } of parts) {
+      const some = isComplete ? indices : new Set([...indices].filter(isWanted));
+      if (isGivenUp) {
+        for (const i of some) this.#refused.set(i, 'handler-busy');
+        continue;
       }
+      const way = new HeldWay(inside === undefined ? 'held' : 'rendezvous', memory, prepared);
+      this.#apply(way, some, some.size === indices.size ? prepared.changes : undefined);
+      isGivenUp = [...this.#refused.keys()].some((i) => some.has(i) && sites[i].kind === 'hook');
     }
-    this.#apply(way, wanted);
     return this;
   }
 
@@ -672,16 +684,14 @@ class Changing {
       module: sites[i].module,
       reason,
     }));
-    const made = changes.changes.without(new Set(this.#refused.keys()));
+    const made = changes.without(new Set(this.#refused.keys()));
     return PatchedTarget.of(this.#request, sites, agent, lanes, refused, made, text, this.#ways);
   }
 
-  #apply(way: Way, indices: ReadonlySet<number>): void {
+  /** `changes` are those of these indices, where they are at hand. */
+  #apply(way: Way, indices: ReadonlySet<number>, changes = this.#changesOf(indices)): void {
     if (indices.size === 0) return;
-    const all = this.#ready.changes.changes;
-    const others = new Set(indices.size === all.length ? [] : all.addresses.keys());
-    for (const i of indices) others.delete(i);
-    const { foreign, failed, busy } = way.apply(all.without(others));
+    const { foreign, failed, busy } = way.apply(changes);
     const numbered = foreign.size + failed.size + busy.size === 0 ? [] : [...indices].sort((a, b) => a - b);
     for (const i of foreign) this.#refused.set(numbered[i], 'changed');
     for (const i of failed) this.#refused.set(numbered[i], 'needs-hold');
@@ -689,6 +699,13 @@ class Changing {
     if (failed.size > 0) this.#isComplete = false;
     const made = indices.size - foreign.size - failed.size;
     this.#ways[way.name] = (this.#ways[way.name] ?? 0) + made;
+  }
+
+  #changesOf(indices: ReadonlySet<number>): SiteChanges {
+    const { changes } = this.#ready;
+    const others = new Set(indices.size === changes.length ? [] : changes.addresses.keys());
+    for (const i of indices) others.delete(i);
+    return changes.without(others);
   }
 }
 
