@@ -17,6 +17,8 @@ const US_PER_MS = 1000;
 /** Signals that are to come during a rendezvous, and how often sessions come and go for them at most. */
 const SIGNALS = 1000;
 const MAX_ROUNDS = 400;
+/** Not the whole of the time that a session tells is its threads' in the rendezvous. */
+const MARGIN = 3;
 /** Of those that come without us. */
 const PLAIN_MS = 1000;
 /** The timer of bench/targets/delay.c. */
@@ -88,7 +90,7 @@ async function signalDelays(directory: string, program: string): Promise<string>
   let during = 0;
   await sessions([program, file, String(THREADS)], ['handle'], (done) => {
     during += ((done.at(-1)?.held_total_us ?? 0) / US_PER_MS) * SIGNALS_PER_MS;
-    return during < 2 * SIGNALS && done.length < MAX_ROUNDS;
+    return during < MARGIN * SIGNALS && done.length < MAX_ROUNDS;
   });
   const [between, standing] = delays(file);
   const rows = [

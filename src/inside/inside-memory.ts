@@ -2,7 +2,7 @@
 // buffer that we share with it. That takes no permission at all, and bad addresses are errors there as well.
 import type { AgentThread } from '../agent/index.js';
 import { CannotError, isSafepokeError } from '../errors/index.js';
-import { ERRNO, SYS, errnoName, type OwnMapping } from '../linux/index.js';
+import { ERRNO, SYS, errnoName, type MemoryRange, type OwnMapping } from '../linux/index.js';
 import { TargetMemory, pause } from '../target/index.js';
 import { BLOCK, BUFFER_SIZE, CHANGE } from './layout.js';
 import { EBUSY, MAKE_CHANGES, SCRATCH } from './listing.js';
@@ -57,6 +57,53 @@ export class InsideMemory extends TargetMemory {
       if (!isSafepokeError(error) || error.code !== 'AGENT_LOST') throw error;
     }
     return bytes.subarray(0, done);
+  }
+
+  /** Many reads are one command to the thread: threads may be standing still meanwhile. */
+  override readMany(ranges: readonly MemoryRange[]): Uint8Array[] {
+    const results: Uint8Array[] = [];
+    while (results.length < ranges.length) {
+      const batch = this.#batchOf(ranges, results.length);
+      if (batch.length > 1) results.push(...this.#readBatch(batch));
+      else {
+        const { address, length } = ranges[results.length];
+        results.push(this.readSome(address, length));
+      }
+    }
+    return results;
+  }
+
+  /** As many ranges as there is room for. */
+  #batchOf(ranges: readonly MemoryRange[], from: number): readonly MemoryRange[] {
+    let to = from;
+    for (let room = HALF; to < ranges.length && ranges[to].length <= room; to++) room -= ranges[to].length;
+    return ranges.slice(from, to);
+  }
+
+  #readBatch(batch: readonly MemoryRange[]): Uint8Array[] {
+    let end = 0;
+    const places = batch.map(({ length }) => (end += length) - length);
+    let counts: readonly number[];
+    try {
+      counts = this.#thread.calls(
+        batch.map(({ address, length }, i) => [
+          SYS.pread64,
+          this.#file,
+          this.#buffer + places[i],
+          length,
+          address,
+        ]),
+      );
+    } catch (error) {
+      if (!isSafepokeError(error) || error.code !== 'AGENT_LOST') throw error;
+      counts = [];
+    }
+    return batch.map((_, i) => {
+      const count = counts.at(i) ?? 0;
+      if (isForbidden(count)) throw refusedCall(this.pid, 'read its memory', 'pread64', count);
+      const at = BLOCK.buffer + places[i];
+      return this.#bytes.slice(at, at + Math.max(count, 0));
+    });
   }
 
   write(address: number, bytes: Uint8Array): void {
