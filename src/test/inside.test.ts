@@ -380,6 +380,24 @@ test('a program of musl is refused, linked statically or not', () => {
   assert.match(linked.stderr, /static program/);
 });
 
+test('children that are forked, vforked or spawned run on, and only their parent is recorded', () => {
+  for (const how of ['fork', 'spawn']) {
+    const traced = runTraced(['--inside'], build('processes.c'), how);
+    assert.equal(traced.status, 0, traced.stderr);
+    assertCounted(traced);
+  }
+  const all = runTraced(['--inside', '-F', '*', '-F', 'libc.so.6!*'], build('processes.c'), 'spawn');
+  assert.equal(all.status, 0, all.stderr);
+});
+
+test('a program that executes another one ends the session from inside, and goes on without us', async () => {
+  const running = Running.run(['--inside'], '/bin/bash', '-c', 'exec cat');
+  while (!running.stderr.includes('traced functions')) await pause(10);
+  running.child.stdin.end('still here\n');
+  const { status, stdout, summary } = await running.ended();
+  assert.deepEqual([status, stdout, summary.ended], [0, 'still here\n', 'exec']);
+});
+
 test('what cannot be traced from inside is refused with the reason, and does not run', () => {
   const isStatic = safepoke('run', '--inside', '--', build('fib.c', '-static'), '15');
   assert.equal(isStatic.status, 1);
