@@ -368,7 +368,8 @@ export class AgentThread {
 
   /** True while it is there: it goes with the program, also where the process executes another one. */
   get isPresent(): boolean {
-    return (readThreads(this.#pid) ?? []).includes(this.tid);
+    // A list of threads that is read while others end may not be whole: it is asked for by name first.
+    return readStatus(this.#pid, this.tid) !== undefined || (readThreads(this.#pid) ?? []).includes(this.tid);
   }
 
   #command(action: number): void {

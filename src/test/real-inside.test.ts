@@ -111,11 +111,18 @@ test('redis-server answers rightly while its functions are switched, left and tr
   await underLoad(t, port, async () => {
     for (let round = 0; round < 3; round++) {
       if (round > 0) session = attach(pid, { inside: true, filters: ['*'] });
+      // A session that ends by itself is the failure to be told, not what follows from it.
+      let end: string | undefined;
+      session.done.then(
+        ({ ended: why }) => (end = why),
+        (error: unknown) => (end = String(error)),
+      );
       const server = await ControlServer.open(session);
       await ask(30);
       const off = await control(pid, '--off', 'pfaddCommand', '--off', 'a*');
       assert.ok(off.off > 50 && off.on > 2500, JSON.stringify(off));
       await ask(50);
+      assert.equal(end, undefined);
       const on = await control(pid, '--on', '*');
       assert.deepEqual([on.off, on.on], [0, off.on + off.off]);
       await ask(7);
