@@ -1,6 +1,6 @@
 /*
  * Many threads: "scale THREADS BUSY": so many threads, of which some are always busy and the others asleep.
- * Says "ready"; ends with its standard input.
+ * Says "ready"; ends with its standard input. With a third argument it says nothing, and goes on until a signal ends it.
  */
 #include <pthread.h>
 #include <stdatomic.h>
@@ -38,6 +38,7 @@ int main(int argc, char **argv) {
     if (pthread_create(&thread, &attributes, body, i < busy ? &attributes : 0) != 0) abort();
   }
   while (started < threads) usleep(1000);
+  if (argc > 3) asleep();
   puts("ready");
   fflush(stdout);
   while (getchar() != EOF);

@@ -59,6 +59,11 @@ export const AGENT_THREAD_CALLS: readonly PlannedCall[] = [
   { name: 'madvise', number: SYS.madvise, arguments: [PAGE, PAGE, MADV.remove] },
   { name: 'exit', number: SYS.exit, arguments: [0] },
 ];
+/** What futex says of a wait that was in vain; whatever else it says, it cannot be waited with it. */
+const EAGAIN = -11;
+const EINTR = -4;
+/** How long it sleeps between two looks then. */
+const NAP_NS = 1_000_000;
 /** A pause before trying again what failed for want of mappings or memory. */
 const RETRY_NS = 50_000_000;
 const RETRIES = 1200;
@@ -108,6 +113,18 @@ next:
     xor esi, esi                     ; FUTEX_WAIT, shared
     xor r10d, r10d                   ; for ever
     mov eax, ${SYS.futex}
+    syscall
+    test eax, eax
+    jns next
+    cmp eax, ${EAGAIN}
+    je next
+    cmp eax, ${EINTR}
+    je next
+    mov qword [rbx+${AGENT.pause}], 0 ; forbidden, by a filter of the program's
+    mov qword [rbx+${AGENT.pause + 8}], ${NAP_NS}
+    lea rdi, [rbx+${AGENT.pause}]
+    xor esi, esi
+    mov eax, ${SYS.nanosleep}
     syscall
     jmp next
 
@@ -370,7 +387,7 @@ export class AgentThread {
   leave(): void {
     if (this.#isForgotten) return;
     this.#command(ACTION.leave);
-    this.#await(() => !this.#isThere());
+    this.#await(() => !this.isPresent);
     this.#forget();
   }
 
@@ -408,8 +425,10 @@ export class AgentThread {
     this.#await(() => this.#words[AGENT.done / 4] === this.#words[AGENT.command / 4]);
   }
 
-  #isThere(): boolean {
-    return (readThreads(this.#pid) ?? []).includes(this.tid);
+  /** True while it is there: it goes with the program, also where the process executes another one. */
+  get isPresent(): boolean {
+    // A list of threads that is read while others end may not be whole: it is asked for by name first.
+    return readStatus(this.#pid, this.tid) !== undefined || (readThreads(this.#pid) ?? []).includes(this.tid);
   }
 
   #command(action: number): void {
@@ -423,7 +442,7 @@ export class AgentThread {
     const since = performance.now();
     for (let polls = 0; !isReached(); polls++) {
       if (performance.now() - since < SPIN_MS) continue;
-      const isGone = polls % POLLS_PER_LOOK === 0 && !this.#isThere();
+      const isGone = polls % POLLS_PER_LOOK === 0 && !this.isPresent;
       // What it did last it may have done since.
       if (isGone && isReached()) return;
       if (isGone || performance.now() - since > PATIENCE_MS) {

@@ -529,6 +529,8 @@ export class Agent {
 
   /** False once the target has executed another program or ended: the agent went with its memory. */
   isPresent(): boolean {
+    // A filter of the program's may keep its thread from reading anything.
+    if (this.#resident !== undefined) return this.#resident.thread.isPresent;
     return this.#memory.readWord(this.data + DATA.magic) === AGENT_MAGIC;
   }
 
@@ -680,19 +682,21 @@ export class Agent {
     ftruncateSync(this.#sharedFile, AGENT.size);
   }
 
-  /** Unmaps everything of ours from the target. No thread may be in our code, nor have a way back into it. */
-  remove(calls: CallMaker): void {
-    if (!this.dismissThread()) return;
+  /**
+   * Unmaps everything of ours from the target. No thread may be in our code, nor have a way back into it. False: something is still
+   * there.
+   */
+  remove(calls: CallMaker): boolean {
+    if (!this.dismissThread()) return false;
     // From here on there is nothing to put back, only mappings to take away; the one that lists them goes last.
     faultPoint();
     new BigUint64Array(this.#page.bytes)[AGENT.journal / 8] = 0n;
-    calls.run((call) => {
-      for (const { address, length } of sharedLast(this.#mapped, this.#shared)) {
-        call(SYS.munmap, address, length);
-      }
-    });
+    const results = calls.run((call) =>
+      sharedLast(this.#mapped, this.#shared).map(({ address, length }) => call(SYS.munmap, address, length)),
+    );
     this.#mapped.length = 0;
     if (this.#resident !== undefined) new BigUint64Array(this.#page.bytes)[AGENT.mappedCount / 8] = 0n;
+    return results.every((result) => result === 0);
   }
 
   /** Frees what safepoke itself holds. What is still in the target is left to its thread, and to a session to come. */

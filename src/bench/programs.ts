@@ -30,6 +30,11 @@ export function buildScale(directory: string): string | undefined {
   return compile('gcc', ['-O2', '-pthread', join(TARGETS, 'scale.c')], join(directory, 'scale'));
 }
 
+/** bench/targets/delay.c: how late signals come. */
+export function buildDelay(directory: string): string | undefined {
+  return compile('gcc', ['-O2', '-pthread', join(TARGETS, 'delay.c')], join(directory, 'delay'));
+}
+
 /**
  * A program of `count` small functions, which it calls in turn, with naps, without end; with an argument it only tells the
  * time at which `main` began, in nanoseconds of CLOCK_MONOTONIC, and ends.

@@ -1,1 +1,2 @@
+export { CALL_REFUSED } from './inside-memory.js';
 export { InsideProcess, type ProtocolCounts } from './inside-process.js';

@@ -2,7 +2,7 @@
 // buffer that we share with it. That takes no permission at all, and bad addresses are errors there as well.
 import type { AgentThread } from '../agent/index.js';
 import { CannotError, isSafepokeError } from '../errors/index.js';
-import { SYS, type OwnMapping } from '../linux/index.js';
+import { ERRNO, SYS, errnoName, type MemoryRange, type OwnMapping } from '../linux/index.js';
 import { TargetMemory, pause } from '../target/index.js';
 import { BLOCK, BUFFER_SIZE, CHANGE } from './layout.js';
 import { EBUSY, MAKE_CHANGES, SCRATCH } from './listing.js';
@@ -17,6 +17,9 @@ const HANDLERS_PATIENCE_MS = 200;
 const POLL_MS = 0.05;
 /** The word is of 32 bits. */
 const RUNNING_MASK = 0xffff_ffffn;
+
+/** The code of the error that says that the program may not make a call for us. */
+export const CALL_REFUSED = 'CALL_REFUSED';
 
 export class InsideMemory extends TargetMemory {
   readonly #thread: AgentThread;
@@ -44,6 +47,7 @@ export class InsideMemory extends TargetMemory {
       while (done < length) {
         const some = Math.min(length - done, HALF);
         const count = this.#thread.call(SYS.pread64, this.#file, this.#buffer, some, address + done);
+        if (isForbidden(count)) throw refusedCall(this.pid, 'read its memory', 'pread64', count);
         if (count <= 0) break;
         bytes.set(this.#bytes.subarray(BLOCK.buffer, BLOCK.buffer + count), done);
         done += count;
@@ -55,11 +59,59 @@ export class InsideMemory extends TargetMemory {
     return bytes.subarray(0, done);
   }
 
+  /** Many reads are one command to the thread: threads may be standing still meanwhile. */
+  override readMany(ranges: readonly MemoryRange[]): Uint8Array[] {
+    const results: Uint8Array[] = [];
+    while (results.length < ranges.length) {
+      const batch = this.#batchOf(ranges, results.length);
+      if (batch.length > 1) results.push(...this.#readBatch(batch));
+      else {
+        const { address, length } = ranges[results.length];
+        results.push(this.readSome(address, length));
+      }
+    }
+    return results;
+  }
+
+  /** As many ranges as there is room for. */
+  #batchOf(ranges: readonly MemoryRange[], from: number): readonly MemoryRange[] {
+    let to = from;
+    for (let room = HALF; to < ranges.length && ranges[to].length <= room; to++) room -= ranges[to].length;
+    return ranges.slice(from, to);
+  }
+
+  #readBatch(batch: readonly MemoryRange[]): Uint8Array[] {
+    let end = 0;
+    const places = batch.map(({ length }) => (end += length) - length);
+    let counts: readonly number[];
+    try {
+      counts = this.#thread.calls(
+        batch.map(({ address, length }, i) => [
+          SYS.pread64,
+          this.#file,
+          this.#buffer + places[i],
+          length,
+          address,
+        ]),
+      );
+    } catch (error) {
+      if (!isSafepokeError(error) || error.code !== 'AGENT_LOST') throw error;
+      counts = [];
+    }
+    return batch.map((_, i) => {
+      const count = counts.at(i) ?? 0;
+      if (isForbidden(count)) throw refusedCall(this.pid, 'read its memory', 'pread64', count);
+      const at = BLOCK.buffer + places[i];
+      return this.#bytes.slice(at, at + Math.max(count, 0));
+    });
+  }
+
   write(address: number, bytes: Uint8Array): void {
     for (let done = 0; done < bytes.length;) {
       const some = bytes.subarray(done, done + HALF);
       this.#bytes.set(some, BLOCK.buffer);
       const count = this.#thread.call(SYS.pwrite64, this.#file, this.#buffer, some.length, address + done);
+      if (isForbidden(count)) throw refusedCall(this.pid, 'write its memory', 'pwrite64', count);
       if (count <= 0) throw this.error('write', address, bytes.length);
       done += count;
     }
@@ -118,8 +170,8 @@ export class InsideMemory extends TargetMemory {
     const { address, after } = changes[made];
     throw new CannotError('MEMORY', {
       tried: `change ${after.length} bytes of code at 0x${address.toString(16)} in process ${this.pid}`,
-      why: `the protocol says ${this.#view.getInt32(BLOCK.changeStatus, true)}`,
-      next: 'see whether something else changes the same code, and try again',
+      why: `the protocol says ${errnoName(-this.#view.getInt32(BLOCK.changeStatus, true))}`,
+      next: 'see whether something else changes the same code or a filter (seccomp) forbids pwrite64, and try again',
     });
   }
 
@@ -147,6 +199,22 @@ export class InsideMemory extends TargetMemory {
   get #buffer(): number {
     return this.#address + BLOCK.buffer;
   }
+}
+
+/** What the kernel says of an address at which there is nothing. */
+const NO_MEMORY: readonly number[] = [ERRNO.EIO, ERRNO.EFAULT, ERRNO.ENOMEM, ERRNO.EINVAL];
+
+function isForbidden(result: number): boolean {
+  return result < 0 && !NO_MEMORY.includes(-result);
+}
+
+/** The program has a filter of its own (seccomp) that our thread needs to get by. */
+export function refusedCall(pid: number, what: string, call: string, result: number): CannotError {
+  return new CannotError(CALL_REFUSED, {
+    tried: `have process ${pid} ${what}`,
+    why: `it may not call ${call} (${errnoName(-result)})`,
+    next: 'let its seccomp filter allow that, or trace it from outside',
+  });
 }
 
 function roundUp(bytes: number): number {

@@ -48,6 +48,7 @@ export interface ProtocolCounts {
 }
 
 const CLOCK_UNIT_TICKS = 1024;
+const COUNTERS = ['nmi_wait_count', 'nmi_longest_wait', 'nmi_update_count'] as const;
 
 export class InsideProcess {
   readonly pid: number;
@@ -134,15 +135,16 @@ export class InsideProcess {
     };
   }
 
-  /** What the protocol has counted. */
-  counts(): ProtocolCounts {
-    const read = (word: string): number =>
-      Number((this.memory.readWord(this.#object + addressOfWord(word)) ?? 0n) & 0xffff_ffffn);
-    return {
-      waits: read('nmi_wait_count'),
-      longestWaitTicks: read('nmi_longest_wait') * CLOCK_UNIT_TICKS,
-      helperWrites: read('nmi_update_count'),
+  /** What the protocol has counted; undefined once the program is no more. */
+  counts(): ProtocolCounts | undefined {
+    const read = (word: string): number | undefined => {
+      const value = this.memory.readWord(this.#object + addressOfWord(word));
+      return value === undefined ? undefined : Number(value & 0xffff_ffffn);
     };
+    const [waits, longest, helperWrites] = COUNTERS.map(read);
+    if (waits === undefined || longest === undefined || helperWrites === undefined) return undefined;
+    // The clock is read around each look, also around those that need not wait: what they took is of no interest.
+    return { waits, longestWaitTicks: waits === 0 ? 0 : longest * CLOCK_UNIT_TICKS, helperWrites };
   }
 }
 

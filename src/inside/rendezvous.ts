@@ -4,6 +4,7 @@
 import type { AgentThread } from '../agent/index.js';
 import { CannotError } from '../errors/index.js';
 import {
+  ERRNO,
   EVERYBODY,
   FUTEX,
   Registers,
@@ -16,6 +17,7 @@ import {
   type OwnMapping,
 } from '../linux/index.js';
 import { pause, type HeldThread, type HoldTimes, type Standstill } from '../target/index.js';
+import { refusedCall } from './inside-memory.js';
 import { BLOCK, PLACE, PLACES_MAX, RENDEZVOUS_SIGNAL } from './layout.js';
 
 /** How long the others wait for one that does not come, and how often that is tried: it may wait for one of them. */
@@ -28,6 +30,8 @@ const EAGER_POLLS = 8;
 /** Threads may end, or be made, while the others come. */
 const LOOK_MS = 4;
 const POLL_PAUSE_MS = 0.05;
+/** No room for a signal is left, or the thread has ended. */
+const NOT_NOW: readonly number[] = [ERRNO.EAGAIN, ERRNO.ESRCH];
 const RENDEZVOUS_BIT = 1n << BigInt(RENDEZVOUS_SIGNAL - 1);
 
 /** Makes the threads of one process meet, one rendezvous after the other. */
@@ -37,6 +41,8 @@ export class Meetings {
   readonly #block: OwnMapping;
   readonly #words: Int32Array;
   readonly #longs: BigUint64Array;
+  /** Threads for which the kernel had no room for a signal, at the last try. */
+  #unsent: ReadonlySet<number> = new Set();
   /** Number of the first place of the last rendezvous. */
   #first = 0;
 
@@ -78,6 +84,7 @@ export class Meetings {
   }
 
   #reason(tid: number): string {
+    if (this.#unsent.has(tid)) return 'as many signals wait as may: RLIMIT_SIGPENDING';
     const status = readStatus(this.#pid, tid);
     const blocked = BigInt(`0x${status?.get('SigBlk') ?? '0'}`);
     if ((blocked & RENDEZVOUS_BIT) !== 0n) return 'it is in a signal handler, or blocks every signal';
@@ -101,8 +108,12 @@ export class Meetings {
       missing = expected.filter((tid) => !present.has(tid));
       if (missing.length === 0) return this.#standstill(expected, present, times, since);
       const fresh = missing.filter((tid) => !called.has(tid));
-      this.#signal(fresh);
-      for (const tid of fresh) called.add(tid);
+      try {
+        for (const tid of this.#signal(fresh)) called.add(tid);
+      } catch (error) {
+        this.#dismiss();
+        throw error;
+      }
       if (present.size > came) {
         came = present.size;
         progress = performance.now();
@@ -147,10 +158,16 @@ export class Meetings {
     return (BLOCK.places + (number % PLACES_MAX) * PLACE.size) / 8;
   }
 
-  #signal(tids: readonly number[]): void {
-    if (tids.length === 0) return;
+  /** Returns those that have got the signal, or are no more: the kernel queues only so many (RLIMIT_SIGPENDING). */
+  #signal(tids: readonly number[]): number[] {
+    if (tids.length === 0) return [];
     const pid = this.#words[BLOCK.pid / 4];
-    this.#thread.calls(tids.map((tid) => [SYS.tgkill, pid, tid, RENDEZVOUS_SIGNAL]));
+    const results = this.#thread.calls(tids.map((tid) => [SYS.tgkill, pid, tid, RENDEZVOUS_SIGNAL]));
+    const forbidden = results.find((result) => result < 0 && !NOT_NOW.includes(-result));
+    if (forbidden !== undefined) throw refusedCall(this.#pid, 'have its threads meet', 'tgkill', forbidden);
+    const sent = tids.filter((_, i) => results[i] !== -ERRNO.EAGAIN);
+    this.#unsent = new Set(tids.filter((tid) => !sent.includes(tid)));
+    return sent;
   }
 
   #standstill(

@@ -62,13 +62,17 @@ export const waitForNmiAndSetModFlag: Routine = {
   name: 'wait_for_nmi_and_set_mod_flag',
   operations: [
     readClock('wait_began'),
-    label('again'),
     compareSwap('found', 'nmi_running', 0, MOD_CODE_WRITE_FLAG),
     branch('found', 'equal', 0, 'raised'),
+    // A wait counts once, however often it looks.
     count('nmi_wait_count'),
+    label('again'),
+    compareSwap('found', 'nmi_running', 0, MOD_CODE_WRITE_FLAG),
+    branch('found', 'equal', 0, 'waited'),
     jump('again'),
-    label('raised'),
+    label('waited'),
     noteLongest('nmi_longest_wait', 'wait_began'),
+    label('raised'),
   ],
 };
 
@@ -106,7 +110,7 @@ export const nmiOneWord: Protocol = {
       name: 'nmi_wait_count',
       initial: 0,
       use: 'statistic',
-      meaning: 'times the patcher found somebody inside',
+      meaning: 'times the patcher had to wait',
     },
     { name: 'nmi_longest_wait', initial: 0, use: 'statistic', meaning: 'the longest of its waits' },
     { name: 'nmi_update_count', initial: 0, use: 'statistic', meaning: 'times an NMI helped' },

@@ -71,7 +71,7 @@ export const nmiSpan: Protocol = {
       name: 'nmi_wait_count',
       initial: 0,
       use: 'statistic',
-      meaning: 'times the patcher found somebody inside',
+      meaning: 'times the patcher had to wait',
     },
     { name: 'nmi_longest_wait', initial: 0, use: 'statistic', meaning: 'the longest of its waits' },
     { name: 'nmi_update_count', initial: 0, use: 'statistic', meaning: 'times an NMI helped' },

@@ -1,5 +1,6 @@
 // All hazards: what `npm test` and `npm run soak` go through.
 import { deathHazards } from './hazards-deaths.test.support.js';
+import { insideHazards } from './hazards-inside.test.support.js';
 import { limitHazards } from './hazards-limits.test.support.js';
 import { processHazards } from './hazards-processes.test.support.js';
 import { threadHazards } from './hazards-threads.test.support.js';
@@ -14,4 +15,5 @@ export const hazards: readonly Hazard[] = [
   ...tracerHazards,
   ...wayHazards,
   ...deathHazards,
+  ...insideHazards,
 ];

@@ -1,10 +1,12 @@
 import assert from 'node:assert/strict';
 import { spawn, spawnSync } from 'node:child_process';
-import { chmodSync, mkdirSync, readFileSync, readdirSync } from 'node:fs';
+import { chmodSync, copyFileSync, mkdirSync, mkdtempSync, readFileSync, readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { attach, run, type Session } from '../index.js';
+import { attach, run, type Session, type SessionStatus } from '../index.js';
 import {
+  MUSL,
+  ONE_NOP,
   Running,
   assertCounted,
   assertNested,
@@ -33,6 +35,43 @@ test('a program traces itself from its first instruction on, with exact counts',
     [FIB_15, 1, 0],
   );
   assertNested(callsOf(traced.recording));
+});
+
+test('the only way from inside is the rendezvous, and the summary says so', () => {
+  const traced = runTraced(['--inside', '--way', 'rendezvous', '-F', 'fib'], build('fib.c'), '15');
+  assert.equal(traced.summary.calls['fib'], FIB_15, traced.stderr);
+  assert.deepEqual(Object.keys(traced.summary.ways), ['rendezvous']);
+  // Sites of one instruction that could be flipped are no exception.
+  const flat = runTraced(['--inside', '--entry-only', '-F', 'fib'], build('fib.c', ...ONE_NOP), '15');
+  assert.deepEqual(flat.summary.ways, { rendezvous: 1 });
+});
+
+test('while it runs a session tells what handlers had to do with changes, from inside only', async () => {
+  const ask = (pid: number, ...args: string[]): string => {
+    const ran = safepoke('control', '-p', String(pid), '--status', ...args);
+    assert.equal(ran.status, 0, ran.stderr);
+    return ran.stdout;
+  };
+  const inside = Running.run(['--inside'], build('fib.c'), '-');
+  while (!inside.stdout.includes('ready')) await pause(10);
+  const [pid] = childrenOf(inside.child.pid ?? 0);
+  assert.match(
+    ask(pid),
+    /^sites +\d+ rendezvous\n(.+\n)+waited +\d.* at longest\nhelped +\d.* by signal handlers$/m,
+  );
+  const { inside: counts } = JSON.parse(ask(pid, '--json')) as SessionStatus;
+  assert.ok(counts !== null);
+  inside.child.stdin.end();
+  const { summary } = await inside.ended();
+  assert.deepEqual(Object.keys(summary.inside ?? {}), ['waits', 'longest_wait_us', 'helper_writes']);
+  assert.ok((summary.inside?.waits ?? 0) >= counts.waits);
+  const outside = Running.run([], build('fib.c'), '-');
+  while (!outside.stdout.includes('ready')) await pause(10);
+  const [other] = childrenOf(outside.child.pid ?? 0);
+  assert.doesNotMatch(ask(other), /waited|helped/);
+  assert.equal((JSON.parse(ask(other, '--json')) as SessionStatus).inside, null);
+  outside.child.stdin.end();
+  assert.equal((await outside.ended()).summary.inside, null);
 });
 
 test('threads that come and go are traced exactly from inside', () => {
@@ -68,6 +107,10 @@ test('exceptions, cancellation and backtraces go through the shim and the wrappe
   const unwound = runTraced(['--inside'], program);
   assert.equal(unwound.stdout, alone.stdout);
 });
+
+function childrenOf(pid: number): number[] {
+  return readFileSync(`/proc/${pid}/task/${pid}/children`, 'utf8').trim().split(' ').map(Number);
+}
 
 /** Ends the session and begins another, so often. */
 async function turnRound(first: Session, rounds: number, between = 30): Promise<void> {
@@ -192,8 +235,7 @@ test('when safepoke is killed the program gets its code back and runs on', async
   let said = '';
   session.stdout.on('data', (text: Buffer) => (said += text.toString()));
   while (!said.includes('ready')) await pause(10);
-  const children = readFileSync(`/proc/${session.pid ?? 0}/task/${session.pid ?? 0}/children`, 'utf8');
-  const pid = Number(children.trim().split(' ')[0]);
+  const [pid] = childrenOf(session.pid ?? 0);
   try {
     assert.ok(changedBytes(pid) > 0);
     session.kill('SIGKILL');
@@ -210,6 +252,177 @@ test('the status of the program is passed on, and nothing of us is in its enviro
   assert.equal(traced.summary.exit_status, 7);
   const killed = runTraced(['--inside'], '/bin/bash', '-c', 'kill -TERM $$');
   assert.deepEqual([killed.status, killed.summary.exit_signal], [143, 15], killed.stderr);
+});
+
+/** Numbers of system calls that a filter of the program's forbids to all of its threads while it is traced, and what comes of it. */
+const FILTERS = [
+  { forbids: 'mremap', numbers: [25] },
+  { forbids: 'futex', numbers: [202] },
+  { forbids: 'open and openat', numbers: [2, 257] },
+  { forbids: 'madvise and close', numbers: [28, 3] },
+  { forbids: 'munmap', numbers: [11], stays: /may not unmap memory/ },
+  { forbids: 'tgkill', numbers: [234], stays: /may not call tgkill \(EPERM\)/ },
+  { forbids: 'pread64', numbers: [17], fails: /may not call pread64 \(EPERM\)/ },
+  { forbids: 'mremap and pwrite64', numbers: [25, 18], fails: /EPERM.*forbids pwrite64/, leavesText: true },
+  {
+    forbids: 'all that we need',
+    numbers: [2, 9, 11, 17, 18, 25, 28, 202, 234, 257],
+    fails: /EPERM/,
+    leavesText: true,
+  },
+] as const satisfies readonly {
+  forbids: string;
+  numbers: readonly number[];
+  stays?: RegExp;
+  fails?: RegExp;
+  leavesText?: boolean;
+}[];
+
+for (const filter of FILTERS) {
+  test(`a program that forbids itself ${filter.forbids} lives on, and what cannot be put back is said`, async (t) => {
+    const summary = fresh('summary.json');
+    // A shell keeps the program's standard input open where safepoke ends before the program.
+    const shell = spawn(
+      'sh',
+      [
+        ...[
+          '-c',
+          '"$@"; echo "status $?" >&2; exec sleep 1000',
+          'sh',
+          process.execPath,
+          main,
+          'run',
+          '--inside',
+        ],
+        ...['-F', 'step', '-F', 'handle', '-o', fresh('recording'), '--summary', summary, '--'],
+        ...[build('sandbox.c'), ...filter.numbers.map(String)],
+      ],
+      { stdio: 'pipe' },
+    );
+    t.after(() => shell.kill('SIGKILL'));
+    let [said, told] = ['', ''];
+    shell.stdout.on('data', (text: Buffer) => (said += text.toString()));
+    shell.stderr.on('data', (text: Buffer) => (told += text.toString()));
+    const says = async (lines: string): Promise<void> => {
+      while (said.length < lines.length) await pause(10);
+      assert.equal(said, lines);
+    };
+    await says('ready\n');
+    const [tracer] = childrenOf(shell.pid ?? 0);
+    const [pid] = childrenOf(tracer);
+    shell.stdin.write('confine\n');
+    await says('ready\nfine\n');
+    // The program does not mind the signal that ends the session.
+    process.kill(tracer, 'SIGHUP');
+    const isOver = (): boolean => told.includes('fails' in filter ? 'status' : 'traced functions');
+    while (!isOver()) await pause(10);
+    while (!('leavesText' in filter) && changedBytes(pid) > 0) await pause(10);
+    shell.stdin.write('work\n');
+    await says('ready\nfine\nfine\n');
+    shell.stdin.end();
+    while (!told.includes('status')) await pause(10);
+    if ('fails' in filter) {
+      assert.match(told, /status 1$/m);
+      assert.match(told, filter.fails);
+      return;
+    }
+    assert.match(told, /status 0$/m);
+    const { ended, restored, removed } = readSummary(summary);
+    const stays = 'stays' in filter;
+    assert.deepEqual([ended, restored, removed], ['stopped', true, !stays], told);
+    if (stays) assert.match(told, filter.stays);
+  });
+}
+
+test('where no further signal may wait, the program gets its code back without a rendezvous, and that is said', async () => {
+  const summary = fresh('summary.json');
+  const child = spawn(
+    'prlimit',
+    [
+      ...[
+        '--sigpending=0',
+        process.execPath,
+        main,
+        'run',
+        '--inside',
+        '-F',
+        'step',
+        '-o',
+        fresh('recording'),
+      ],
+      ...['--summary', summary, '--', build('sandbox.c')],
+    ],
+    { stdio: 'pipe' },
+  );
+  let [said, told] = ['', ''];
+  child.stdout.on('data', (text: Buffer) => (said += text.toString()));
+  child.stderr.on('data', (text: Buffer) => (told += text.toString()));
+  while (said !== 'ready\n') await pause(10);
+  child.kill('SIGHUP');
+  while (!told.includes('traced function')) await pause(10);
+  assert.match(told, /does not come \(as many signals wait as may: RLIMIT_SIGPENDING\)/);
+  child.stdin.end('work\n');
+  await new Promise((resolve) => child.once('close', resolve));
+  assert.deepEqual([child.exitCode, said], [0, 'ready\nfine\n']);
+  const { ended, restored, removed } = readSummary(summary);
+  assert.deepEqual([ended, restored, removed], ['stopped', true, false]);
+});
+
+test('a program that takes the rights of another user is refused, for whoever has not got them', () => {
+  const mine = mkdtempSync(join(folder, 'set-id'));
+  chmodSync(folder, 0o755);
+  chmodSync(mine, 0o777);
+  const program = join(mine, 'program');
+  copyFileSync(build('fib.c'), program);
+  for (const mode of [0o4755, 0o2755]) {
+    chmodSync(program, mode);
+    const ran = spawnSync(process.execPath, [main, 'run', '--inside', '--', program, '15'], {
+      cwd: mine,
+      uid: NOBODY,
+      gid: NOBODY,
+      encoding: 'utf8',
+    });
+    assert.deepEqual([ran.status, ran.stdout], [1, ''], ran.stderr);
+    assert.match(
+      ran.stderr,
+      /rights of another user or capabilities.*; run safepoke as root, without --inside/,
+    );
+  }
+  chmodSync(program, 0o755);
+  spawnSync('setcap', ['cap_net_raw=ep', program]);
+  const isMarked = spawnSync('getcap', [program], { encoding: 'utf8' }).stdout.includes('cap_net_raw');
+  if (isMarked) {
+    const ran = safepoke('run', '--inside', '--', program, '15');
+    assert.deepEqual([ran.status, ran.stdout], [1, ''], ran.stderr);
+    assert.match(ran.stderr, /capabilities/);
+  }
+});
+
+test('a program of musl is refused, linked statically or not', () => {
+  const dynamic = safepoke('run', '--inside', '--', build('fib.c', MUSL), '15');
+  assert.deepEqual([dynamic.status, dynamic.stdout], [1, '']);
+  assert.match(dynamic.stderr, /its C library is musl.*run it without --inside/);
+  const linked = safepoke('run', '--inside', '--', build('fib.c', MUSL, '-static'), '15');
+  assert.deepEqual([linked.status, linked.stdout], [1, '']);
+  assert.match(linked.stderr, /static program/);
+});
+
+test('children that are forked, vforked or spawned run on, and only their parent is recorded', () => {
+  for (const how of ['fork', 'spawn']) {
+    const traced = runTraced(['--inside'], build('processes.c'), how);
+    assert.equal(traced.status, 0, traced.stderr);
+    assertCounted(traced);
+  }
+  const all = runTraced(['--inside', '-F', '*', '-F', 'libc.so.6!*'], build('processes.c'), 'spawn');
+  assert.equal(all.status, 0, all.stderr);
+});
+
+test('a program that executes another one ends the session from inside, and goes on without us', async () => {
+  const running = Running.run(['--inside'], '/bin/bash', '-c', 'exec cat');
+  while (!running.stderr.includes('traced functions')) await pause(10);
+  running.child.stdin.end('still here\n');
+  const { status, stdout, summary } = await running.ended();
+  assert.deepEqual([status, stdout, summary.ended], [0, 'still here\n', 'exec']);
 });
 
 test('what cannot be traced from inside is refused with the reason, and does not run', () => {

@@ -2,59 +2,16 @@
 import assert from 'node:assert/strict';
 import { statSync } from 'node:fs';
 import { join } from 'node:path';
-import { test, type TestContext } from 'node:test';
+import { test } from 'node:test';
 import {
   assertCodeIsThatOfFiles,
   attachFor,
   codeMappings,
   finish,
-  freePort,
-  start,
-  temporaryFolder,
   totalCalls,
   until,
-  untilListening,
 } from './real.test.support.js';
-import { RedisClient, checkReplies } from './redis-client.test.support.js';
-
-async function startRedis(t: TestContext): Promise<{ pid: number; port: number; folder: string }> {
-  const port = await freePort();
-  const folder = temporaryFolder(t);
-  const { pid } = start(t, 'redis-server', [
-    ...['--port', String(port), '--bind', '127.0.0.1', '--save', '', '--dir', folder],
-    ...['--io-threads', '2', '--io-threads-do-reads', 'yes'],
-  ]);
-  await untilListening(port);
-  return { pid, port, folder };
-}
-
-/** Has clients at work, checked ones and redis-benchmark, while `work` goes on. */
-async function underLoad(t: TestContext, port: number, work: () => Promise<void>): Promise<void> {
-  const load = start(t, 'redis-benchmark', [
-    ...[
-      '-p',
-      String(port),
-      '-q',
-      '-l',
-      '-P',
-      '4',
-      '-c',
-      '20',
-      '-t',
-      'set,get,lpush,lpop,sadd,zadd,lrange_100',
-    ],
-  ]);
-  let isOver = false;
-  const clients = ['a', 'b', 'c'].map((name) => checkReplies(port, name, () => !isOver));
-  try {
-    await Promise.race([work(), ...clients.map((client) => client.then(() => undefined))]);
-  } finally {
-    isOver = true;
-  }
-  for (const replies of await Promise.all(clients)) assert.ok(replies > 0);
-  assert.equal(load.exitCode, null, 'redis-benchmark ended: a reply must have been wrong');
-  load.kill();
-}
+import { RedisClient, startRedis, underLoad } from './redis-client.test.support.js';
 
 test('redis-server answers rightly while all its functions are traced, again and again', async (t) => {
   const { pid, port } = await startRedis(t);

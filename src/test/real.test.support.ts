@@ -110,17 +110,18 @@ export async function attachFor(
   return summary;
 }
 
-/** Runs a program with and without trace, and demands that nobody can tell the difference. */
+/** Runs a program with and without trace, and demands that nobody can tell the difference. `how` are options of `run`. */
 export async function runsTheSame(
   t: TestContext,
   filters: readonly string[],
   command: readonly string[],
   options: SpawnOptions = {},
+  how: readonly string[] = [],
 ): Promise<SessionSummary> {
   const plain = await finish(command[0], command.slice(1), options);
   const { outcome, summary } = await withSummary(
     t,
-    ['run', ...filterArguments(filters)],
+    ['run', ...how, ...filterArguments(filters)],
     ['--', ...command],
     options,
   );
@@ -189,12 +190,12 @@ export function codeMappings(pid: number): string[] {
     );
 }
 
-/** Demands that every byte of code in a process is that of its file. */
+/** Demands that every byte of code in a process is that of its file; the object that is loaded with a program has none. */
 export function assertCodeIsThatOfFiles(pid: number): void {
   const memory = openSync(`/proc/${pid}/mem`, 'r');
   try {
     for (const { start, end, permissions, offset, path } of readMaps(pid) ?? []) {
-      if (!permissions.includes('x') || !path.startsWith('/')) continue;
+      if (!permissions.includes('x') || !path.startsWith('/') || path.startsWith('/memfd:')) continue;
       const file = openSync(path, 'r');
       try {
         const [inFile, inMemory] = [Buffer.alloc(end - start), Buffer.alloc(end - start)];

@@ -1,7 +1,9 @@
-// A client of redis that knows what every reply must be.
+// redis-server, and clients that know what every reply must be.
 import assert from 'node:assert/strict';
 import { once } from 'node:events';
 import { connect, type Socket } from 'node:net';
+import type { TestContext } from 'node:test';
+import { freePort, start, temporaryFolder, untilListening } from './real.test.support.js';
 
 /** One connection, one request in the air at a time. */
 export class RedisClient {
@@ -78,4 +80,39 @@ export async function checkReplies(port: number, name: string, goOn: () => boole
   } finally {
     client.close();
   }
+}
+
+/** The command of a server that keeps nothing, with threads for its clients. */
+export function redisCommand(port: number, folder: string): readonly string[] {
+  return [
+    ...['redis-server', '--port', String(port), '--bind', '127.0.0.1', '--save', '', '--dir', folder],
+    ...['--io-threads', '2', '--io-threads-do-reads', 'yes'],
+  ];
+}
+
+export async function startRedis(t: TestContext): Promise<{ pid: number; port: number; folder: string }> {
+  const port = await freePort();
+  const folder = temporaryFolder(t);
+  const [command, ...args] = redisCommand(port, folder);
+  const { pid } = start(t, command, args);
+  await untilListening(port);
+  return { pid, port, folder };
+}
+
+/** Has clients at work, checked ones and redis-benchmark, while `work` goes on. */
+export async function underLoad(t: TestContext, port: number, work: () => Promise<void>): Promise<void> {
+  const load = start(t, 'redis-benchmark', [
+    ...['-p', String(port), '-q', '-l', '-P', '4', '-c', '20'],
+    ...['-t', 'set,get,lpush,lpop,sadd,zadd,lrange_100'],
+  ]);
+  let isOver = false;
+  const clients = ['a', 'b', 'c'].map((name) => checkReplies(port, name, () => !isOver));
+  try {
+    await Promise.race([work(), ...clients.map((client) => client.then(() => undefined))]);
+  } finally {
+    isOver = true;
+  }
+  for (const replies of await Promise.all(clients)) assert.ok(replies > 0);
+  assert.equal(load.exitCode, null, 'redis-benchmark ended: a reply must have been wrong');
+  load.kill();
 }

@@ -30,6 +30,21 @@ test('what makes no sense is refused with exit status 2', () => {
   refuses(2, /unknown command/, 'qwertz');
   refuses(2, /neither a file nor a process/, 'functions');
   refuses(2, /regular expression|pattern/, 'attach', '-p', pid, '-F', '/(/');
+  for (const way of ['held', 'page-flip'])
+    refuses(
+      2,
+      /from inside: .*rendezvous only; leave out one of/,
+      'run',
+      '--inside',
+      '--way',
+      way,
+      '--',
+      'true',
+    );
+  const outside = /from outside: .*; start the program with `safepoke run --inside`/;
+  refuses(2, outside, 'run', '--way', 'rendezvous', '--', 'true');
+  refuses(2, outside, 'attach', '-p', pid, '--way', 'rendezvous');
+  refuses(2, /Allowed choices/, 'run', '--inside', '--way', 'int3', '--', 'true');
 });
 
 test('what cannot be traced is refused with exit status 1', async () => {

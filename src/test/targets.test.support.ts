@@ -51,7 +51,7 @@ export function fresh(name: string): string {
 const ALWAYS = ['-g0', '-pthread', '-fno-optimize-sibling-calls'];
 
 /** Not gcc's: links with musl instead of the system's C library. */
-const MUSL = '-musl';
+export const MUSL = '-musl';
 
 /** Compiles test/targets/`source` and returns the program's path; the same flags give the same program. */
 export function build(source: string, ...flags: string[]): string {

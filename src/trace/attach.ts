@@ -91,6 +91,20 @@ export function checkOptions(options: TraceOptions): void {
       next: 'leave out one of --time-filter and --entry-only',
     });
   }
+  if (options.inside === true && (options.way === 'held' || options.way === 'page-flip')) {
+    throw new UsageError('WAY_INSIDE', {
+      tried: `change code by the way ${options.way} from inside`,
+      why: 'there it is changed by rendezvous only',
+      next: 'leave out one of --inside and --way',
+    });
+  }
+  if (options.inside !== true && options.way === 'rendezvous') {
+    throw new UsageError('WAY_OUTSIDE', {
+      tried: 'change code by rendezvous from outside',
+      why: 'only an object that was loaded with the program can call its threads together',
+      next: 'start the program with `safepoke run --inside`, or choose --way held or --way page-flip',
+    });
+  }
   if (options.depth !== undefined && !(Number.isInteger(options.depth) && options.depth >= 0)) {
     throw new UsageError('BAD_NUMBER', {
       tried: `take ${options.depth} as a depth`,
@@ -416,7 +430,7 @@ function start({ pid, options, memory, times, adopted, inside, isChild, before, 
     sink: options.sink,
     newestBytes: options.newestBytes,
     hasLoaded: options.untilLoaded === true ? loadWatch(pid, memory, modules, filters) : (): boolean => false,
-    counts: inside === undefined ? undefined : (): ProtocolCounts => inside.process.counts(),
+    counts: inside === undefined ? undefined : (): ProtocolCounts | undefined => inside.process.counts(),
     onNote,
     close: () => {
       target.agent.close();

@@ -2,7 +2,7 @@
 import type { Agent } from '../agent/index.js';
 import type { PatchRequest } from './patch-target.js';
 import { PatchedTarget } from './patched-target.js';
-import type { PreparedChanges } from './patch.js';
+import type { PreparedChanges, SiteChanges } from './patch.js';
 import { fromInside, fromOutside } from './reach.js';
 import type { PlannedSite, SessionRefusalReason } from './site-plan.js';
 import type { TextRuns } from './text-runs.js';
@@ -14,8 +14,16 @@ export interface Ready {
   readonly sites: readonly PlannedSite[];
   readonly interior: Interior;
   /** For each site, in their order. */
-  readonly changes: PreparedChanges;
+  readonly changes: SiteChanges;
+  /** What is changed one after the other. */
+  readonly parts: readonly Part[];
   readonly text: TextRuns;
+}
+
+/** Sites that are changed together. */
+interface Part {
+  readonly indices: ReadonlySet<number>;
+  readonly prepared: PreparedChanges;
 }
 
 /** How each site is to be changed, by index; those that are in neither are refused, as the way that is wished for cannot change them. */
@@ -52,27 +60,25 @@ export class Changing {
 
   /** All threads are held, and none is within a site but those that are `impossible`. */
   write(impossible: ReadonlySet<PlannedSite>): this {
-    const { sites, changes } = this.#ready;
-    const wanted = new Set(this.#choice.held);
+    const { sites, parts } = this.#ready;
+    const { held } = this.#choice;
+    const isWanted = (i: number): boolean => held.has(i) && !impossible.has(sites[i]);
     if (impossible.size > 0) {
-      for (const i of this.#choice.held) {
-        if (!impossible.has(sites[i])) continue;
-        wanted.delete(i);
-        this.#refused.set(i, 'thread-inside');
-      }
+      for (const i of held) if (!isWanted(i)) this.#refused.set(i, 'thread-inside');
     }
-    const way = new HeldWay(changes);
-    if (this.#request.inside !== undefined) {
-      // What runs on while threads stand may keep us from making some changes: no function without the hooks then.
-      const hooks = new Set([...wanted].filter((i) => sites[i].kind === 'hook'));
-      this.#apply(way, hooks);
-      for (const i of hooks) wanted.delete(i);
-      if ([...hooks].some((i) => this.#refused.has(i))) {
-        for (const i of wanted) this.#refused.set(i, 'handler-busy');
-        return this;
+    const isComplete = impossible.size === 0 && held.size === sites.length;
+    const name = this.#request.inside === undefined ? 'held' : 'rendezvous';
+    let isGivenUp = false;
+    for (const { indices, prepared } of parts) {
+      const some = isComplete ? indices : new Set([...indices].filter(isWanted));
+      if (isGivenUp) {
+        for (const i of some) this.#refused.set(i, 'handler-busy');
+        continue;
       }
+      const way = new HeldWay(name, prepared);
+      this.#apply(way, some, some.size === indices.size ? prepared.changes : undefined);
+      isGivenUp = [...this.#refused.keys()].some((i) => some.has(i) && sites[i].kind === 'hook');
     }
-    this.#apply(way, wanted);
     return this;
   }
 
@@ -88,26 +94,31 @@ export class Changing {
       module: sites[i].module,
       reason,
     }));
-    const made = changes.changes.without(new Set(this.#refused.keys()));
+    const made = changes.without(new Set(this.#refused.keys()));
     const patched = { sites, agent, lanes, refused, ways: this.#ways, changes: made, text };
     const { pid, memory, times, inside } = this.#request;
     const reach = inside === undefined ? fromOutside(pid, memory) : fromInside(inside.process);
     return new PatchedTarget(pid, memory, times, reach, patched);
   }
 
-  #apply(way: Way, indices: ReadonlySet<number>): void {
+  /** `changes` are those of these indices, where they are at hand. */
+  #apply(way: Way, indices: ReadonlySet<number>, changes = this.#changesOf(indices)): void {
     if (indices.size === 0) return;
-    const all = this.#ready.changes.changes;
-    const others = new Set(indices.size === all.length ? [] : all.addresses.keys());
-    for (const i of indices) others.delete(i);
-    const { foreign, failed, busy } = way.apply(all.without(others));
+    const { foreign, failed, busy } = way.apply(changes);
     const numbered = foreign.size + failed.size + busy.size === 0 ? [] : [...indices].sort((a, b) => a - b);
     for (const i of foreign) this.#refused.set(numbered[i], 'changed');
     for (const i of failed) this.#refused.set(numbered[i], 'needs-hold');
     for (const i of busy) this.#refused.set(numbered[i], 'handler-busy');
     if (failed.size > 0) this.#isComplete = false;
-    const made = indices.size - foreign.size - failed.size;
+    const made = indices.size - foreign.size - failed.size - busy.size;
     this.#ways[way.name] = (this.#ways[way.name] ?? 0) + made;
+  }
+
+  #changesOf(indices: ReadonlySet<number>): SiteChanges {
+    const { changes } = this.#ready;
+    const others = new Set(indices.size === changes.length ? [] : changes.addresses.keys());
+    for (const i of indices) others.delete(i);
+    return changes.without(others);
   }
 }
 

@@ -263,25 +263,29 @@ function getReady(request: PatchRequest, agent: Agent, sites: readonly PlannedSi
   // From inside nothing is half written anyway, and a filter might take offence.
   const { thread } = agent;
   const mayWrite = thread !== undefined && inside === undefined && !seccompFilter;
-  const prepared = new PreparedChanges(
-    memory,
-    changes,
-    mayWrite ? (whole) => thread.writeWhole(whole) : undefined,
-  );
+  const writeWhole = mayWrite ? thread.writeWhole.bind(thread) : undefined;
+  // From inside handlers may keep us from making some changes: no function is changed then before the hooks are.
+  const isHook = (index: number): boolean => sites[index].kind === 'hook';
+  const groups = inside === undefined ? [(): boolean => true] : [isHook, (index: number) => !isHook(index)];
+  const parts = groups.map((belongs) => {
+    const others = new Set([...sites.keys()].filter((index) => !belongs(index)));
+    const indices = new Set([...sites.keys()].filter(belongs));
+    return { indices, prepared: new PreparedChanges(memory, changes.without(others), writeWhole) };
+  });
   const text = prepareText(pid, agent, memory, changes);
-  return { agent, sites, interior: new Interior(sites), changes: prepared, text };
+  return { agent, sites, interior: new Interior(sites), changes, parts, text };
 }
 
 /**
  * Holding all threads once is the price of the first site that needs it; the others are cheapest written in that hold too. A program
  * that has not begun stands still anyway.
  */
-function chooseWays({ pid, memory, way, adopted }: PatchRequest, ready: Ready): Choice {
+function chooseWays({ pid, memory, way, adopted, inside }: PatchRequest, ready: Ready): Choice {
   const { agent, sites, changes, text } = ready;
   const none: ReadonlySet<number> = new Set();
   const all = new Set(sites.keys());
-  if (way === 'held') return { flipped: none, held: all };
-  const reached = new PageFlip(pid, agent, memory, text).reaches(changes.changes);
+  if (way === 'held' || inside !== undefined) return { flipped: none, held: all };
+  const reached = new PageFlip(pid, agent, memory, text).reaches(changes);
   const flipped = new Set([...reached].filter((i) => sites[i].isOneInstruction));
   if (flipped.size === sites.length) return { flipped, held: none };
   if (way === undefined) return { flipped: none, held: all };

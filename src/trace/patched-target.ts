@@ -1,6 +1,7 @@
 // A target with its sites changed: the way back.
 import type { Agent } from '../agent/index.js';
-import { isSafepokeError } from '../errors/index.js';
+import { CannotError, isSafepokeError } from '../errors/index.js';
+import { CALL_REFUSED } from '../inside/index.js';
 import { processesSharing, readMaps, readThreads, type Mapping } from '../linux/index.js';
 import {
   Hold,
@@ -91,7 +92,7 @@ export class PatchedTarget {
    * elsewhere by writing, with all threads held. Our code stays mapped until `tryRemove`.
    */
   restore(): DetachResult {
-    this.agent.enable(false);
+    this.#stopRecording();
     const back = this.#changes.reversed();
     this.#takeTextAway();
     const undone = back.without(appliedOnes(this.#memory, back));
@@ -114,10 +115,25 @@ export class PatchedTarget {
     }
   }
 
+  #stopRecording(): void {
+    try {
+      this.agent.enable(false);
+    } catch (error) {
+      // Its thread may write nothing any more; heads are in memory that we map as well.
+      if (!isRefusedCall(error)) throw error;
+      this.agent.switchHeads(this.sites.keys(), false);
+    }
+  }
+
   #takeTextAway(): void {
     const { agent } = this;
     if (agent.thread === undefined || this.#text.length === 0) return;
-    agent.writeTextRuns(this.#text.filter((run) => isOnlyOurs(this.#memory, run)));
+    try {
+      agent.writeTextRuns(this.#text.filter((run) => isOnlyOurs(this.#memory, run)));
+    } catch (error) {
+      // Nobody can look any more, nor write: the runs that its thread knows go as if we had died.
+      if (!isRefusedCall(error)) throw error;
+    }
     try {
       agent.thread.restoreText();
     } catch (error) {
@@ -146,9 +162,18 @@ export class PatchedTarget {
     // Nobody can get into our code any more. One thread unmaps it, quickly, as there is little left to free.
     if (!this.agent.dismissThread()) return false;
     this.agent.releaseShared();
-    this.#reach.withCalls(this.#times, this.agent.thread?.tid, (calls) => {
-      if (this.agent.isPresent()) this.agent.remove(calls);
-    });
+    const isGone = this.#reach.withCalls(
+      this.#times,
+      this.agent.thread?.tid,
+      (calls) => !this.agent.isPresent() || this.agent.remove(calls),
+    );
+    if (!isGone) {
+      throw new CannotError(CALL_REFUSED, {
+        tried: `take safepoke’s code out of process ${this.#pid}`,
+        why: 'it may not unmap memory',
+        next: 'let its seccomp filter allow munmap: the code stays, unused',
+      });
+    }
     this.#isRemoved = true;
     return true;
   }
@@ -205,6 +230,11 @@ export class PatchedTarget {
       hold.release();
     }
   }
+}
+
+/** True if a filter of the program's keeps its own thread from doing what we want. */
+function isRefusedCall(error: unknown): boolean {
+  return isSafepokeError(error) && error.code === CALL_REFUSED;
 }
 
 function isInside(

@@ -20,7 +20,7 @@ export interface Reach {
   /** Makes all threads stand still, but for `except`: the agent's, which has work to do then. @throws CannotError */
   standAll(times: HoldTimes, except: number | undefined): Standstill;
   /** Has a thread make calls, which is not that one either. @throws CannotError */
-  withCalls(times: HoldTimes, except: number | undefined, work: (calls: CallMaker) => void): void;
+  withCalls<T>(times: HoldTimes, except: number | undefined, work: (calls: CallMaker) => T): T;
 }
 
 /** By ptrace. */
@@ -33,7 +33,7 @@ export function fromOutside(pid: number, memory: TargetMemory): Reach {
       const borrowed = borrowCode(pid, memory);
       const one = Hold.one(pid, anyThread(pid, except), times);
       try {
-        work(new RemoteCalls(pid, one.callableThread(), memory, borrowed));
+        return work(new RemoteCalls(pid, one.callableThread(), memory, borrowed));
       } finally {
         one.release();
       }
@@ -47,9 +47,7 @@ export function fromInside(inside: InsideProcess): Reach {
     mustStandAll: true,
     stillStand: () => inside.memory.isQuiet(),
     standAll: (times) => inside.meet(times),
-    withCalls: (_times, _except, work) => {
-      work(inside.calls);
-    },
+    withCalls: (_times, _except, work) => work(inside.calls),
   };
 }
 

@@ -1,5 +1,5 @@
 import { isSafepokeError } from '../errors/index.js';
-import type { ProtocolCounts } from '../inside/index.js';
+import { CALL_REFUSED, type ProtocolCounts } from '../inside/index.js';
 import { SYS, haste, systemCall } from '../linux/index.js';
 import {
   CallBuilder,
@@ -54,6 +54,8 @@ const OTHER_TRACER_PAUSE_MS = 100;
 const REMOVE_TRIES = 14;
 const REMOVE_PAUSE_MS = 25;
 const MAX_REMOVE_PAUSE_MS = 400;
+/** Errors after which our code stays in a target that goes on: its threads cannot be made to stand still, or its filters forbid. */
+const KEPT: readonly string[] = ['WILL_NOT_STOP', CALL_REFUSED];
 /** The memory of a process goes a moment before it is seen to have ended. */
 const END_TRIES = 40;
 const BYTES_PER_WORD = 4;
@@ -76,7 +78,7 @@ export interface SessionParts {
   /** True once a library has been loaded that is to be traced as well. */
   readonly hasLoaded: () => boolean;
   /** What the protocol has counted; undefined where code is changed from outside. */
-  readonly counts: (() => ProtocolCounts) | undefined;
+  readonly counts: (() => ProtocolCounts | undefined) | undefined;
   readonly onNote: (line: string) => void;
   /** Called last of all. */
   readonly close: () => void;
@@ -104,7 +106,7 @@ export class Session implements AsyncIterable<Call> {
   #wake: (() => void) | undefined;
   #detached = false;
   #summary: SessionSummary | undefined;
-  /** As they were when code was last changed: they go with the target. */
+  /** As they were last read: they go with the target. */
   #counts: ProtocolCounts | undefined;
 
   constructor(parts: SessionParts) {
@@ -182,6 +184,7 @@ export class Session implements AsyncIterable<Call> {
 
   /** What the session is doing. */
   get status(): SessionStatus {
+    if (!this.#detached) this.#noteCounts();
     const { pid, target, times, refused } = this.#parts;
     const functions = target.sites.filter((site) => site.kind !== 'hook').length - target.refused.length;
     const off = this.#switches?.off ?? 0;
@@ -197,6 +200,7 @@ export class Session implements AsyncIterable<Call> {
       switched: this.#switches?.count ?? 0,
       switch_us: Math.round(this.#switches?.lastUs ?? 0),
       held_us: Math.round(times.longestUs),
+      inside: this.#tellCounts(),
     };
   }
 
@@ -269,7 +273,7 @@ export class Session implements AsyncIterable<Call> {
         haste.begin();
         try {
           restored = await this.#detach();
-          this.#counts = this.#parts.counts?.();
+          this.#noteCounts();
         } finally {
           haste.end();
         }
@@ -361,17 +365,29 @@ export class Session implements AsyncIterable<Call> {
     }
     if (breakpoints > 0) onNote(`on ${breakpoints} sites a breakpoint of somebody else stands, and stays`);
     this.#drain.finish();
-    target.tryRemove();
-    for (let tries = 0; !target.isRemoved && tries < REMOVE_TRIES; tries++) {
-      const ms = Math.min(REMOVE_PAUSE_MS * 2 ** tries, MAX_REMOVE_PAUSE_MS);
-      await new Promise((resolve) => setTimeout(resolve, ms));
-      target.tryRemove();
-    }
-    if (!target.isRemoved)
+    const kept = await this.#removePatiently();
+    if (kept !== undefined) onNote(`${kept}; the code stays mapped, unused`);
+    else if (!target.isRemoved)
       onNote(
         'a signal handler will return into safepoke’s code, or a process shares the memory that cannot be held: the code stays mapped, unused',
       );
     return restored;
+  }
+
+  /** Returns why nothing can be removed, if that is not for want of time. */
+  async #removePatiently(): Promise<string | undefined> {
+    const { target } = this.#parts;
+    try {
+      for (let tries = 0; !target.tryRemove() && tries < REMOVE_TRIES; tries++) {
+        const ms = Math.min(REMOVE_PAUSE_MS * 2 ** tries, MAX_REMOVE_PAUSE_MS);
+        await new Promise((resolve) => setTimeout(resolve, ms));
+      }
+    } catch (error) {
+      const isKept = isSafepokeError(error) && KEPT.includes(error.code) && target.agent.isPresent();
+      if (!isKept) throw error;
+      return error.message;
+    }
+    return undefined;
   }
 
   /**
@@ -518,12 +534,18 @@ export class Session implements AsyncIterable<Call> {
       ended: why,
       exit_status: target?.kind === 'exited' ? target.status : null,
       exit_signal: target?.kind === 'killed' ? target.signal : null,
-      inside: this.#counts === undefined ? null : this.#tellCounts(this.#counts),
+      inside: this.#tellCounts(),
       calls,
     };
   }
 
-  #tellCounts({ waits, longestWaitTicks, helperWrites }: ProtocolCounts): SessionSummary['inside'] {
+  #noteCounts(): void {
+    this.#counts = this.#parts.counts?.() ?? this.#counts;
+  }
+
+  #tellCounts(): SessionSummary['inside'] {
+    if (this.#counts === undefined) return null;
+    const { waits, longestWaitTicks, helperWrites } = this.#counts;
     const ns = longestWaitTicks * this.info.clock.nsPerTick;
     return { waits, longest_wait_us: Math.round(ns / NS_PER_US), helper_writes: helperWrites };
   }

@@ -54,7 +54,7 @@ export type SessionEnd = 'stopped' | 'loaded' | 'exited' | 'killed' | 'gone' | '
 /** What a session is doing at the moment; the names are those of the summary. */
 export interface SessionStatus extends Pick<
   SessionSummary,
-  'pid' | 'records' | 'dropped' | 'threads' | 'ways' | 'switched' | 'held_us'
+  'pid' | 'records' | 'dropped' | 'threads' | 'ways' | 'switched' | 'held_us' | 'inside'
 > {
   /** Functions that record now, and those that are switched off. */
   readonly on: number;

@@ -12,8 +12,10 @@ import type { TextRun, TextRuns } from './text-runs.js';
  * - `page-flip`: a changed copy of the pages takes the place of the pages, in one system call of the agent's thread. No thread is held,
  *   nothing traps, no signal is sent, and whoever shares the memory sees it: threads with all signals masked, vfork children. For sites
  *   that are one instruction, as a thread may be anywhere
+ * - `rendezvous`: from inside only. All threads stand in a signal handler of ours and are moved out of the sites, and the bytes are
+ *   written by the protocol, with which other signal handlers help. For every site
  */
-export type WayName = 'held' | 'page-flip';
+export type WayName = 'held' | 'page-flip' | 'rendezvous';
 
 /** What a way did not change. */
 export interface LeftAlone {
@@ -34,13 +36,14 @@ export interface Way {
 
 const NONE: ReadonlySet<number> = new Set();
 
-/** Writes the bytes of sites. All threads are held, outside of the sites. */
+/** Writes the bytes of sites. All threads are held, or stand in a rendezvous, outside of the sites. */
 export class HeldWay implements Way {
-  readonly name = 'held';
+  readonly name: WayName;
   /** What was computed before threads were held. */
   readonly #prepared: PreparedChanges;
 
-  constructor(prepared: PreparedChanges) {
+  constructor(name: 'held' | 'rendezvous', prepared: PreparedChanges) {
+    this.name = name;
     this.#prepared = prepared;
   }
 

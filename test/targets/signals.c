@@ -1,5 +1,5 @@
 // Handlers that are traced, on threads that are traced: a storm of timers, nested handlers, alternate stacks, jumps out; where all
-// descriptors are used up.
+// descriptors are used up. With 0 rounds it goes on until SIGTERM.
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <setjmp.h>
@@ -18,6 +18,7 @@ static volatile long sink;
 static _Thread_local sigjmp_buf away;
 static _Thread_local volatile int may_jump;
 static int jumps;
+static volatile sig_atomic_t over;
 
 NOINLINE void inner(int n) {
   COUNT(INNER);
@@ -44,6 +45,10 @@ NOINLINE void handle(int signal, siginfo_t *info, void *context) {
 
 static atomic_int wrong;
 
+static void end(int signal) {
+  over = signal;
+}
+
 static void *thread(void *rounds) {
   stack_t stack = {.ss_sp = malloc(1 << 16), .ss_size = 1 << 16};
   sigaltstack(&stack, 0);
@@ -53,7 +58,7 @@ static void *thread(void *rounds) {
   timer_create(CLOCK_MONOTONIC, &event, &timer);
   struct itimerspec often = {{0, 700000}, {0, 700000}};
   timer_settime(timer, 0, &often, 0);
-  for (long i = 0; i < (long)rounds; i++) {
+  for (long i = 0; rounds ? i < (long)rounds : !over; i++) {
     if (sigsetjmp(away, 1) == 0) {
       may_jump = 1;
       if (work(500) != 500) wrong++;
@@ -80,6 +85,7 @@ int main(int argc, char **argv) {
   if (argc > 2 && strchr(argv[2], 'a')) action.sa_flags |= SA_ONSTACK;
   if (argc > 2 && strchr(argv[2], 'n')) action.sa_flags |= SA_NODEFER;
   for (const int *s = (const int[]){SIGUSR1, SIGUSR2, SIGALRM, 0}; *s; s++) sigaction(*s, &action, 0);
+  signal(SIGTERM, end);
   struct itimerval often = {{0, 1000}, {0, 1000}};
   setitimer(ITIMER_REAL, &often, 0);
   pthread_t threads[3];
@@ -87,6 +93,7 @@ int main(int argc, char **argv) {
   for (int i = 0; i < 3; i++) pthread_join(threads[i], 0);
   memset(&often, 0, sizeof often);
   setitimer(ITIMER_REAL, &often, 0);
+  if (argc > 2 && strchr(argv[2], 'q')) return wrong != 0;
   printf("wrong: %d\n", wrong);
   print_counts();
   return wrong != 0;

@@ -54,6 +54,20 @@ function describeChange({ matchedOn, matchedOff, status }: ControlAnswer): strin
   return `${parts.join(', ')}, in ${(status.switch_us / US_PER_MS).toFixed(2)} ms; no thread was held`;
 }
 
+/** What only a program that changes its own code has. */
+function describeInside({ inside }: SessionStatus): readonly (readonly [string, string])[] {
+  if (inside === null) return [];
+  const { waits, longest_wait_us: longest, helper_writes: helped } = inside;
+  return [
+    ['waited', `${times(waits)} for signal handlers, ${(longest / US_PER_MS).toFixed(1)} ms at longest`],
+    ['helped', `${times(helped)} by signal handlers`],
+  ];
+}
+
+function times(n: number): string {
+  return n === 1 ? 'once' : `${formatCount(n)} times`;
+}
+
 function describeStatus(status: SessionStatus): string {
   const ways = Object.entries(status.ways).map(([way, sites]) => `${formatCount(sites)} ${way}`);
   const rows: readonly (readonly [string, string])[] = [
@@ -67,6 +81,7 @@ function describeStatus(status: SessionStatus): string {
     ['sites', ways.join(', ')],
     ['switched', `${formatCount(status.switched)} functions`],
     ['held', `${(status.held_us / US_PER_MS).toFixed(1)} ms at longest`],
+    ...describeInside(status),
   ];
   return rows.map(([name, value]) => `${name.padEnd(10)} ${value}\n`).join('');
 }

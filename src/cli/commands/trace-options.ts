@@ -14,7 +14,7 @@ export interface LiveOptions {
   readonly format: 'graph' | 'jsonl';
   readonly summary?: string;
   readonly keep: 'oldest' | 'newest';
-  readonly way: 'auto' | 'held' | 'page-flip';
+  readonly way: 'auto' | 'held' | 'page-flip' | 'rendezvous';
   readonly size?: string;
   readonly follow?: boolean;
   readonly followDlopen?: boolean;
@@ -60,7 +60,7 @@ export function addLiveOptions(command: Command): Command {
     )
     .addOption(
       new Option('--way <way>', 'the only way in which code may be changed')
-        .choices(['auto', 'held', 'page-flip'])
+        .choices(['auto', 'held', 'page-flip', 'rendezvous'])
         .default('auto'),
     )
     .option('--size <size>', 'with --keep newest: bytes of records to keep (default 64M)')
