@@ -16,6 +16,7 @@ import {
   urgency,
   waitForThread,
 } from '../linux/index.js';
+import { permissionAdvice } from './permission.js';
 
 /**
  * How long a thread may take to stop while the others are held already. One that waits for a vfork child, or for a device, does
@@ -117,7 +118,7 @@ function seize(pid: number, tid: number, options: number): SeizeResult {
   throw new CannotError('NOT_PERMITTED', {
     tried: `hold thread ${tid} of process ${pid}`,
     why: `the kernel refused ptrace (${errnoName(-result)})`,
-    next: 'run safepoke as the same user as the process, as root, or with CAP_SYS_PTRACE, and see /proc/sys/kernel/yama/ptrace_scope; `safepoke doctor` tells more',
+    next: permissionAdvice(),
   });
 }
 

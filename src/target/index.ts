@@ -2,6 +2,7 @@ export { FALSE_EINTR, Hold, HoldTimes, pause, type HeldThread, type Standstill }
 export { Loader } from './loader.js';
 export { OutsideMemory, TargetMemory } from './memory.js';
 export { readModules, type Module, type UnusableModule } from './modules.js';
+export { ownPermissions } from './permission.js';
 export { SECCOMP_FILTER, checkMachine, hasFsgsbase, preflight, type Preflight } from './preflight.js';
 export {
   RemoteCalls,

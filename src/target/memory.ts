@@ -1,6 +1,7 @@
 import { closeSync, openSync, readSync, writeSync } from 'node:fs';
 import { CannotError } from '../errors/index.js';
 import { faultPoint, readRemoteRanges, type MemoryRange } from '../linux/index.js';
+import { permissionAdvice } from './permission.js';
 
 /**
  * The memory of a process. Text that is r-x can be read and written as well (as a debugger may); bad addresses are errors.
@@ -74,10 +75,7 @@ export class OutsideMemory extends TargetMemory {
       throw new CannotError(code === 'ENOENT' ? 'NO_PROCESS' : 'NOT_PERMITTED', {
         tried: `open the memory of process ${pid}`,
         why: code === 'ENOENT' ? 'there is no such process' : `the kernel refused it (${code ?? 'unknown'})`,
-        next:
-          code === 'ENOENT'
-            ? 'give the id of a running process'
-            : 'run safepoke as the same user as the process, as root, or with CAP_SYS_PTRACE; `safepoke doctor` tells more',
+        next: code === 'ENOENT' ? 'give the id of a running process' : permissionAdvice(),
         cause: error,
       });
     }

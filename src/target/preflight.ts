@@ -1,6 +1,7 @@
 // What can be known of a process before anything is done to it. Each refusal says what to do.
 import { CannotError } from '../errors/index.js';
 import { readAuxiliaryVector, readExecutableHead, readStatus, readThreads } from '../linux/index.js';
+import { permissionAdvice } from './permission.js';
 
 /** ELF identification: class 2 is 64-bit, machine 62 is x86-64 (System V gABI, "ELF Header"; psABI 4.1). */
 const ELFCLASS64 = 2;
@@ -94,7 +95,7 @@ export function preflight(pid: number): Preflight {
     throw new CannotError('NOT_PERMITTED', {
       tried,
       why: 'the kernel does not let this user look into it',
-      next: 'run safepoke as the same user as the process, as root, or with CAP_SYS_PTRACE; `safepoke doctor` tells more',
+      next: permissionAdvice(),
     });
   }
   checkMachine(head, tried);

@@ -6,8 +6,10 @@ import {
   assertCounted,
   build,
   changedBytes,
+  mapsOf,
   pause,
   runTraced,
+  statusField,
 } from './targets.test.support.js';
 
 const program = build('processes.c');
@@ -84,15 +86,34 @@ test('a target that dies while it is traced ends the session', async () => {
 
 test('a stopped target can be attached to and left, and stays stopped', async () => {
   const target = await Target.ready(program, 'wait');
+  const before = mapsOf(target.pid);
   target.kill('SIGSTOP');
   await pause(50);
   const running = await Running.attach(target.pid);
   const { summary } = await running.stop();
   assert.ok(summary.restored && summary.removed);
   assert.equal(changedBytes(target.pid), 0);
+  assert.deepEqual(mapsOf(target.pid), before);
+  assert.match(statusField(target.pid, 'State'), /^T/);
   target.say('10');
   await pause(100);
   target.kill('SIGCONT');
   await target.expect(/^did 10$/);
+  await target.finish();
+});
+
+test('a stopped target that goes on while it is traced is recorded from then on', async () => {
+  const target = await Target.ready(program, 'wait');
+  const before = mapsOf(target.pid);
+  target.kill('SIGSTOP');
+  await pause(50);
+  const running = await Running.attach(target.pid, '-F', '*', '-F', 'libc.so.6!mem*');
+  target.kill('SIGCONT');
+  target.say('10');
+  await target.expect(/^did 10$/);
+  const { summary } = await running.stop();
+  assert.ok(summary.restored && summary.removed);
+  assert.equal(summary.calls['step'], 10);
+  assert.deepEqual(mapsOf(target.pid), before);
   await target.finish();
 });

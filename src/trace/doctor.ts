@@ -1,8 +1,7 @@
 // Looks at the machine: what tracing needs, whether it is there, and what to do if not.
 import { readFileSync } from 'node:fs';
 import { release } from 'node:os';
-import { readStatus } from '../linux/index.js';
-import { OutsideMemory, hasFsgsbase, killStopped, spawnStopped } from '../target/index.js';
+import { OutsideMemory, hasFsgsbase, killStopped, ownPermissions, spawnStopped } from '../target/index.js';
 import { isSafepokeError } from '../errors/index.js';
 
 /** One thing that was looked at. */
@@ -17,8 +16,6 @@ export interface Finding {
 
 /** MADV_WIPEONFORK came with Linux 4.14, rdfsbase in user mode with 5.9. */
 const OLDEST_KERNEL = [5, 9] as const;
-/** CAP_SYS_PTRACE, include/uapi/linux/capability.h. */
-const CAP_SYS_PTRACE = 19n;
 const PROGRAM_TO_TRY = '/bin/true';
 
 function readText(path: string): string | undefined {
@@ -75,9 +72,8 @@ function timeStampCounter(): Finding {
 
 function permission(): Finding {
   const what = 'permission to trace processes of others';
-  const capabilities = BigInt(`0x${readStatus(process.pid)?.get('CapEff') ?? '0'}`);
-  if ((capabilities >> CAP_SYS_PTRACE) & 1n) return ok(what, 'CAP_SYS_PTRACE');
-  const scope = readText('/proc/sys/kernel/yama/ptrace_scope')?.trim();
+  const { hasPtrace, yamaScope: scope } = ownPermissions();
+  if (hasPtrace) return ok(what, 'CAP_SYS_PTRACE');
   if (scope === undefined || scope === '0') {
     return {
       what,

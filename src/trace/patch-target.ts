@@ -107,7 +107,7 @@ function patchWaiting(
   callsOf: CallsOf,
 ): PatchedTarget {
   const { pid, memory } = request;
-  const agent = mapAgent(request, adopted, arranged, callsOf);
+  const agent = mapAgent(request, adopted, arranged, callsOf, true);
   agent.furnish(arranged.clusters);
   undirtyPage(memory, agent, adopted.threads[0].registers);
   agent.emit(arranged.clusters, 1);
@@ -160,19 +160,27 @@ function patchRunning(request: PatchRequest, arranged: Arranged, callsOf: CallsO
 function mapByOne(request: PatchRequest, arranged: Arranged, callsOf: CallsOf): Agent {
   const { pid, times, seccompFilter } = request;
   Agent.rehearse();
-  const one = Hold.one(pid, anyThread(pid), times);
+  const tid = anyThread(pid);
+  // Looked at before we hold it: a thread that is held is `t`, whatever it was.
+  const isStopped = (readStatus(pid, tid)?.get('State') ?? '').startsWith('T');
+  const one = Hold.one(pid, tid, times);
   try {
     if (seccompFilter) checkSeccomp(pid, one.callableThread().tid, AGENT_CALLS);
-    return mapAgent(request, one, arranged, callsOf);
+    // Where job control has stopped the process, the agent's thread could not run.
+    return mapAgent(request, one, arranged, callsOf, !isStopped);
   } finally {
     one.release();
   }
 }
 
-function mapAgent(request: PatchRequest, hold: Hold, { clusters }: Arranged, callsOf: CallsOf): Agent {
+function mapAgent(
+  request: PatchRequest,
+  hold: Hold,
+  { clusters }: Arranged,
+  callsOf: CallsOf,
+  withThread: boolean,
+): Agent {
   const { pid, memory, modules } = request;
-  // In a process that job control has stopped it could not run.
-  const withThread = !(readStatus(pid)?.get('State') ?? '').startsWith('T');
   const tidOffset = findTidOffset(pid, hold.threads, memory, modules);
   return Agent.map(pid, callsOf(hold), memory, clusters, { ...request.agent, tidOffset, withThread });
 }
