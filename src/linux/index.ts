@@ -58,6 +58,7 @@ export {
 } from './proc.js';
 export { availableMemory } from './available-memory.js';
 export { readRemoteRanges, type MemoryRange } from './remote-memory.js';
+export { tellNothingOfStops } from './child-signal.js';
 export { PidFile } from './pid-file.js';
 export { faultPoint } from './fault-point.js';
 export { OWNER_ENTRY_BYTES, OwnerWord } from './owner-word.js';

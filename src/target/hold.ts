@@ -13,6 +13,7 @@ import {
   readStatus,
   readThreads,
   stoppedBySignal,
+  tellNothingOfStops,
   urgency,
   waitForThread,
 } from '../linux/index.js';
@@ -142,8 +143,7 @@ function stopOf(tid: number, since: number): Stop {
 }
 
 /**
- * The same for one that should have stopped long ago. Somebody else in this process may have been told that it has: Node, which waits for
- * its children, or a look for the end of ours. And what it was asked may be lost: threads were seen that executed a program meanwhile
+ * The same for one that should have stopped long ago. A look for the end of a child may have been told that it has. And what it was asked may be lost: threads were seen that executed a program meanwhile
  * and never stopped. So it is asked again.
  */
 function overdueStopOf(tid: number, since: number): Stop {
@@ -175,6 +175,7 @@ let stragglerTimer: NodeJS.Timeout | undefined;
 
 function watchStragglers(): void {
   if (stragglers.size === 0 || stragglerTimer !== undefined) return;
+  tellNothingOfStops();
   stragglerTimer = setTimeout(() => {
     stragglerTimer = undefined;
     for (const tid of stragglers) {

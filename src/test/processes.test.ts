@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { attach, isSafepokeError } from '../index.js';
 import {
   Running,
   Target,
@@ -115,5 +116,25 @@ test('a stopped target that goes on while it is traced is recorded from then on'
   assert.ok(summary.restored && summary.removed);
   assert.equal(summary.calls['step'], 10);
   assert.deepEqual(mapsOf(target.pid), before);
+  await target.finish();
+});
+
+/** Longer than safepoke tries to hold a thread. */
+const VFORK_MS = 9000;
+
+test('a thread that stops after safepoke has given up, and of which Node is told as its parent, goes on', async () => {
+  const target = await Target.ready(program, 'wait');
+  target.say(`vfork ${VFORK_MS}`);
+  await pause(200);
+  assert.throws(
+    () => attach(target.pid),
+    (error) => isSafepokeError(error) && error.code === 'WILL_NOT_STOP',
+  );
+  await target.expect(/^did 0$/);
+  const session = attach(target.pid);
+  target.say('10');
+  await target.expect(/^did 10$/);
+  const { restored, removed } = await session.stop();
+  assert.deepEqual([restored, removed, changedBytes(target.pid)], [true, true, 0]);
   await target.finish();
 });

@@ -72,6 +72,12 @@ int main(int argc, char **argv) {
     fflush(stdout);
     char line[64];
     while (fgets(line, sizeof line, stdin)) {
+      long ms;
+      if (sscanf(line, "vfork %ld", &ms) == 1) {
+        pid_t pid = vfork();
+        if (pid == 0) usleep(ms * 1000), _exit(42);
+        wait_for(pid);
+      }
       if (strcmp(line, "exec\n") == 0) execl(argv[0], argv[0], "wait", (char *)0);
       printf("did %ld\n", work(atol(line)));
       fflush(stdout);
