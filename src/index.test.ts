@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { execFileSync } from 'node:child_process';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -85,6 +85,62 @@ test('leaving the iteration ends the session, and the process is as it was', asy
     assert.ok(summary.removed);
     assert.equal(readFileSync(`/proc/${pid}/maps`, 'utf8'), maps);
   });
+});
+
+/** Waits, without a turn for anybody else, until the program has ended. */
+function waitForZombie(pid: number): void {
+  const isOver = (): boolean =>
+    !existsSync(`/proc/${pid}/stat`) || /\) Z /.test(readFileSync(`/proc/${pid}/stat`, 'utf8'));
+  while (!isOver()) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1);
+}
+
+/** No more calls than this are made at once of what waits. */
+const MOST_AT_ONCE = 8192;
+
+test('once the iteration is left no more calls are made, whatever is in the rings', async (t) => {
+  const session = run([program, '100000'], { filters: ['middle', 'leaf'] });
+  // Each call asks for its function.
+  const asked = t.mock.method(session.info, 'functionAt');
+  for await (const call of session) {
+    assert.equal(call.function.name, 'leaf');
+    waitForZombie(session.pid);
+    break;
+  }
+  const summary = await session.done;
+  await session.waitForTarget();
+  assert.equal(summary.records + summary.dropped, 2 * 300_000);
+  assert.ok(asked.mock.callCount() < MOST_AT_ONCE, `${asked.mock.callCount()} were made`);
+});
+
+test('calls are made when the iteration asks for them, and it gets all of them, long after the program has ended', async (t) => {
+  const session = run([program, '100000'], { filters: ['middle', 'leaf'] });
+  const asked = t.mock.method(session.info, 'functionAt');
+  let calls = 0;
+  for await (const call of session) {
+    if (calls++ > 0) continue;
+    assert.equal(call.function.name, 'leaf');
+    await session.done;
+    assert.ok(asked.mock.callCount() < MOST_AT_ONCE, `${asked.mock.callCount()} were made`);
+  }
+  await session.waitForTarget();
+  assert.equal(calls, 300_000);
+});
+
+test('an iteration whose body never waits gives others their turns', async (t) => {
+  const session = run([program, '100000'], { filters: ['middle', 'leaf'] });
+  let calls = 0;
+  const turn = t.mock.fn();
+  const timer = setInterval(turn, 1);
+  for await (const call of session) {
+    assert.ok(call.duration !== undefined);
+    if (++calls > 1) continue;
+    await session.done;
+    turn.mock.resetCalls();
+  }
+  clearInterval(timer);
+  await session.waitForTarget();
+  assert.equal(calls, 300_000);
+  assert.ok(turn.mock.callCount() > 0);
 });
 
 test('a session that records writes a file that tells the same as its summary', async () => {
