@@ -125,10 +125,10 @@ export class CallReader extends Consumer {
         await new Promise<void>((resolve) => (this.#wake = resolve));
       } else {
         if (this.#end === 'whole') super.finish();
-        return this.#ready.length > 0;
+        break;
       }
     }
-    return true;
+    return this.#ready.length > 0;
   }
 
   #endWith(end: 'whole' | 'broken'): void {
