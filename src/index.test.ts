@@ -161,6 +161,25 @@ test('a session that records writes a file that tells the same as its summary', 
   }
 });
 
+test('no call begins before the trace, though the process is busy while it begins', async () => {
+  const child = spawn(program, [String(2 ** 31 - 1)], { stdio: 'ignore' });
+  await once(child, 'spawn');
+  const starts: bigint[] = [];
+  for (let i = 0; i < 5; i++) {
+    for await (const call of attach(child.pid ?? 0, { filters: ['middle', 'leaf'] })) {
+      starts.push(call.start);
+      break;
+    }
+  }
+  child.kill('SIGKILL');
+  await once(child, 'exit');
+  assert.equal(starts.length, 5);
+  assert.deepEqual(
+    starts.filter((start) => start < 0n),
+    [],
+  );
+});
+
 test('one process can be attached to again and again', async () => {
   await withProgram(async (pid) => {
     const maps = readFileSync(`/proc/${pid}/maps`, 'utf8');

@@ -57,7 +57,7 @@ export interface RecordingHeader {
   readonly mode: RecordingMode;
   /** Ticks of the time stamp counter per second, as estimated at the start; `clock` messages are more exact. */
   readonly tscHz: number;
-  /** The time stamp counter at the start, decimal: time 0 of the trace. */
+  /** The time stamp counter before the first record was possible, decimal: time 0 of the trace. */
   readonly startTsc: string;
   /** How the functions were chosen, for people to read: `-F` and `-N` as given. */
   readonly filters?: readonly string[];
