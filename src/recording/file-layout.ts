@@ -112,6 +112,8 @@ export interface LostMessage {
   readonly kind: 'lost';
   readonly lane: number;
   readonly records: number;
+  /** They were taken and left out, as only the newest were to be kept; without it the ring was full. */
+  readonly notKept?: boolean;
 }
 
 /** Last in a recording; without it the recording was cut short. */
