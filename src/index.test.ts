@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { execFileSync } from 'node:child_process';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -87,6 +87,62 @@ test('leaving the iteration ends the session, and the process is as it was', asy
   });
 });
 
+/** Waits, without a turn for anybody else, until the program has ended. */
+function waitForZombie(pid: number): void {
+  const isOver = (): boolean =>
+    !existsSync(`/proc/${pid}/stat`) || /\) Z /.test(readFileSync(`/proc/${pid}/stat`, 'utf8'));
+  while (!isOver()) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1);
+}
+
+/** No more calls than this are made at once of what waits. */
+const MOST_AT_ONCE = 8192;
+
+test('once the iteration is left no more calls are made, whatever is in the rings', async (t) => {
+  const session = run([program, '100000'], { filters: ['middle', 'leaf'] });
+  // Each call asks for its function.
+  const asked = t.mock.method(session.info, 'functionAt');
+  for await (const call of session) {
+    assert.equal(call.function.name, 'leaf');
+    waitForZombie(session.pid);
+    break;
+  }
+  const summary = await session.done;
+  await session.waitForTarget();
+  assert.equal(summary.records + summary.dropped, 2 * 300_000);
+  assert.ok(asked.mock.callCount() < MOST_AT_ONCE, `${asked.mock.callCount()} were made`);
+});
+
+test('calls are made when the iteration asks for them, and it gets all of them, long after the program has ended', async (t) => {
+  const session = run([program, '100000'], { filters: ['middle', 'leaf'] });
+  const asked = t.mock.method(session.info, 'functionAt');
+  let calls = 0;
+  for await (const call of session) {
+    if (calls++ > 0) continue;
+    assert.equal(call.function.name, 'leaf');
+    await session.done;
+    assert.ok(asked.mock.callCount() < MOST_AT_ONCE, `${asked.mock.callCount()} were made`);
+  }
+  await session.waitForTarget();
+  assert.equal(calls, 300_000);
+});
+
+test('an iteration whose body never waits gives others their turns', async (t) => {
+  const session = run([program, '100000'], { filters: ['middle', 'leaf'] });
+  let calls = 0;
+  const turn = t.mock.fn();
+  const timer = setInterval(turn, 1);
+  for await (const call of session) {
+    assert.ok(call.duration !== undefined);
+    if (++calls > 1) continue;
+    await session.done;
+    turn.mock.resetCalls();
+  }
+  clearInterval(timer);
+  await session.waitForTarget();
+  assert.equal(calls, 300_000);
+  assert.ok(turn.mock.callCount() > 0);
+});
+
 test('a session that records writes a file that tells the same as its summary', async () => {
   const path = join(folder, 'recording');
   const session = run([program, '1000'], { output: path });
@@ -103,6 +159,25 @@ test('a session that records writes a file that tells the same as its summary', 
   } finally {
     recording.close();
   }
+});
+
+test('no call begins before the trace, though the process is busy while it begins', async () => {
+  const child = spawn(program, [String(2 ** 31 - 1)], { stdio: 'ignore' });
+  await once(child, 'spawn');
+  const starts: bigint[] = [];
+  for (let i = 0; i < 5; i++) {
+    for await (const call of attach(child.pid ?? 0, { filters: ['middle', 'leaf'] })) {
+      starts.push(call.start);
+      break;
+    }
+  }
+  child.kill('SIGKILL');
+  await once(child, 'exit');
+  assert.equal(starts.length, 5);
+  assert.deepEqual(
+    starts.filter((start) => start < 0n),
+    [],
+  );
 });
 
 test('one process can be attached to again and again', async () => {

@@ -67,8 +67,8 @@ class DepthFilter implements CallVisitor {
     return this.#next.onLeaf(lane, depth, functionIndex, tick, parentTag);
   }
 
-  onLost(lane: number, depth: number, tick: number, records: number): void {
-    this.#next.onLost(lane, Math.min(depth, this.#maxDepth), tick, records);
+  onLost(lane: number, depth: number, tick: number, records: number, isNotKept: boolean): void {
+    this.#next.onLost(lane, Math.min(depth, this.#maxDepth), tick, records, isNotKept);
   }
 }
 
@@ -157,10 +157,10 @@ class DurationFilter implements CallVisitor {
     return 0;
   }
 
-  onLost(laneId: number, _depth: number, tick: number, records: number): void {
+  onLost(laneId: number, _depth: number, tick: number, records: number, isNotKept: boolean): void {
     const lane = this.#lane(laneId);
     this.#showDue(laneId, lane, tick);
-    this.#next.onLost(laneId, lane.shown, tick, records);
+    this.#next.onLost(laneId, lane.shown, tick, records, isNotKept);
   }
 
   #showDue(laneId: number, lane: OpenFrames, now: number): void {

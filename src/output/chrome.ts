@@ -55,8 +55,8 @@ export class ChromeOutput implements TextOutput {
     return 0;
   }
 
-  onLost(lane: number, _depth: number, tick: number, records: number): void {
-    this.#instant(JSON.stringify(formatLost(records)), lane, tick);
+  onLost(lane: number, _depth: number, tick: number, records: number, isNotKept: boolean): void {
+    this.#instant(JSON.stringify(formatLost(records, isNotKept)), lane, tick);
   }
 
   finish(): void {

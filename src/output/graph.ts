@@ -88,10 +88,10 @@ export class GraphOutput implements TextOutput {
     return 0;
   }
 
-  onLost(laneId: number, depth: number, _tick: number, records: number): void {
+  onLost(laneId: number, depth: number, _tick: number, records: number, isNotKept: boolean): void {
     const lane = this.#lane(laneId);
     this.#writePending(lane);
-    const text = `/* ${formatLost(records)}: the ring was full */`;
+    const text = `/* ${formatLost(records, isNotKept)}: ${isNotKept ? '--keep newest' : 'the ring was full'} */`;
     this.#line(NO_DURATION, lane, depth, this.#colors.red(text));
   }
 

@@ -12,7 +12,7 @@
  *     self_ns      the part of it outside traced calls inside it; null as duration_ns
  *     end          "returned", "unwound", "open", "lost" or "entry-only"
  *
- * Where records were lost stands an object with `lost` (how many), `tid`, `thread`, `depth` and `at_ns` instead.
+ * Where records were lost stands an object with `lost` (how many), `tid`, `thread`, `depth` and `at_ns` instead, or with `not_kept`.
  */
 import { endingOf } from '../recording/index.js';
 import type { CallEnd, TraceInfo } from '../recording/index.js';
@@ -65,9 +65,9 @@ export class JsonLinesOutput implements TextOutput {
     return this.#calls;
   }
 
-  onLost(lane: number, depth: number, tick: number, records: number): void {
+  onLost(lane: number, depth: number, tick: number, records: number, isNotKept: boolean): void {
     this.#sink(
-      `{"lost":${records},${this.#thread(lane)},"depth":${depth},"at_ns":${Math.max(0, this.#ns(tick))}}\n`,
+      `{"${isNotKept ? 'not_kept' : 'lost'}":${records},${this.#thread(lane)},"depth":${depth},"at_ns":${Math.max(0, this.#ns(tick))}}\n`,
     );
   }
 

@@ -34,9 +34,9 @@ export function formatCount(count: number): string {
   return String(count).replace(/\B(?=(\d{3})+$)/g, ',');
 }
 
-/** `1 record lost`, `12,345 records lost`. */
-export function formatLost(records: number): string {
-  return `${formatCount(records)} ${records === 1 ? 'record' : 'records'} lost`;
+/** `1 record lost`, `12,345 records lost`, `2 records not kept`. */
+export function formatLost(records: number, isNotKept = false): string {
+  return `${formatCount(records)} ${records === 1 ? 'record' : 'records'} ${isNotKept ? 'not kept' : 'lost'}`;
 }
 
 /** Whole nanoseconds as microseconds with three decimals, exactly: `1234` is `1.234`. */

@@ -4,7 +4,7 @@ import type { SafepokeError } from '../errors/index.js';
 import { CallBuilder, CallObjects, LaneMerger, RECORD_BYTES, lostRecord } from '../recording/index.js';
 import type { Call, CallVisitor, TraceInfo } from '../recording/index.js';
 import { openForReading, readPiece } from './input-file.js';
-import { LOST_AFTER, THREAD_END, surveyFile } from './survey.js';
+import { LOST_AFTER, NOT_KEPT, THREAD_END, surveyFile } from './survey.js';
 import type { Contents } from './survey.js';
 
 /** Read at once where the file is read from front to back. */
@@ -17,6 +17,8 @@ export interface ReadSummary {
   readonly records: number;
   /** Records that the recording says were dropped. */
   readonly lost: number;
+  /** Records that the recording says were left out, as only the newest were to be kept. */
+  readonly notKept: number;
   /** Records that made no sense; 0 in a sound recording. */
   readonly anomalies: number;
 }
@@ -68,7 +70,7 @@ export class RecordingFile {
     let pieceStart = 0;
     let pieceEnd = 0;
     for (let i = 0; i < lanes.length; i++) {
-      if (offsets[i] === LOST_AFTER) builder.addLost(lanes[i], sizes[i]);
+      if (isLoss(offsets[i])) builder.addLost(lanes[i], sizes[i], offsets[i] === NOT_KEPT);
       else if (offsets[i] === THREAD_END) builder.endLane(lanes[i]);
       else {
         const end = offsets[i] + sizes[i];
@@ -143,7 +145,7 @@ export class RecordingFile {
         cursors.set(lanes[i], cursor);
       }
       cursor.entries.push(i);
-      const wanted = Math.min(LANE_BYTES, offsets[i] === LOST_AFTER ? 0 : sizes[i]);
+      const wanted = Math.min(LANE_BYTES, isLoss(offsets[i]) ? 0 : sizes[i]);
       if (cursor.buffer.length < wanted) cursor.buffer = Buffer.allocUnsafeSlow(wanted);
     }
     return cursors;
@@ -154,9 +156,9 @@ export class RecordingFile {
     if (cursor.next === cursor.entries.length) return undefined;
     const entry = cursor.entries[cursor.next];
     const { offsets, sizes } = this.#contents;
-    if (offsets[entry] === LOST_AFTER) {
+    if (isLoss(offsets[entry])) {
       cursor.next++;
-      return lostRecord(sizes[entry]);
+      return lostRecord(sizes[entry], offsets[entry] === NOT_KEPT);
     }
     const bytes = Math.min(sizes[entry] - cursor.bytesDone, cursor.buffer.length);
     this.#readAll(cursor.buffer, bytes, offsets[entry] + cursor.bytesDone);
@@ -200,6 +202,10 @@ interface LaneCursor {
   /** Of the next entry's block. */
   bytesDone: number;
   buffer: Buffer;
+}
+
+function isLoss(offset: number): boolean {
+  return offset === LOST_AFTER || offset === NOT_KEPT;
 }
 
 /** A view of whole records as words; copies where they do not stand at a multiple of a word. */

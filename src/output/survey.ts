@@ -9,15 +9,17 @@ const SURVEY_BYTES = 1 << 16;
 
 /** Stands for an offset where a lane lost records after all of its blocks so far. */
 export const LOST_AFTER = -1;
+/** The same of records that were taken and not kept. */
+export const NOT_KEPT = -3;
 /** Stands for an offset where a lane's thread ended. */
 export const THREAD_END = -2;
 
 /** What the lanes of a recording hold, in the order of the file; a field to an array, as blocks may be many. */
 export interface Contents {
   readonly lanes: number[];
-  /** Where a block of records stands in the file, or LOST_AFTER or THREAD_END. */
+  /** Where a block of records stands in the file, or LOST_AFTER, NOT_KEPT or THREAD_END. */
   readonly offsets: number[];
-  /** Bytes of a block; records lost for LOST_AFTER. */
+  /** Bytes of a block; records missing for LOST_AFTER and NOT_KEPT. */
   readonly sizes: number[];
 }
 
@@ -44,7 +46,8 @@ export function surveyFile(fd: number, path: string): Survey {
     },
     onMessage: (message) => {
       found.info?.accept(message);
-      if (message.kind === 'lost') add(message.lane, LOST_AFTER, message.records);
+      if (message.kind === 'lost')
+        add(message.lane, message.notKept === true ? NOT_KEPT : LOST_AFTER, message.records);
       else if (message.kind === 'thread-end') add(message.lane, THREAD_END, 0);
     },
     onRecordsBlock: (lane, offset, payloadBytes) => {

@@ -7,6 +7,7 @@ import {
   KIND_LOST,
   KIND_MASK,
   KIND_UNWOUND,
+  LOST_NOT_KEPT,
   RECORD_WORDS,
   SLOT_WORD,
   TSC_HIGH_WORD,
@@ -51,8 +52,8 @@ export interface CallVisitor {
   ): void;
   /** A call of which only the entry is known. Returns its tag: in entries mode calls inside it follow. */
   onLeaf(lane: number, depth: number, functionIndex: number, tick: number, parentTag: number): number;
-  /** Records are missing here, inside `depth` open calls. */
-  onLost(lane: number, depth: number, tick: number, records: number): void;
+  /** Records are missing here, inside `depth` open calls: the ring was full, or (`isNotKept`) only the newest were to be kept. */
+  onLost(lane: number, depth: number, tick: number, records: number, isNotKept: boolean): void;
 }
 
 const INITIAL_DEPTH = 64;
@@ -116,6 +117,7 @@ export class CallBuilder {
   #anomalies = 0;
   #records = 0;
   #lost = 0;
+  #notKept = 0;
 
   constructor(mode: RecordingMode, clock: TscClock, visitor: CallVisitor) {
     this.#mode = mode;
@@ -137,6 +139,11 @@ export class CallBuilder {
   /** Records that were lost, as LOST records and `addLost` say. */
   get lost(): number {
     return this.#lost;
+  }
+
+  /** Records that were left out, as only the newest were to be kept. */
+  get notKept(): number {
+    return this.#notKept;
   }
 
   /** Takes the next records of a lane: `words[from..to)`, whole records of 32-bit words. */
@@ -203,7 +210,7 @@ export class CallBuilder {
           break;
         }
         case KIND_LOST:
-          this.#noteLost(lane, now, slot);
+          this.#noteLost(lane, now, slot, functionIndex === LOST_NOT_KEPT);
           break;
         default:
           this.#anomalies++;
@@ -211,10 +218,10 @@ export class CallBuilder {
     }
   }
 
-  /** Says that the lane lost records after the last one it has written. */
-  addLost(laneId: number, records: number): void {
+  /** Says that the lane's records after the last one that was given were lost, or not kept. */
+  addLost(laneId: number, records: number, isNotKept = false): void {
     const lane = this.#lane(laneId);
-    this.#noteLost(lane, lane.last === Number.NEGATIVE_INFINITY ? 0 : lane.last, records);
+    this.#noteLost(lane, lane.last === Number.NEGATIVE_INFINITY ? 0 : lane.last, records, isNotKept);
   }
 
   /** Says that the thread of the lane has ended: calls still open end with it. */
@@ -298,12 +305,13 @@ export class CallBuilder {
     }
   }
 
-  #noteLost(lane: Lane, now: number, records: number): void {
-    this.#lost += records;
+  #noteLost(lane: Lane, now: number, records: number, isNotKept: boolean): void {
+    if (isNotKept) this.#notKept += records;
+    else this.#lost += records;
     lane.last = now;
     lane.hasLost = true;
     if (this.#mode === 'calls') lane.doubtful = lane.depth;
-    this.#visitor.onLost(lane.id, lane.depth, now, records);
+    this.#visitor.onLost(lane.id, lane.depth, now, records, isNotKept);
   }
 
   #closeAll(lane: Lane, now: number): void {

@@ -57,7 +57,7 @@ export interface RecordingHeader {
   readonly mode: RecordingMode;
   /** Ticks of the time stamp counter per second, as estimated at the start; `clock` messages are more exact. */
   readonly tscHz: number;
-  /** The time stamp counter at the start, decimal: time 0 of the trace. */
+  /** The time stamp counter before the first record was possible, decimal: time 0 of the trace. */
   readonly startTsc: string;
   /** How the functions were chosen, for people to read: `-F` and `-N` as given. */
   readonly filters?: readonly string[];
@@ -112,6 +112,8 @@ export interface LostMessage {
   readonly kind: 'lost';
   readonly lane: number;
   readonly records: number;
+  /** They were taken and left out, as only the newest were to be kept; without it the ring was full. */
+  readonly notKept?: boolean;
 }
 
 /** Last in a recording; without it the recording was cut short. */

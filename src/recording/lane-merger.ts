@@ -1,5 +1,7 @@
 import {
+  KIND_BITS,
   KIND_LOST,
+  LOST_NOT_KEPT,
   MAX_LOST,
   RECORD_WORDS,
   SLOT_WORD,
@@ -173,9 +175,9 @@ export class LaneMerger {
 }
 
 /** A LOST record at no time of its own: readers put it at the time of the record before it. */
-export function lostRecord(records: number): Uint32Array {
+export function lostRecord(records: number, isNotKept = false): Uint32Array {
   const words = new Uint32Array(RECORD_WORDS);
-  words[WHAT_WORD] = KIND_LOST;
+  words[WHAT_WORD] = KIND_LOST | (isNotKept ? LOST_NOT_KEPT << KIND_BITS : 0);
   words[SLOT_WORD] = Math.min(records, MAX_LOST);
   return words;
 }

@@ -54,6 +54,7 @@ export function parseMessage(text: string): RecordingMessage | undefined {
         kind,
         lane: integer(json, 'lane'),
         records: integer(json, 'records', Number.MAX_SAFE_INTEGER),
+        ...(json['notKept'] === true ? { notKept: true } : {}),
       };
     case 'end': {
       const summary = json['summary'];

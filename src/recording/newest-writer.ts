@@ -30,8 +30,9 @@ export class NewestWriter {
   #first = 0;
   #bytes = 0;
   #notKept = 0;
-  /** By lane: records that the recording lacks, those among them that the ring had lost before. */
-  readonly #missing = new Map<number, number>();
+  /** By lane: records that were given and are not in the recording, and those that the ring had lost among them. */
+  readonly #left = new Map<number, number>();
+  readonly #lost = new Map<number, number>();
   readonly #ended: RecordingMessage[] = [];
 
   /** Keeps at most `room` bytes of records, and at least the piece that was written last. */
@@ -65,7 +66,9 @@ export class NewestWriter {
     this.#items = [];
     this.#first = 0;
     this.#leaveOutOrphans(items);
-    for (const [lane, records] of this.#missing) this.#writer.writeMessage({ kind: 'lost', lane, records });
+    for (const [lane, records] of this.#lost) this.#writer.writeMessage({ kind: 'lost', lane, records });
+    for (const [lane, records] of this.#left)
+      this.#writer.writeMessage({ kind: 'lost', lane, records, notKept: true });
     for (const message of this.#ended) this.#writer.writeMessage(message);
     for (const item of items) {
       if (item.kind === 'message') {
@@ -78,15 +81,16 @@ export class NewestWriter {
     return this.#notKept;
   }
 
-  #miss(lane: number, records: number): void {
-    this.#missing.set(lane, (this.#missing.get(lane) ?? 0) + records);
+  #leaveOut(lane: number): void {
+    this.#notKept++;
+    add(this.#left, lane, 1);
   }
 
   /** The oldest item goes. */
   #giveUp(): void {
     const item = this.#items[this.#first++];
     if (item.kind === 'message') {
-      if (item.message.kind === 'lost') this.#miss(item.message.lane, item.message.records);
+      if (item.message.kind === 'lost') add(this.#lost, item.message.lane, item.message.records);
       else this.#ended.push(item.message);
       return;
     }
@@ -94,8 +98,8 @@ export class NewestWriter {
     this.#bytes -= words.byteLength;
     for (let at = 0; at < words.length; at += RECORD_WORDS) {
       const isLost = (words[at + WHAT_WORD] & KIND_MASK) === KIND_LOST;
-      this.#miss(item.lane, isLost ? words[at + SLOT_WORD] : 1);
-      if (!isLost) this.#notKept++;
+      if (isLost) add(this.#lost, item.lane, words[at + SLOT_WORD]);
+      else this.#leaveOut(item.lane);
     }
   }
 
@@ -104,7 +108,7 @@ export class NewestWriter {
     /** How many calls of a lane are open in a slot: more than one in a chain of tail calls. */
     const open = new Map<number, Map<number, number>>();
     items.forEach((item, i) => {
-      if (item.kind !== 'records' || !this.#missing.has(item.lane)) return;
+      if (item.kind !== 'records' || !(this.#left.has(item.lane) || this.#lost.has(item.lane))) return;
       let slots = open.get(item.lane);
       if (slots === undefined) open.set(item.lane, (slots = new Map<number, number>()));
       const { words } = item;
@@ -116,8 +120,7 @@ export class NewestWriter {
         if (kind === KIND_ENTRY) slots.set(slot, calls + 1);
         else if (kind === KIND_EXIT || kind === KIND_UNWOUND) {
           if (calls === 0) {
-            this.#miss(item.lane, 1);
-            this.#notKept++;
+            this.#leaveOut(item.lane);
             continue;
           }
           if (calls === 1) slots.delete(slot);
@@ -129,4 +132,8 @@ export class NewestWriter {
       items[i] = { ...item, words: words.subarray(0, to) };
     });
   }
+}
+
+function add(counts: Map<number, number>, lane: number, records: number): void {
+  counts.set(lane, (counts.get(lane) ?? 0) + records);
 }

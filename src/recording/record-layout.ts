@@ -29,6 +29,11 @@ export const KIND_BITS = 4;
 export const KIND_MASK = (1 << KIND_BITS) - 1;
 /** What is left for the function's index: 28 bits. */
 export const MAX_FUNCTION_INDEX = 0xffff_ffff >>> KIND_BITS;
+/**
+ * The function index of a LOST record whose records were taken and not kept; 0: they were dropped. Recordings tell of them by a
+ * message, of which readers make such a record.
+ */
+export const LOST_NOT_KEPT = 1;
 /** A LOST record counts no further than this. */
 export const MAX_LOST = 0xffff_ffff;
 

@@ -131,7 +131,7 @@ test('with --keep newest a recording has the newest calls, whole, and what is mi
   const { summary, recording, stderr } = await running.stop();
   assert.match(stderr, /older records were not kept/);
   const file = openRecording(recording);
-  const { records, lost, anomalies } = file.visit({
+  const { records, lost, notKept, anomalies } = file.visit({
     onEnter: () => 0,
     onLeave: () => undefined,
     onLeaf: () => 0,
@@ -139,7 +139,11 @@ test('with --keep newest a recording has the newest calls, whole, and what is mi
   });
   assert.deepEqual([file.fault, anomalies], [undefined, 0]);
   assert.equal(records + summary.not_kept, summary.records);
-  assert.equal(lost, summary.not_kept + summary.dropped);
+  assert.deepEqual([lost, notKept], [summary.dropped, summary.not_kept]);
+  const graph = safepoke('graph', recording);
+  assert.match(graph.stdout, /records not kept: --keep newest/);
+  assert.match(graph.stderr, /records not kept \(--keep newest\)\n/);
+  assert.doesNotMatch(graph.stdout + graph.stderr, /the ring was full/);
   assert.ok(summary.not_kept > 0 && records > 0);
   file.close();
   const calls = callsOf(recording);

@@ -3,11 +3,13 @@ import { spawnSync } from 'node:child_process';
 import { readFileSync, readdirSync, readlinkSync } from 'node:fs';
 import { test } from 'node:test';
 import { attach } from '../index.js';
+import { RecordingReader } from '../recording/index.js';
 import {
   Running,
   Target,
   build,
   changedBytes,
+  fresh,
   main,
   pause,
   safepoke,
@@ -32,6 +34,42 @@ async function fine(target: Target): Promise<void> {
   target.say('go on');
   await target.expect(/^fine$/);
 }
+
+/** Time between the first and the last reading of the clock in a recording: its session's, from its beginning to its end. */
+function recordedMs(path: string): number {
+  const readings: bigint[] = [];
+  const reader = new RecordingReader(path, {
+    onMessage: (message) => {
+      if (message.kind === 'clock') readings.push(BigInt(message.ns));
+    },
+  });
+  reader.push(readFileSync(path));
+  reader.finish();
+  return Number((readings.at(-1) ?? 0n) - readings[0]) / 1e6;
+}
+
+/** Timers may come so much early, as they count whole milliseconds. */
+const TIMER_MS = 2;
+
+test('--duration counts from when tracing has begun', async () => {
+  const target = await Target.ready(build('busy.c'), '3');
+  const recording = fresh('recording');
+  const limited = safepoke(
+    'attach',
+    '-p',
+    String(target.pid),
+    '-F',
+    'mix',
+    '--duration',
+    '300ms',
+    '-o',
+    recording,
+  );
+  assert.equal(limited.status, 0, limited.stderr);
+  assert.ok(recordedMs(recording) >= 300 - TIMER_MS);
+  await fine(target);
+  await target.finish();
+});
 
 test('after every way to end a trace the target is as it was', async () => {
   const target = await Target.ready(build('busy.c'), '3');

@@ -374,6 +374,7 @@ function start({ pid, options, memory, times, adopted, inside, isChild, before, 
   }
   const tscHz = timeStamp.estimateHz();
   const ringBytes = options.bufferBytes ?? DEFAULT_BUFFER_BYTES;
+  let startTsc: bigint | undefined;
   const target = patchTarget({
     pid,
     modules,
@@ -384,6 +385,9 @@ function start({ pid, options, memory, times, adopted, inside, isChild, before, 
     way: options.way,
     adopted,
     inside,
+    onEnable: () => {
+      startTsc ??= timeStamp.now();
+    },
     agent: {
       ringBytes,
       maxShadowEntries: MAX_SHADOW_ENTRIES,
@@ -412,7 +416,7 @@ function start({ pid, options, memory, times, adopted, inside, isChild, before, 
     startTime: new Date().toISOString(),
     mode: entryOnly ? 'entries' : 'calls',
     tscHz,
-    startTsc: String(timeStamp.now()),
+    startTsc: String(startTsc ?? timeStamp.now()),
     ...(options.minDurationNs === undefined ? {} : { minDurationNs: options.minDurationNs }),
     filters: [...(options.filters ?? []), ...(options.notrace ?? []).map((text) => `not ${text}`)],
   };

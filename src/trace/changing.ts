@@ -48,6 +48,7 @@ export class Changing {
     ready.sites.forEach((_, i) => {
       if (!choice.flipped.has(i) && !choice.held.has(i)) this.#refused.set(i, 'needs-hold');
     });
+    request.onEnable();
     ready.agent.enable(true);
   }
 

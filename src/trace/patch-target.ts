@@ -56,6 +56,8 @@ export interface PatchRequest {
   readonly adopted: Hold | undefined;
   /** The program has our object loaded with it, and there is no ptrace. It waits to begin unless `hasBegun`. */
   readonly inside: { readonly process: InsideProcess; readonly hasBegun: boolean } | undefined;
+  /** Called before the first record is possible; again where a first way to change the sites would not do. */
+  readonly onEnable: () => void;
 }
 
 /** Sites in the order of their addresses, all and by clusters. */

@@ -2,9 +2,6 @@ import { isSafepokeError } from '../errors/index.js';
 import { CALL_REFUSED, type ProtocolCounts } from '../inside/index.js';
 import { SYS, haste, systemCall } from '../linux/index.js';
 import {
-  CallBuilder,
-  CallObjects,
-  LaneMerger,
   NewestWriter,
   RECORD_BYTES,
   RecordingWriter,
@@ -16,6 +13,7 @@ import {
   type RecordingSink,
 } from '../recording/index.js';
 import { pause, type HoldTimes } from '../target/index.js';
+import { CallReader, Consumer } from './consumers.js';
 import type { DetachResult, PatchedTarget } from './patched-target.js';
 import { RingDrain } from './ring-drain.js';
 import type { RefusedFunction } from './site-plan.js';
@@ -32,8 +30,6 @@ const TARGET_CHECK_MS = 20;
 const SLICE_MS = 4;
 /** Records that wait in our memory for consumers, in bytes; beyond it the rings fill, and what they drop is counted. */
 const MAX_BACKLOG = 512 << 20;
-/** Records handed to a consumer at once, in words: small enough that the rings are not forgotten meanwhile. */
-const CONSUMER_PIECE_WORDS = 4 * 4096;
 /**
  * While more than this part of a ring waits, its records are copied and written later, up to the limit in bytes: that empties it
  * faster. Otherwise they are written from where they stand, which costs less in all.
@@ -58,7 +54,6 @@ const MAX_REMOVE_PAUSE_MS = 400;
 const KEPT: readonly string[] = ['WILL_NOT_STOP', CALL_REFUSED];
 /** The memory of a process goes a moment before it is seen to have ended. */
 const END_TRIES = 40;
-const BYTES_PER_WORD = 4;
 const NS_PER_US = 1000;
 
 /** What a session is made of. */
@@ -133,12 +128,12 @@ export class Session implements AsyncIterable<Call> {
         onLost: (lane, records) => {
           this.#flushWrites();
           this.#message({ kind: 'lost', lane, records });
-          for (const consumer of this.#consumers) consumer.merger.pushLost(lane, records);
+          for (const consumer of this.#consumers) consumer.pushLost(lane, records);
         },
         onThreadEnd: (lane) => {
           this.#flushWrites();
           this.#message({ kind: 'thread-end', lane });
-          for (const consumer of this.#consumers) consumer.merger.endLane(lane);
+          for (const consumer of this.#consumers) consumer.endLane(lane);
         },
       },
     );
@@ -214,9 +209,7 @@ export class Session implements AsyncIterable<Call> {
    * next turn of the event loop sees every call.
    */
   follow(visitor: CallVisitor): void {
-    const consumer = new Consumer(this.info, visitor);
-    for (const lane of this.info.threads.keys()) consumer.merger.push(lane, new Uint32Array(0));
-    this.#consumers.push(consumer);
+    this.#consumers.push(new Consumer(this.info, visitor));
   }
 
   /** Ends the session; the target runs on as it was. Resolves as `done` does. */
@@ -226,36 +219,32 @@ export class Session implements AsyncIterable<Call> {
     return this.done;
   }
 
-  /** Calls in the order in which they end. Leaving the loop ends the session. */
+  /**
+   * Calls in the order in which they end. Leaving the loop ends the session. Calls are made when the loop asks for them: until then
+   * their records wait, up to a bound. Beyond it the rings fill, and what they drop is counted.
+   */
   async *[Symbol.asyncIterator](): AsyncGenerator<Call, void> {
-    const ready: Call[] = [];
-    let wake: (() => void) | undefined;
-    let over = false;
-    const isOver = (): boolean => over;
-    this.follow(
-      new CallObjects(this.info, (call) => {
-        ready.push(call);
-        wake?.();
-      }),
+    const reader = new CallReader(this.info);
+    this.#consumers.push(reader);
+    let isOver = false;
+    this.done.then(
+      () => {
+        isOver = true;
+        reader.finish();
+      },
+      () => {
+        isOver = true;
+        reader.breakOff();
+      },
     );
-    const finish = (): void => {
-      over = true;
-      wake?.();
-    };
-    this.done.then(finish, finish);
+    const hasEnded = (): boolean => isOver;
     try {
-      for (;;) {
-        if (ready.length > 0) {
-          yield* ready.splice(0);
-          continue;
-        }
-        if (isOver()) break;
-        await new Promise<void>((resolve) => (wake = resolve));
-        wake = undefined;
-      }
+      yield* reader.calls();
       await this.done;
     } finally {
-      if (!isOver()) await this.stop();
+      // Nobody reads on: what comes from now on is counted, and no more.
+      this.#consumers.splice(this.#consumers.indexOf(reader), 1);
+      if (!hasEnded()) await this.stop();
     }
   }
 
@@ -584,42 +573,4 @@ function nextTurn(): Promise<void> {
   return new Promise((resolve) => {
     setImmediate(resolve);
   });
-}
-
-/** One reader of calls: merges the lanes by time, builds calls, shows them. */
-class Consumer {
-  readonly merger: LaneMerger;
-  readonly #builder: CallBuilder;
-  backlog = 0;
-
-  constructor(info: TraceInfo, visitor: CallVisitor) {
-    this.#builder = new CallBuilder(info.header.mode, info.clock, visitor);
-    this.merger = new LaneMerger(info.clock, {
-      addRecords: (lane, words, from, to) => {
-        this.backlog -= (to - from) * BYTES_PER_WORD;
-        this.#builder.addRecords(lane, words, from, to);
-      },
-      endLane: (lane) => {
-        this.#builder.endLane(lane);
-      },
-    });
-  }
-
-  push(lane: number, words: Uint32Array): void {
-    this.backlog += words.byteLength;
-    for (let at = 0; at < words.length; at += CONSUMER_PIECE_WORDS) {
-      this.merger.push(lane, words.subarray(at, at + CONSUMER_PIECE_WORDS));
-    }
-  }
-
-  /** Shows calls older than `limit` until the time is over. True: there is more. */
-  feed(limit: number, until: number): boolean {
-    while (this.merger.step(limit)) if (performance.now() > until) return true;
-    return false;
-  }
-
-  finish(): void {
-    this.merger.finish();
-    this.#builder.finish();
-  }
 }

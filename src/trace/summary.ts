@@ -47,7 +47,8 @@ export interface SessionSummary {
 }
 
 /**
- * `stopped`: by us; `loaded`: by us, since a library came that is to be traced as well; `exited`, `killed`, `gone`: the target ended (`gone`: how is not known); `exec`: it became another program.
+ * `stopped`: by us; `loaded`: by us, since a library came that is to be traced as well; `exited`, `killed`, `gone`: the target ended (`gone`: how is not known); `exec`: it was seen to have become another program. What
+ * executed another and ended between two looks, 20 ms, has `exited` or was `killed`.
  */
 export type SessionEnd = 'stopped' | 'loaded' | 'exited' | 'killed' | 'gone' | 'exec';
 

@@ -4,7 +4,7 @@ import { UsageError, attach, isSafepokeError, whenLoaded } from '../../index.js'
 import type { Session, SessionOptions } from '../../index.js';
 import type { Terminal } from '../terminal.js';
 import { parseTime } from '../units.js';
-import { followOne, type Followed } from './live-session.js';
+import { Deadline, followOne, type Followed } from './live-session.js';
 import type { LiveOptions } from './trace-options.js';
 
 const NS_PER_MS = 1e6;
@@ -19,9 +19,9 @@ export async function follow(
   begin: (options: SessionOptions) => Session,
 ): Promise<Followed> {
   checkTogether(options);
-  const endAt =
-    options.duration === undefined ? undefined : performance.now() + parseTime(options.duration) / NS_PER_MS;
-  const first = await followOne(terminal, options, begin, endAt);
+  const deadline =
+    options.duration === undefined ? undefined : new Deadline(parseTime(options.duration) / NS_PER_MS);
+  const first = await followOne(terminal, options, begin, deadline);
   const { session } = first;
   let last = first;
   for (let part = 2; goesOn(options, last); part++) {
@@ -34,7 +34,7 @@ export async function follow(
         terminal,
         numbered(options, part),
         (wanted) => attach(session.pid, wanted),
-        endAt,
+        deadline,
       );
     } catch (error) {
       if (!isSafepokeError(error)) throw error;

@@ -82,6 +82,32 @@ export interface Followed {
 }
 
 /**
+ * When a trace is to end: so long after its first session has begun to record, whatever that took. The wait for a library before it
+ * lasts no longer either.
+ */
+export class Deadline {
+  readonly #ms: number;
+  #endAt: number;
+  #hasBegun = false;
+
+  constructor(ms: number) {
+    this.#ms = ms;
+    this.#endAt = performance.now() + ms;
+  }
+
+  get msLeft(): number {
+    return this.#endAt - performance.now();
+  }
+
+  /** A session records. Only the first counts. */
+  begin(): void {
+    if (this.#hasBegun) return;
+    this.#hasBegun = true;
+    this.#endAt = performance.now() + this.#ms;
+  }
+}
+
+/**
  * With `--follow-dlopen` a session may have to wait for the library that it is to trace. Nothing is done to the process before.
  */
 async function beginWhenLoaded(
@@ -102,13 +128,13 @@ async function beginWhenLoaded(
 
 /**
  * Runs a session to its end: until the target ends, the time is over, a signal comes, or nobody reads any more. The session's
- * summary is written and noted in each case. `endAt` is a time of performance.now().
+ * summary is written and noted in each case.
  */
 export async function followOne(
   terminal: Terminal,
   options: LiveOptions,
   begin: (options: SessionOptions) => Session,
-  endAt: number | undefined,
+  deadline: Deadline | undefined,
 ): Promise<Followed> {
   const wanted = sessionOptions(options, terminal);
   checkSummaryPath(options.summary);
@@ -124,8 +150,9 @@ export async function followOne(
   const timers: NodeJS.Timeout[] = [];
   let control: ControlServer | undefined;
   try {
-    const isOver = (): boolean => signal !== undefined || (endAt !== undefined && performance.now() > endAt);
+    const isOver = (): boolean => signal !== undefined || (deadline !== undefined && deadline.msLeft < 0);
     session = await beginWhenLoaded(options, isOver, () => begin(wanted));
+    deadline?.begin();
     const begun = session;
     offerOurselves();
     const batch = new TextBatch((text) => {
@@ -143,9 +170,9 @@ export async function followOne(
           : { minTicks: wanted.minDurationNs / begun.info.clock.nsPerTick };
       begun.follow(filterCalls(output, minTicks));
     }
-    if (endAt !== undefined) {
+    if (deadline !== undefined) {
       const stop = (): void => void begun.stop().catch(() => undefined);
-      timers.push(setTimeout(stop, endAt - performance.now()));
+      timers.push(setTimeout(stop, deadline.msLeft));
     }
     let closed = false;
     const flush = (): void => {

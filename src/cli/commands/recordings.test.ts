@@ -30,6 +30,30 @@ test('graph, report and export print to standard output, and what was lost to st
   });
 });
 
+test('what a flight recorder has not kept is not told of as lost', () => {
+  const recording = new SyntheticRecording()
+    .thread(0, 7, 'main')
+    .message({ kind: 'lost', lane: 0, records: 3, notKept: true })
+    .enter(0, 100, 'f')
+    .leave(0, 200)
+    .message({ kind: 'lost', lane: 0, records: 1 });
+  withFile(recording.bytes(), (path) => {
+    const told =
+      'safepoke: warning: 1 record lost: the ring was full\nsafepoke: 3 records not kept (--keep newest)\n';
+    for (const [args, expected] of [
+      [['graph', path], /3 records not kept: --keep newest[^]*1 record lost: the ring was full/],
+      [['report', path], /Function\n.* f\n/],
+      [['export', path, '--format', 'jsonl'], /^\{"not_kept":3,[^]*\{"lost":1,/],
+      [['export', path, '--format', 'chrome'], /"3 records not kept"[^]*"1 record lost"/],
+    ] as const) {
+      const run = safepoke(...args);
+      assert.equal(run.status, 0, run.stderr);
+      assert.match(run.stdout, expected);
+      assert.equal(run.stderr, told);
+    }
+  });
+});
+
 test('export writes to a file, but not over the recording itself', () => {
   withFile(sampleRecording().bytes(), (path) => {
     const run = safepoke('export', path, '--format', 'chrome', '-o', `${path}.json`);

@@ -38,7 +38,7 @@ export function addLiveOptions(command: Command): Command {
     .option('-D, --depth <n>', 'at most n levels below the outermost traced call')
     .option('-t, --time-filter <time>', 'only calls that last at least this: 2us, 1ms')
     .option('--entry-only', 'entries without durations: half the cost')
-    .option('--duration <time>', 'stop after this: 500ms, 10s, 1m')
+    .option('--duration <time>', 'stop when it has traced so long: 500ms, 10s, 1m')
     .option(
       '--buffer <size>',
       'ring of each thread: 64K, 16M (default 128M, of which only what is used is memory)',

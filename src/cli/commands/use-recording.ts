@@ -52,6 +52,7 @@ function filterFrom(options: RecordingOptions, recording: RecordingFile): CallFi
 
 function noteSummary(terminal: Terminal, summary: ReadSummary): void {
   if (summary.lost > 0) terminal.warn(`${formatLost(summary.lost)}: the ring was full`);
+  if (summary.notKept > 0) terminal.note(`safepoke: ${formatLost(summary.notKept, true)} (--keep newest)`);
   if (summary.anomalies > 0)
     terminal.warn(`${formatCount(summary.anomalies)} of the records made no sense and were left out`);
 }
