@@ -1,5 +1,8 @@
 import assert from 'node:assert/strict';
+import { existsSync, symlinkSync } from 'node:fs';
+import { dirname, join } from 'node:path';
 import { test } from 'node:test';
+import { attach, listFunctions } from '../index.js';
 import {
   Running,
   Target,
@@ -116,4 +119,25 @@ test('a stopped target that goes on while it is traced is recorded from then on'
   assert.equal(summary.calls['step'], 10);
   assert.deepEqual(mapsOf(target.pid), before);
   await target.finish();
+});
+
+test('a program that is started by a link to it goes by the name of the link as well', async () => {
+  const link = join(dirname(program), 'linked-program');
+  if (!existsSync(link)) symlinkSync(program, link);
+  const filter = 'linked-program!step';
+  const target = await Target.ready(link, 'wait');
+  const listed = listFunctions({ pid: target.pid }, [filter]);
+  assert.deepEqual(
+    listed.functions.map((f) => f.name),
+    ['step'],
+  );
+  const session = attach(target.pid, { filters: [filter, 'processes*!main'] });
+  assert.equal(session.switch([filter], false), 1);
+  assert.equal(session.switch([filter], true), 1);
+  target.say('10');
+  await target.expect(/^did 10$/);
+  assert.equal((await session.stop()).calls['step'], 10);
+  await target.finish();
+  const traced = runTraced(['-F', filter], link, 'spawn');
+  assert.equal(traced.status, 0, traced.stderr);
 });
