@@ -121,6 +121,24 @@ test('a stopped target that goes on while it is traced is recorded from then on'
   await target.finish();
 });
 
+test('a target that is stopped while it is traced gets its code back, and its maps at the next attach', async () => {
+  const target = await Target.ready(program, 'wait');
+  const before = mapsOf(target.pid);
+  const notes: string[] = [];
+  const session = attach(target.pid, { onNote: (line) => notes.push(line) });
+  target.kill('SIGSTOP');
+  await pause(50);
+  const { restored, removed } = await session.stop();
+  assert.deepEqual([restored, removed, changedBytes(target.pid)], [true, false, 0]);
+  assert.match(notes.join('\n'), /^safepoke’s thread .* does not answer.*attach once more/);
+  target.kill('SIGCONT');
+  target.say('10');
+  await target.expect(/^did 10$/);
+  assert.equal((await attach(target.pid).stop()).removed, true);
+  assert.deepEqual(mapsOf(target.pid), before);
+  await target.finish();
+});
+
 test('a program that is started by a link to it goes by the name of the link as well', async () => {
   const link = join(dirname(program), 'linked-program');
   if (!existsSync(link)) symlinkSync(program, link);

@@ -89,10 +89,12 @@ test('a process whose memory another shares without being its thread is refused,
     assert.deepEqual([restored, removed], [true, true]);
   }
   // One that comes during the session: the code stays as long as it may be in it.
-  const session = attach(target.pid);
+  const notes: string[] = [];
+  const session = attach(target.pid, { onNote: (line) => notes.push(line) });
   await answers('own');
   const { restored, removed } = await session.stop();
   assert.deepEqual([restored, removed, changedBytes(target.pid)], [true, false, 0]);
+  assert.match(notes.join('\n'), /^another process shares the memory.*attach once more/);
   await answers('work');
   await answers('none');
   assert.equal((await attach(target.pid).stop()).removed, true);

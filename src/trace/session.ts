@@ -16,7 +16,7 @@ import {
   type RecordingSink,
 } from '../recording/index.js';
 import { pause, type HoldTimes } from '../target/index.js';
-import type { DetachResult, PatchedTarget } from './patched-target.js';
+import { STAYS_SINCE, type DetachResult, type PatchedTarget } from './patched-target.js';
 import { RingDrain } from './ring-drain.js';
 import type { RefusedFunction } from './site-plan.js';
 import type { SessionEnd, SessionStatus, SessionSummary } from './summary.js';
@@ -362,15 +362,16 @@ export class Session implements AsyncIterable<Call> {
     if (breakpoints > 0) onNote(`on ${breakpoints} sites a breakpoint of somebody else stands, and stays`);
     this.#drain.finish();
     target.tryRemove();
-    for (let tries = 0; !target.isRemoved && tries < REMOVE_TRIES; tries++) {
+    for (let tries = 0; !target.isRemoved && target.stay !== 'still' && tries < REMOVE_TRIES; tries++) {
       const ms = Math.min(REMOVE_PAUSE_MS * 2 ** tries, MAX_REMOVE_PAUSE_MS);
       await new Promise((resolve) => setTimeout(resolve, ms));
       target.tryRemove();
     }
-    if (!target.isRemoved)
+    if (!target.isRemoved) {
       onNote(
-        'a signal handler will return into safepoke’s code, or a process shares the memory that cannot be held: the code stays mapped, unused',
+        `${STAYS_SINCE[target.stay]}: the code stays mapped, unused; it goes when you attach once more later, or with the process`,
       );
+    }
     return restored;
   }
 
