@@ -128,5 +128,8 @@ test('files that are no programs for this machine are refused', () => {
   }
   refuses(1, /no such|no executable|not/i, 'functions', '/nowhere/at/all');
   refuses(1, /PATH/, 'run', '--', 'no-such-program-anywhere');
-  refuses(1, /executable/, 'run', '--', '/etc/passwd');
+  refuses(1, /it is not executable/, 'run', '--', '/etc/passwd');
+  refuses(1, /it is a directory/, 'run', '--', '/tmp');
+  refuses(1, /there is no such file/, 'run', '--', '/nowhere/at/all');
+  refuses(1, /there is no such folder; make the folder/, 'run', '-o', '/nowhere/x', '--', '/bin/true');
 });
