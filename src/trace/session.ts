@@ -509,6 +509,7 @@ export class Session implements AsyncIterable<Call> {
       records: this.#drain.records,
       dropped: this.#drain.dropped + this.#drain.abandoned + this.#drain.laneless,
       laneless: this.#drain.laneless,
+      abandoned: this.#drain.abandoned,
       not_kept: notKept,
       threads: this.#drain.threads,
       held_us: Math.round(parts.times.longestUs),
