@@ -23,7 +23,8 @@ export class ChromeOutput implements TextOutput {
   constructor(info: TraceInfo, sink: TextSink) {
     this.#info = info;
     this.#sink = sink;
-    const name = JSON.stringify(info.header.command.join(' '));
+    // A title that a program has put in the place of its arguments ends in blanks.
+    const name = JSON.stringify(info.header.command.join(' ').trimEnd());
     sink(
       `{"displayTimeUnit":"ns","traceEvents":[\n{"ph":"M","name":"process_name","pid":${info.header.pid},"args":{"name":${name}}}`,
     );

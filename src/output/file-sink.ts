@@ -14,7 +14,13 @@ export class FileSink implements RecordingSink {
     try {
       this.#fd = openSync(path, 'w');
     } catch (error) {
-      throw this.#unwritable(error);
+      const { code } = error as NodeJS.ErrnoException;
+      throw new CannotError('OUTPUT_UNWRITABLE', {
+        tried: `write ${path}`,
+        why: code === 'ENOENT' ? 'there is no such folder' : describeFileError(error),
+        next: code === 'ENOENT' ? 'make the folder or choose another file' : 'choose another file',
+        cause: error,
+      });
     }
   }
 

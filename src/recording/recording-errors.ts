@@ -26,10 +26,12 @@ export function malformed(source: string, at: number, why: string): CannotError 
   });
 }
 
-export function truncated(source: string, at: number, within: string): CannotError {
+/** `hasRecords`: something of it could be read all the same. */
+export function truncated(source: string, at: number, within: string, hasRecords: boolean): CannotError {
+  const used = hasRecords ? 'every complete record before that byte was used' : 'no record comes before that';
   return new CannotError('RECORDING_TRUNCATED', {
     tried: `read all of ${source}`,
     why: `it is cut off at byte ${at}, ${within}`,
-    next: 'every complete record before that byte was used; copy the file again if the copy was cut short',
+    next: `${used}; copy the file again if the copy was cut short`,
   });
 }

@@ -107,7 +107,8 @@ export class RecordingReader {
       if (this.#offset === 0) throw foreign(this.#source, 'it is empty');
       this.#checkMagic(this.#gathered());
     }
-    throw truncated(this.#source, this.#offset, WITHIN[this.#state]);
+    const hasRecords = this.#state !== 'prologue' && this.#state !== 'header';
+    throw truncated(this.#source, this.#offset, WITHIN[this.#state], hasRecords);
   }
 
   #took(bytes: number): void {

@@ -30,7 +30,7 @@ export class SyntheticRecording {
       { write: (chunks) => this.#chunks.push(joined(chunks)) },
       {
         pid: 4711,
-        command: ['server', '--port', '1'],
+        command: ['server', '--port', '1', '   '],
         startTime: '2026-01-02T03:04:05.000Z',
         mode,
         tscHz: 1e9,

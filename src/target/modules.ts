@@ -3,7 +3,13 @@ import { readFileSync, statSync } from 'node:fs';
 import { basename } from 'node:path';
 import { parseElf, type ElfFile } from '../elf/index.js';
 import { isSafepokeError } from '../errors/index.js';
-import { readExecutablePath, readMaps, type Mapping } from '../linux/index.js';
+import {
+  readCommandLine,
+  readExecutablePath,
+  readMaps,
+  readThreadName,
+  type Mapping,
+} from '../linux/index.js';
 
 const PT_LOAD = 1;
 const PAGE_MASK = 4095;
@@ -13,8 +19,10 @@ const OWN_MEMORY = '/memfd:safepoke';
 /** An executable or shared object of a running process. */
 export interface Module {
   readonly path: string;
-  /** Base name: what MODULE of MODULE!PATTERN is matched with, besides the file's own soname. */
+  /** Base name: what MODULE of MODULE!PATTERN is matched with, besides the file's own soname and the aliases. */
   readonly name: string;
+  /** Names by which an executable was started, which may be a link to it: redis-server is redis-check-rdb on some systems. */
+  readonly aliases: readonly string[];
   readonly isExecutable: boolean;
   /** Executable mappings, ascending. */
   readonly text: readonly { readonly start: number; readonly end: number }[];
@@ -65,6 +73,13 @@ function biasOf(elf: ElfFile, text: Mapping): bigint | undefined {
   return undefined;
 }
 
+/** A program may have put a title in the place of its arguments, the first word of which is its name then. */
+function startedAs(pid: number): string[] {
+  const [first = ''] = readCommandLine(pid) ?? [];
+  const names = [basename(first), basename(first.split(' ')[0]), readThreadName(pid, pid) ?? ''];
+  return names.filter((name) => name !== '');
+}
+
 /** The modules of a process in the order of their addresses, the executable first. */
 export function readModules(pid: number): { modules: Module[]; unusable: UnusableModule[] } {
   const executable = readExecutablePath(pid);
@@ -97,6 +112,7 @@ export function readModules(pid: number): { modules: Module[]; unusable: Unusabl
       modules.push({
         path,
         name: basename(path),
+        aliases: path === executable ? startedAs(pid) : [],
         isExecutable: path === executable,
         text: mappings.map(({ start, end }) => ({ start, end })),
         bias,

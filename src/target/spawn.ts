@@ -162,19 +162,39 @@ export function findProgram(name: string): string {
   const candidates = name.includes('/')
     ? [name]
     : (process.env['PATH'] ?? '/usr/bin:/bin').split(delimiter).map((folder) => join(folder, name));
+  let found: string | undefined;
   for (const candidate of candidates) {
-    try {
-      accessSync(candidate, fsConstants.X_OK);
-      if (statSync(candidate).isFile()) return candidate;
-    } catch {
-      continue;
-    }
+    const why = whyNoProgram(candidate);
+    if (why === undefined) return candidate;
+    // As execvp does: what was found first and may not be executed is told, if nothing better comes.
+    if (why !== NO_SUCH_FILE) found ??= name.includes('/') ? why : `${candidate}: ${why}`;
   }
   throw new CannotError('NO_PROGRAM', {
     tried: `run ${name}`,
-    why: name.includes('/') ? 'there is no such executable file' : 'it is in none of the folders of PATH',
+    why: found ?? (name.includes('/') ? NO_SUCH_FILE : 'it is in none of the folders of PATH'),
     next: 'give the path of a program',
   });
+}
+
+const NO_SUCH_FILE = 'there is no such file';
+
+/** Undefined: it may be executed. */
+function whyNoProgram(path: string): string | undefined {
+  try {
+    const facts = statSync(path);
+    if (facts.isDirectory()) return 'it is a directory';
+    if (!facts.isFile()) return 'it is not a file';
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code === 'EACCES'
+      ? 'you may not look into its folder'
+      : NO_SUCH_FILE;
+  }
+  try {
+    accessSync(path, fsConstants.X_OK);
+    return undefined;
+  } catch {
+    return 'it is not executable (chmod +x makes it so, if it is a program)';
+  }
 }
 
 /** A program of ours that stands before its first instruction (the dynamic loader has done its work), held. */

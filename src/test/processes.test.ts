@@ -1,6 +1,8 @@
 import assert from 'node:assert/strict';
+import { existsSync, symlinkSync } from 'node:fs';
+import { dirname, join } from 'node:path';
 import { test } from 'node:test';
-import { attach, isSafepokeError } from '../index.js';
+import { attach, isSafepokeError, listFunctions } from '../index.js';
 import {
   Running,
   Target,
@@ -137,4 +139,43 @@ test('a thread that stops after safepoke has given up, and of which Node is told
   const { restored, removed } = await session.stop();
   assert.deepEqual([restored, removed, changedBytes(target.pid)], [true, true, 0]);
   await target.finish();
+});
+
+test('a target that is stopped while it is traced gets its code back, and its maps at the next attach', async () => {
+  const target = await Target.ready(program, 'wait');
+  const before = mapsOf(target.pid);
+  const notes: string[] = [];
+  const session = attach(target.pid, { onNote: (line) => notes.push(line) });
+  target.kill('SIGSTOP');
+  await pause(50);
+  const { restored, removed } = await session.stop();
+  assert.deepEqual([restored, removed, changedBytes(target.pid)], [true, false, 0]);
+  assert.match(notes.join('\n'), /^safepoke’s thread .* does not answer.*attach once more/);
+  target.kill('SIGCONT');
+  target.say('10');
+  await target.expect(/^did 10$/);
+  assert.equal((await attach(target.pid).stop()).removed, true);
+  assert.deepEqual(mapsOf(target.pid), before);
+  await target.finish();
+});
+
+test('a program that is started by a link to it goes by the name of the link as well', async () => {
+  const link = join(dirname(program), 'linked-program');
+  if (!existsSync(link)) symlinkSync(program, link);
+  const filter = 'linked-program!step';
+  const target = await Target.ready(link, 'wait');
+  const listed = listFunctions({ pid: target.pid }, [filter]);
+  assert.deepEqual(
+    listed.functions.map((f) => f.name),
+    ['step'],
+  );
+  const session = attach(target.pid, { filters: [filter, 'processes*!main'] });
+  assert.equal(session.switch([filter], false), 1);
+  assert.equal(session.switch([filter], true), 1);
+  target.say('10');
+  await target.expect(/^did 10$/);
+  assert.equal((await session.stop()).calls['step'], 10);
+  await target.finish();
+  const traced = runTraced(['-F', filter], link, 'spawn');
+  assert.equal(traced.status, 0, traced.stderr);
 });

@@ -104,10 +104,12 @@ test('a process whose memory another shares without being its thread is refused,
     assert.deepEqual([restored, removed], [true, true]);
   }
   // One that comes during the session: the code stays as long as it may be in it.
-  const session = attach(target.pid);
+  const notes: string[] = [];
+  const session = attach(target.pid, { onNote: (line) => notes.push(line) });
   await answers('own');
   const { restored, removed } = await session.stop();
   assert.deepEqual([restored, removed, changedBytes(target.pid)], [true, false, 0]);
+  assert.match(notes.join('\n'), /^another process shares the memory.*attach once more/);
   await answers('work');
   await answers('none');
   assert.equal((await attach(target.pid).stop()).removed, true);
@@ -141,5 +143,8 @@ test('files that are no programs for this machine are refused', () => {
   }
   refuses(1, /no such|no executable|not/i, 'functions', '/nowhere/at/all');
   refuses(1, /PATH/, 'run', '--', 'no-such-program-anywhere');
-  refuses(1, /executable/, 'run', '--', '/etc/passwd');
+  refuses(1, /it is not executable/, 'run', '--', '/etc/passwd');
+  refuses(1, /it is a directory/, 'run', '--', '/tmp');
+  refuses(1, /there is no such file/, 'run', '--', '/nowhere/at/all');
+  refuses(1, /there is no such folder; make the folder/, 'run', '-o', '/nowhere/x', '--', '/bin/true');
 });

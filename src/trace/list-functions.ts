@@ -43,7 +43,7 @@ function moduleOfFile(path: string): Module {
     });
   }
   const elf = parseElf(bytes, path);
-  return { path, name: basename(path), isExecutable: true, text: [], bias: 0n, elf: () => elf };
+  return { path, name: basename(path), aliases: [], isExecutable: true, text: [], bias: 0n, elf: () => elf };
 }
 
 /**

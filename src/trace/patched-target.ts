@@ -33,6 +33,16 @@ export interface DetachResult {
   readonly breakpoints: number;
 }
 
+/** Why our code has to stay in a target: see `STAYS_SINCE`. */
+type Stay = 'inside' | 'shared' | 'still';
+
+/** The same for people. */
+export const STAYS_SINCE: Readonly<Record<Stay, string>> = {
+  inside: 'a thread is in safepoke’s code, or will return into it from a signal handler',
+  shared: 'another process shares the memory, cannot be held, and may be in safepoke’s code',
+  still: 'safepoke’s thread in the process does not answer: a debugger or job control has stopped it',
+};
+
 /** What was put into a target. */
 interface Patched {
   /** Sites in the order of their indices. */
@@ -72,6 +82,7 @@ export class PatchedTarget {
   /** Processes that share the target's memory, as far as they were there when the sites had been restored. */
   #sharing: number[] | undefined;
   #isRemoved = false;
+  #stay: Stay = 'inside';
 
   constructor(pid: number, memory: TargetMemory, times: HoldTimes, reach: Reach, patched: Patched) {
     this.#pid = pid;
@@ -152,13 +163,20 @@ export class PatchedTarget {
     return this.#isRemoved;
   }
 
+  /** Why the last `tryRemove` did not. */
+  get stay(): Stay {
+    return this.#stay;
+  }
+
   /**
    * Unmaps the agent, unless a thread is in our code or will return into it: call again later then. The sites have been
    * restored and the rings have been emptied.
    */
   tryRemove(): boolean {
     if (this.#isRemoved) return true;
+    this.#stay = 'inside';
     if (!this.#isUnused && !this.#tryLeaveCode()) return false;
+    this.#stay = 'still';
     // Nobody can get into our code any more. One thread unmaps it, quickly, as there is little left to free.
     if (!this.agent.dismissThread()) return false;
     this.agent.releaseShared();
@@ -192,7 +210,9 @@ export class PatchedTarget {
     if (this.#sharing.length > 0) {
       const still = new Set(processesSharing(this.#pid));
       this.#sharing = this.#sharing.filter((other) => still.has(other));
+      this.#stay = 'shared';
       if (this.#sharing.length > 0) return false;
+      this.#stay = 'inside';
     }
     if (this.#reach.mustStandAll || !this.agent.areReturnsOwn()) {
       const hold = this.#reach.standAll(this.#times, agentTid);

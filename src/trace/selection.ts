@@ -23,11 +23,15 @@ export function parsePatterns(texts: readonly string[] | undefined): Pattern[] {
   return (texts ?? []).map(parsePattern);
 }
 
-/** A library goes by the name of its file and by the one that programs ask for: libz.so.1.2.13 is libz.so.1. */
+/**
+ * A library goes by the name of its file and by the one that programs ask for: libz.so.1.2.13 is libz.so.1. An executable goes by the
+ * name by which it was started as well.
+ */
 export function concernsModule(pattern: Pattern, module: Module): boolean {
   if (!pattern.namesModule) return module.isExecutable;
   const { soname } = module.elf();
-  return pattern.matchesModule(module.name) || (soname !== undefined && pattern.matchesModule(soname));
+  const names = [module.name, ...(soname === undefined ? [] : [soname]), ...module.aliases];
+  return names.some((name) => pattern.matchesModule(name));
 }
 
 /** Lazily parsed functions of a module; a session asks several times. */

@@ -14,7 +14,7 @@ import {
 } from '../recording/index.js';
 import { pause, type HoldTimes } from '../target/index.js';
 import { CallReader, Consumer } from './consumers.js';
-import type { DetachResult, PatchedTarget } from './patched-target.js';
+import { STAYS_SINCE, type DetachResult, type PatchedTarget } from './patched-target.js';
 import { RingDrain } from './ring-drain.js';
 import type { RefusedFunction } from './site-plan.js';
 import type { SessionEnd, SessionStatus, SessionSummary } from './summary.js';
@@ -356,10 +356,11 @@ export class Session implements AsyncIterable<Call> {
     this.#drain.finish();
     const kept = await this.#removePatiently();
     if (kept !== undefined) onNote(`${kept}; the code stays mapped, unused`);
-    else if (!target.isRemoved)
+    else if (!target.isRemoved) {
       onNote(
-        'a signal handler will return into safepoke’s code, or a process shares the memory that cannot be held: the code stays mapped, unused',
+        `${STAYS_SINCE[target.stay]}: the code stays mapped, unused; it goes when you attach once more later, or with the process`,
       );
+    }
     return restored;
   }
 
@@ -367,7 +368,7 @@ export class Session implements AsyncIterable<Call> {
   async #removePatiently(): Promise<string | undefined> {
     const { target } = this.#parts;
     try {
-      for (let tries = 0; !target.tryRemove() && tries < REMOVE_TRIES; tries++) {
+      for (let tries = 0; !target.tryRemove() && target.stay !== 'still' && tries < REMOVE_TRIES; tries++) {
         const ms = Math.min(REMOVE_PAUSE_MS * 2 ** tries, MAX_REMOVE_PAUSE_MS);
         await new Promise((resolve) => setTimeout(resolve, ms));
       }
@@ -513,6 +514,7 @@ export class Session implements AsyncIterable<Call> {
       records: this.#drain.records,
       dropped: this.#drain.dropped + this.#drain.abandoned + this.#drain.laneless,
       laneless: this.#drain.laneless,
+      abandoned: this.#drain.abandoned,
       not_kept: notKept,
       threads: this.#drain.threads,
       held_us: Math.round(parts.times.longestUs),

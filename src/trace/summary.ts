@@ -11,10 +11,12 @@ export interface SessionSummary {
   readonly refused: Readonly<Record<string, number>>;
   /** Records taken. */
   readonly records: number;
-  /** Records that were not written, since a ring was full or no lane was free: with `records` they make all there were. */
+  /** Records that were not written, for whatever reason: with `records` they make all there were. */
   readonly dropped: number;
   /** Those of `dropped` that no lane was free for, or that were made before the program had set up its thread. */
   readonly laneless: number;
+  /** Those of `dropped` that were begun and never finished: the thread ended, or a signal handler jumped away. */
+  readonly abandoned: number;
   /** Records taken that are not in the recording, as only the newest were to be kept. */
   readonly not_kept: number;
   /** Threads that recorded. */

@@ -29,6 +29,8 @@ const DEFAULT_NEWEST_BYTES = 64 << 20;
 const LIBRARY_POLL_MS = 200;
 /** Lines that wait for others are shown after this long all the same. */
 const FLUSH_MS = 50;
+/** Of a program with so few functions most have no symbol, as a rule. */
+const FEW_FUNCTIONS = 50;
 
 function sessionOptions(options: LiveOptions, terminal: Terminal): SessionOptions {
   return {
@@ -248,9 +250,20 @@ function tell(terminal: Terminal, options: LiveOptions, summary: SessionSummary)
       `${formatCount(summary.laneless)} records were not kept: they were made before the program had set up its thread, or there were too many threads`,
     );
   }
-  if (summary.dropped > summary.laneless) {
+  if (summary.abandoned > 0) {
     terminal.warn(
-      `${formatCount(summary.dropped - summary.laneless)} records were dropped: give a larger --buffer, or trace less with -F`,
+      `${formatCount(summary.abandoned)} records were dropped: they were never finished, as their thread ended, or a signal handler jumped away, in the middle`,
+    );
+  }
+  const full = summary.dropped - summary.laneless - summary.abandoned;
+  if (full > 0) {
+    terminal.warn(
+      `${formatCount(full)} records were dropped: a ring was full, or calls were too deep; give a larger --buffer or --ring-memory, or trace less with -F`,
+    );
+  }
+  if (calls === 0 && options.filter === undefined && summary.patched <= FEW_FUNCTIONS) {
+    terminal.warn(
+      "none of the few functions that have symbols was called: the program is stripped, perhaps (see safepoke functions); name its libraries to trace those, as in -F 'libc.so.6!*'",
     );
   }
   if (summary.not_kept > 0)
