@@ -4,6 +4,7 @@ import { execFileSync } from 'node:child_process';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { SCRIPTS, runsTheSame, temporaryFolder, totalCalls } from './real.test.support.js';
+import { safepoke } from './targets.test.support.js';
 
 /** Debian's, whatever else may stand in PATH under that name. */
 const PYTHON = '/usr/bin/python3';
@@ -51,4 +52,10 @@ test('C++ exceptions pass alike through traced frames of the program and of its 
     assert.equal(summary.exit_status, 7);
     if (filters[0] === '*') assert.ok(totalCalls(summary) > 5000);
   }
+});
+
+test('a stripped program without a call to show: the reader is told to name its libraries', () => {
+  const ran = safepoke('run', '--', 'ls', '/');
+  assert.equal(ran.status, 0, ran.stderr);
+  assert.match(ran.stderr, /0 calls of \d+ traced functions[^]*-F 'libc\.so\.6!\*'/);
 });
