@@ -66,7 +66,7 @@ let isHasty = false;
 
 /**
  * Gives the whole of safepoke a larger share of the processors while it prepares a change: among hundreds of busy threads it would
- * take minutes. Where that is not permitted, or its user has given it a nice value, nothing changes.
+ * take minutes. Not elsewhere: a thread that shares a processor with it gets next to nothing then. Where that is not permitted, or its user has given it a nice value, nothing changes.
  */
 export const haste = {
   begin(): void {

@@ -7,6 +7,7 @@ export { SECCOMP_FILTER, checkMachine, hasFsgsbase, preflight, type Preflight } 
 export {
   RemoteCalls,
   STILL_LENT,
+  isCrowded,
   borrowCode,
   expectSuccess,
   type CallMaker,

@@ -60,6 +60,11 @@ export interface CallMaker {
   run<T>(work: (call: RemoteCall, string: (text: string) => bigint) => T): T;
 }
 
+/** True if a process has so many threads that whoever waits for a processor beside them may wait for seconds. */
+export function isCrowded(pid: number): boolean {
+  return (readThreads(pid) ?? []).length >= CROWD;
+}
+
 /** A series of remote system calls on one held thread. */
 export class RemoteCalls implements CallMaker {
   readonly #pid: number;
@@ -92,8 +97,7 @@ export class RemoteCalls implements CallMaker {
         next: 'try again in a moment; if the process is stopped, let it go on',
       });
     }
-    const isCrowded = (readThreads(this.#pid) ?? []).length >= CROWD;
-    return isCrowded ? whilePreferred(this.#thread.tid, () => this.#run(work)) : this.#run(work);
+    return isCrowded(this.#pid) ? whilePreferred(this.#thread.tid, () => this.#run(work)) : this.#run(work);
   }
 
   /**

@@ -12,6 +12,7 @@ import {
   SECCOMP_FILTER,
   STILL_LENT,
   findProgram,
+  isCrowded,
   killStopped,
   pause,
   preflight,
@@ -133,7 +134,9 @@ export function attachTo(pid: number, options: TraceOptions & Recorded = {}): Se
   if (options.inside === true) return attachInside(pid, options, since);
   const before = preflight(pid);
   const memory = new OutsideMemory(pid);
-  haste.begin();
+  // Beside few threads there is no need for it, and one that shares a processor with us would get next to nothing of it.
+  const isHasty = isCrowded(pid);
+  if (isHasty) haste.begin();
   try {
     for (let tries = 1; ; tries++) {
       try {
@@ -148,7 +151,7 @@ export function attachTo(pid: number, options: TraceOptions & Recorded = {}): Se
     memory.close();
     throw error;
   } finally {
-    haste.end();
+    if (isHasty) haste.end();
   }
 }
 

@@ -12,7 +12,7 @@ import {
   type RecordingMessage,
   type RecordingSink,
 } from '../recording/index.js';
-import { pause, type HoldTimes } from '../target/index.js';
+import { isCrowded, pause, type HoldTimes } from '../target/index.js';
 import { CallReader, Consumer } from './consumers.js';
 import { STAYS_SINCE, type DetachResult, type PatchedTarget } from './patched-target.js';
 import { RingDrain } from './ring-drain.js';
@@ -259,12 +259,13 @@ export class Session implements AsyncIterable<Call> {
     let restored = true;
     try {
       if (isOurEnd(end.why)) {
-        haste.begin();
+        const isHasty = isCrowded(this.pid);
+        if (isHasty) haste.begin();
         try {
           restored = await this.#detach();
           this.#noteCounts();
         } finally {
-          haste.end();
+          if (isHasty) haste.end();
         }
       } else this.#drain.finish();
     } catch (error) {
