@@ -36,6 +36,7 @@ import {
   store,
   waitUntil,
 } from './operations.js';
+import type { Operation } from './operations.js';
 import { ftraceModifyCode } from './modify-code.js';
 import { hookFirst, nmiFrame } from './nmi-frame.js';
 import type { Protocol, Routine } from './protocol.js';
@@ -45,6 +46,21 @@ import { MCOUNT_INSN_SIZE } from './protocol.js';
 export const MOD_CODE_WRITE_FLAG = 0x8000_0000;
 /** The bits of the count. */
 const COUNT_MASK = 0x7fff_ffff;
+
+/** What is counted and timed of waits and helpers. */
+export const nmiStatistics: Protocol['words'] = [
+  { name: 'nmi_wait_count', initial: 0, use: 'statistic', meaning: 'times the patcher had to wait' },
+  { name: 'nmi_longest_wait', initial: 0, use: 'statistic', meaning: 'the longest of its waits' },
+  { name: 'nmi_update_count', initial: 0, use: 'statistic', meaning: 'times an NMI helped' },
+];
+
+/** The flag is clear: waits until no helper is left that may still read the buffers. */
+export const lastWait: readonly Operation[] = step(
+  'last-wait',
+  readClock('wait_began'),
+  waitUntil('nmi_running', 'equal', 0, 'nmi_wait_count'),
+  noteLongest('nmi_longest_wait', 'wait_began'),
+);
 
 /** Clears the flag and keeps the count, which NMIs change meanwhile. */
 export const clearModFlag: Routine = {
@@ -106,14 +122,7 @@ export const nmiOneWord: Protocol = {
     { name: 'mod_code_status', initial: 0, use: 'value', meaning: 'result of the write' },
     { name: 'mod_code_ip', initial: 0, use: 'address', meaning: 'the IP buffer' },
     { name: 'mod_code_newcode', initial: 0, use: 'code', meaning: 'the code buffer' },
-    {
-      name: 'nmi_wait_count',
-      initial: 0,
-      use: 'statistic',
-      meaning: 'times the patcher had to wait',
-    },
-    { name: 'nmi_longest_wait', initial: 0, use: 'statistic', meaning: 'the longest of its waits' },
-    { name: 'nmi_update_count', initial: 0, use: 'statistic', meaning: 'times an NMI helped' },
+    ...nmiStatistics,
   ],
   steps: [
     { name: 'fill-barrier', meaning: 'smp_mb after the buffers are filled' },
@@ -165,15 +174,7 @@ export const nmiOneWord: Protocol = {
         // The write must happen before the flag is cleared.
         ...numbered(3, ...step('write-barrier', smpMb())),
         ...numbered(4, call('clear_mod_flag')),
-        ...numbered(
-          5,
-          ...step(
-            'last-wait',
-            readClock('wait_began'),
-            waitUntil('nmi_running', 'equal', 0, 'nmi_wait_count'),
-            noteLongest('nmi_longest_wait', 'wait_began'),
-          ),
-        ),
+        ...numbered(5, ...lastWait),
         load('status', 'mod_code_status'),
       ],
     },

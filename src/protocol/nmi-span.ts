@@ -30,9 +30,7 @@ import {
   label,
   leave,
   load,
-  noteLongest,
   numbered,
-  readClock,
   set,
   smpMb,
   smpRmb,
@@ -44,7 +42,13 @@ import {
 import type { Operand, Operation } from './operations.js';
 import { modifyCode } from './modify-code.js';
 import { hookFirst, nmiFrame } from './nmi-frame.js';
-import { MOD_CODE_WRITE_FLAG, clearModFlag, waitForNmiAndSetModFlag } from './nmi-one-word.js';
+import {
+  MOD_CODE_WRITE_FLAG,
+  clearModFlag,
+  lastWait,
+  nmiStatistics,
+  waitForNmiAndSetModFlag,
+} from './nmi-one-word.js';
 import type { Protocol } from './protocol.js';
 
 const writeSpan = (at: Operand, code: Operand, length: Operand): Operation => ({
@@ -67,14 +71,7 @@ export const nmiSpan: Protocol = {
     { name: 'mod_code_ip', initial: 0, use: 'address', meaning: 'the IP buffer' },
     { name: 'mod_code_newcode', initial: 0, use: 'code', meaning: 'the code buffer' },
     { name: 'mod_code_length', initial: 0, use: 'value', meaning: 'the length buffer' },
-    {
-      name: 'nmi_wait_count',
-      initial: 0,
-      use: 'statistic',
-      meaning: 'times the patcher had to wait',
-    },
-    { name: 'nmi_longest_wait', initial: 0, use: 'statistic', meaning: 'the longest of its waits' },
-    { name: 'nmi_update_count', initial: 0, use: 'statistic', meaning: 'times an NMI helped' },
+    ...nmiStatistics,
   ],
   steps: [
     { name: 'rehearsal', meaning: 'the old code is written over itself before anything changes' },
@@ -155,15 +152,7 @@ export const nmiSpan: Protocol = {
         ...numbered(4, call('ftrace_mod_code'), set('status', 'written')),
         ...numbered(4, ...step('write-barrier', smpMb())),
         ...numbered(5, call('clear_mod_flag')),
-        ...numbered(
-          6,
-          ...step(
-            'last-wait',
-            readClock('wait_began'),
-            waitUntil('nmi_running', 'equal', 0, 'nmi_wait_count'),
-            noteLongest('nmi_longest_wait', 'wait_began'),
-          ),
-        ),
+        ...numbered(6, ...lastWait),
       ],
     },
     modifyCode('length'),
