@@ -54,6 +54,7 @@ export {
   readStatus,
   readThreadName,
   readThreads,
+  runnableThreads,
   type Mapping,
 } from './proc.js';
 export { availableMemory } from './available-memory.js';

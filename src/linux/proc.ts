@@ -57,6 +57,12 @@ export function mappingAt(maps: readonly Mapping[], address: number): number {
   return low < maps.length && maps[low].start <= address ? low : -1;
 }
 
+/** Threads of the whole system that run now or want to (proc(5), loadavg); undefined where that is not told. */
+export function runnableThreads(): number | undefined {
+  const runnable = / (\d+)\/\d+ /.exec(readProc('/proc/loadavg') ?? '')?.[1];
+  return runnable === undefined ? undefined : Number(runnable);
+}
+
 /** True if a mapping has a guard right below: memory that nobody may touch, as C libraries put it below a thread's stack. */
 export function hasGuard(maps: readonly Mapping[], index: number): boolean {
   if (index <= 0) return false;

@@ -15,11 +15,28 @@ import type { RecordingWriter } from './recording-writer.js';
 
 /** Records that are kept, or a message that must stay behind them. */
 type Item =
-  | { readonly kind: 'records'; readonly lane: number; readonly words: Uint32Array<ArrayBuffer> }
+  | {
+      readonly kind: 'records';
+      readonly lane: number;
+      readonly words: Uint32Array<ArrayBuffer>;
+      readonly segment: Segment;
+    }
   | { readonly kind: 'message'; readonly message: RecordingMessage };
 
 /** Compaction of the queue waits until so many of its items are gone. */
 const MANY_ITEMS = 4096;
+/**
+ * Records are kept in segments, which are used again when the records in them have gone: a copy of its own for each piece would
+ * leave gigabytes to the garbage collector before it looks.
+ */
+const SEGMENT_BYTES = 1 << 20;
+
+/** Memory that is filled from its beginning, and free again when all that stood in it has gone. */
+interface Segment {
+  readonly words: Uint32Array<ArrayBuffer>;
+  used: number;
+  items: number;
+}
 
 /** Takes what a RecordingWriter takes. */
 export class NewestWriter {
@@ -29,6 +46,9 @@ export class NewestWriter {
   /** Items before this one are gone. */
   #first = 0;
   #bytes = 0;
+  /** The one that is being filled. */
+  #segment = freshSegment();
+  readonly #free: Segment[] = [];
   #notKept = 0;
   /** By lane: records that were given and are not in the recording, and those that the ring had lost among them. */
   readonly #left = new Map<number, number>();
@@ -43,9 +63,8 @@ export class NewestWriter {
 
   writeRecords(lane: number, chunks: readonly Uint8Array[]): void {
     for (const chunk of chunks) {
-      const words = new Uint32Array(new Uint8Array(chunk).buffer);
-      this.#items.push({ kind: 'records', lane, words });
-      this.#bytes += words.byteLength;
+      for (let at = 0; at < chunk.length; at += SEGMENT_BYTES)
+        this.#keep(lane, chunk.subarray(at, at + SEGMENT_BYTES));
     }
     while (this.#bytes > this.#room && this.#first < this.#items.length - 1) this.#giveUp();
     if (this.#first < MANY_ITEMS || this.#first * 2 < this.#items.length) return;
@@ -81,6 +100,19 @@ export class NewestWriter {
     return this.#notKept;
   }
 
+  #keep(lane: number, records: Uint8Array): void {
+    const length = records.length / Uint32Array.BYTES_PER_ELEMENT;
+    if (this.#segment.used + length > this.#segment.words.length)
+      this.#segment = this.#free.pop() ?? freshSegment();
+    const segment = this.#segment;
+    const words = segment.words.subarray(segment.used, segment.used + length);
+    new Uint8Array(words.buffer, words.byteOffset, words.byteLength).set(records);
+    segment.used += length;
+    segment.items++;
+    this.#items.push({ kind: 'records', lane, words, segment });
+    this.#bytes += words.byteLength;
+  }
+
   #leaveOut(lane: number): void {
     this.#notKept++;
     add(this.#left, lane, 1);
@@ -94,8 +126,12 @@ export class NewestWriter {
       else this.#ended.push(item.message);
       return;
     }
-    const { words } = item;
+    const { words, segment } = item;
     this.#bytes -= words.byteLength;
+    if (--segment.items === 0) {
+      segment.used = 0;
+      if (segment !== this.#segment) this.#free.push(segment);
+    }
     for (let at = 0; at < words.length; at += RECORD_WORDS) {
       const isLost = (words[at + WHAT_WORD] & KIND_MASK) === KIND_LOST;
       if (isLost) add(this.#lost, item.lane, words[at + SLOT_WORD]);
@@ -132,6 +168,10 @@ export class NewestWriter {
       items[i] = { ...item, words: words.subarray(0, to) };
     });
   }
+}
+
+function freshSegment(): Segment {
+  return { words: new Uint32Array(SEGMENT_BYTES / Uint32Array.BYTES_PER_ELEMENT), used: 0, items: 0 };
 }
 
 function add(counts: Map<number, number>, lane: number, records: number): void {

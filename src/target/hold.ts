@@ -31,6 +31,8 @@ const STRAGGLER_POLL_MS = 2;
 const EAGER_POLLS = 4;
 const POLL_PAUSE_MS = 0.05;
 const MAX_POLL_PAUSE_MS = 3;
+/** Asked to stop at once by who looks at threads one by one: each that has stopped stands while those before it are looked at. */
+const LOOKED_AT_ONCE = 128;
 /** What a thread takes to stop, once it has the processor. */
 const STOP_MS = 0.005;
 
@@ -86,7 +88,7 @@ export interface HeldThread {
   readonly pendingSignal: number;
   /** Registers as they are in the thread; after changing them, call `writeRegisters`. */
   readonly registers: Registers;
-  /** performance.now() when it was asked to stop. */
+  /** performance.now() at which it was seen going for the last time. */
   readonly since: number;
 }
 
@@ -237,6 +239,33 @@ export class Hold implements Standstill {
     return Hold.#patiently(pid, times, (hold) => hold.#add([tid]));
   }
 
+  /**
+   * Looks at threads, each of which stands still while it is looked at, and no longer: on a crowded machine each takes its time until
+   * it has a processor to stop on, so they are asked side by side.
+   *
+   * @throws CannotError as `all` does
+   */
+  static each(
+    pid: number,
+    tids: readonly number[],
+    times: HoldTimes,
+    look: (thread: HeldThread, hold: Standstill) => void,
+  ): void {
+    for (let at = 0; at < tids.length; at += LOOKED_AT_ONCE) {
+      const left = new Set(tids.slice(at, at + LOOKED_AT_ONCE));
+      Hold.#patiently(pid, times, (hold) =>
+        hold.#add([...left], (thread) => {
+          left.delete(thread.tid);
+          try {
+            look(thread, hold);
+          } finally {
+            hold.#letGo(thread);
+          }
+        }),
+      ).release();
+    }
+  }
+
   /** Tries to hold until no thread is late. `attempt` returns one that is. */
   static #patiently(pid: number, times: HoldTimes, attempt: (hold: Hold) => number | undefined): Hold {
     let late: number | undefined;
@@ -308,15 +337,17 @@ export class Hold implements Standstill {
 
   /** Lets all threads go on, those first that have stood still longest, each with the signal that it was about to get. */
   release(): void {
-    for (const thread of this.#threads.values()) {
-      faultPoint();
-      ptrace.detach(thread.tid, thread.pendingSignal);
-      this.#times.note(thread.since);
-    }
+    for (const thread of this.#threads.values()) this.#letGo(thread);
     this.#threads.clear();
     this.#calmDown();
     watchStragglers();
     this.#times.totalUs += (performance.now() - this.#since) * 1000;
+  }
+
+  #letGo(thread: HeldThread): void {
+    faultPoint();
+    ptrace.detach(thread.tid, thread.pendingSignal);
+    this.#times.note(thread.since);
   }
 
   #hurry(): void {
@@ -331,8 +362,12 @@ export class Hold implements Standstill {
     urgency.end();
   }
 
-  /** Returns a thread that did not stop in time, if there is one; the others are held all the same. */
-  #add(tids: readonly number[]): number | undefined {
+  readonly #keep = (thread: HeldThread): void => {
+    this.#threads.set(thread.tid, thread);
+  };
+
+  /** Returns a thread that did not stop in time, if there is one; the others are taken all the same: held, if nothing else is said. */
+  #add(tids: readonly number[], take = this.#keep): number | undefined {
     this.#hurry();
     const seized: number[] = [];
     const since: number[] = [];
@@ -348,7 +383,7 @@ export class Hold implements Standstill {
         since.push(performance.now());
         if (!stragglers.has(tid)) ptrace.interrupt(tid);
       }
-      late = this.#gather(seized, since);
+      late = this.#gather(seized, since, take);
     }
     return late;
   }
@@ -357,29 +392,39 @@ export class Hold implements Standstill {
    * Waits until all have stopped, in whatever order they do. Between two looks the processor is theirs: a thread needs it to
    * stop. Returns one that did not stop though for a while no other did either.
    */
-  #gather(tids: readonly number[], since: readonly number[]): number | undefined {
+  #gather(
+    tids: readonly number[],
+    since: readonly number[],
+    take: (thread: HeldThread) => void,
+  ): number | undefined {
     const asked = new Map(tids.map((tid, i) => [tid, since[i]]));
     let progress = performance.now();
-    for (let looks = 0; ; looks++) {
-      const before = asked.size;
-      const isOverdue = performance.now() - progress > STOP_PATIENCE_MS;
-      for (const [tid, from] of asked) {
-        const stop = isOverdue ? overdueStopOf(tid, from) : stopOf(tid, from);
-        if (stop === 'late') continue;
-        asked.delete(tid);
-        stragglers.delete(tid);
-        if (stop === 'gone') continue;
-        this.#undoFalseEintr(stop);
-        this.#threads.set(tid, stop);
+    try {
+      for (let looks = 0; ; looks++) {
+        const before = asked.size;
+        const isOverdue = performance.now() - progress > STOP_PATIENCE_MS;
+        for (const [tid, from] of asked) {
+          const lookedAt = performance.now();
+          const stop = isOverdue ? overdueStopOf(tid, from) : stopOf(tid, from);
+          if (stop === 'late') {
+            asked.set(tid, lookedAt);
+            continue;
+          }
+          asked.delete(tid);
+          stragglers.delete(tid);
+          if (stop === 'gone') continue;
+          this.#undoFalseEintr(stop);
+          take(stop);
+        }
+        if (asked.size === 0) return undefined;
+        if (isOverdue) return [...asked.keys()][0];
+        if (asked.size < before) progress = performance.now();
+        if (looks > EAGER_POLLS)
+          pause(Math.max(POLL_PAUSE_MS, Math.min(MAX_POLL_PAUSE_MS, asked.size * STOP_MS)));
       }
-      if (asked.size === 0) return undefined;
-      if (isOverdue) break;
-      if (asked.size < before) progress = performance.now();
-      if (looks > EAGER_POLLS)
-        pause(Math.max(POLL_PAUSE_MS, Math.min(MAX_POLL_PAUSE_MS, asked.size * STOP_MS)));
+    } finally {
+      for (const tid of asked.keys()) stragglers.add(tid);
     }
-    for (const tid of asked.keys()) stragglers.add(tid);
-    return [...asked.keys()][0];
   }
 
   /** At once, not on release: should we be killed, the thread goes on with what it has now. */

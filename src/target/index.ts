@@ -7,7 +7,7 @@ export { SECCOMP_FILTER, checkMachine, hasFsgsbase, preflight, type Preflight } 
 export {
   RemoteCalls,
   STILL_LENT,
-  isCrowded,
+  hastenBeside,
   borrowCode,
   expectSuccess,
   type CallMaker,

@@ -1,7 +1,7 @@
 // From a process or a program to a session.
 import { CannotError, UsageError, isSafepokeError } from '../errors/index.js';
 import { InsideProcess, type ProtocolCounts } from '../inside/index.js';
-import { availableMemory, haste, readCommandLine, readStatus, readThreads } from '../linux/index.js';
+import { availableMemory, readCommandLine, readStatus, readThreads } from '../linux/index.js';
 import type { RecordingHeader, RecordingSink } from '../recording/index.js';
 import { demangle, type Pattern } from '../symbols/index.js';
 import {
@@ -12,7 +12,7 @@ import {
   SECCOMP_FILTER,
   STILL_LENT,
   findProgram,
-  isCrowded,
+  hastenBeside,
   killStopped,
   pause,
   preflight,
@@ -134,9 +134,7 @@ export function attachTo(pid: number, options: TraceOptions & Recorded = {}): Se
   if (options.inside === true) return attachInside(pid, options, since);
   const before = preflight(pid);
   const memory = new OutsideMemory(pid);
-  // Beside few threads there is no need for it, and one that shares a processor with us would get next to nothing of it.
-  const isHasty = isCrowded(pid);
-  if (isHasty) haste.begin();
+  const calm = hastenBeside(pid);
   try {
     for (let tries = 1; ; tries++) {
       try {
@@ -151,7 +149,7 @@ export function attachTo(pid: number, options: TraceOptions & Recorded = {}): Se
     memory.close();
     throw error;
   } finally {
-    if (isHasty) haste.end();
+    calm();
   }
 }
 

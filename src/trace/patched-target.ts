@@ -199,7 +199,7 @@ export class PatchedTarget {
   /**
    * Sees whether every thread is out of our code, and will not return into it. With the sites restored no way into it is left but
    * swapped return addresses, and these are put back. None is moved out: each leaves by itself. Threads are looked at one after the
-   * other, each held for a moment, unless a return address is on a stack that its thread does not own: a coroutine's perhaps, on which
+   * other, each held for a moment (side by side where they are many), unless a return address is on a stack that its thread does not own: a coroutine's perhaps, on which
    * any thread may go on.
    */
   #tryLeaveCode(): boolean {
@@ -231,24 +231,16 @@ export class PatchedTarget {
       const left = threads.filter((tid) => tid !== agentTid && !this.#outside.has(tid));
       if (left.length === 0) break;
       const maps = readMaps(this.#pid) ?? [];
-      for (const tid of left) if (!this.#isOutside(tid, maps, isOurs)) return false;
+      const inside = new Set<number>();
+      Hold.each(this.#pid, left, this.#times, (thread) => {
+        if (isInside(thread, maps, this.#memory, isOurs)) inside.add(thread.tid);
+        else this.agent.restoreReturnAddresses(thread.registers.get('fs_base'));
+      });
+      for (const tid of left) if (!inside.has(tid)) this.#outside.add(tid);
+      if (inside.size > 0) return false;
     }
     this.#isUnused = true;
     return true;
-  }
-
-  #isOutside(tid: number, maps: readonly Mapping[], isOurs: (rip: bigint) => boolean): boolean {
-    const hold = Hold.one(this.#pid, tid, this.#times);
-    try {
-      for (const thread of hold.threads) {
-        if (isInside(thread, maps, this.#memory, isOurs)) return false;
-        this.agent.restoreReturnAddresses(thread.registers.get('fs_base'));
-      }
-      this.#outside.add(tid);
-      return true;
-    } finally {
-      hold.release();
-    }
   }
 }
 

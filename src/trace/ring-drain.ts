@@ -45,11 +45,13 @@ const ABANDONED_MS = 1000;
 const MAX_PIECE_RECORDS = 1 << 15;
 
 /**
- * Taken at one poll, from all lanes together, in even parts, but of each at least so much: between two polls the session listens to
- * those who want to end or to control it.
+ * Taken at one poll, from all lanes together, in even parts, but of each at least so much; and a poll ends behind the lane at which
+ * so much time is over, and the next one goes on there: between two polls the session listens to those who want to end or to control
+ * it, and among hundreds of busy threads it gets little of a processor.
  */
 const MAX_POLL_BYTES = 32 << 20;
 const MIN_LANE_BYTES = 256 << 10;
+const MAX_POLL_MS = 50;
 
 /**
  * Consumed memory of all rings together that stays with them. Writing into a new page makes half the cost of a record, so a
@@ -107,6 +109,8 @@ export class RingDrain {
   /** Consumed memory that stays with the rings. */
   readonly #mostKept: number;
   #nextId = 0;
+  /** The lane at which the last poll ran out of time, by its id. */
+  #lastPolled = -1;
   #lastThreadCheck = 0;
   #threads = new Set<number>();
   #isFinished = false;
@@ -153,14 +157,25 @@ export class RingDrain {
     const most = final
       ? Number.POSITIVE_INFINITY
       : Math.max(MIN_LANE_BYTES, MAX_POLL_BYTES / this.#live.size);
-    for (const lane of this.#live.values()) {
+    for (const lane of this.#inTurn()) {
       taken += this.#take(lane, now, final, most);
       const state = this.#state(lane.index);
       if (!final && (lane.gone || state === LANE_STATE.ended) && lane.tail === this.#head(lane.index)) {
         this.#end(lane);
       }
+      if (final || performance.now() - now < MAX_POLL_MS) continue;
+      this.#lastPolled = lane.id;
+      return taken;
     }
+    this.#lastPolled = -1;
     return taken;
+  }
+
+  /** All lanes, those first that the last poll did not get to. */
+  #inTurn(): LiveLane[] {
+    const lanes = [...this.#live.values()];
+    const first = lanes.findIndex(({ id }) => id > this.#lastPolled);
+    return first > 0 ? [...lanes.slice(first), ...lanes.slice(0, first)] : lanes;
   }
 
   /** The session is over: ends every lane. Again and again does no harm: the rings' memory may be gone then. */

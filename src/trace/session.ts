@@ -1,6 +1,6 @@
 import { isSafepokeError } from '../errors/index.js';
 import { CALL_REFUSED, type ProtocolCounts } from '../inside/index.js';
-import { SYS, haste, systemCall } from '../linux/index.js';
+import { SYS, systemCall } from '../linux/index.js';
 import {
   NewestWriter,
   RECORD_BYTES,
@@ -12,7 +12,7 @@ import {
   type RecordingMessage,
   type RecordingSink,
 } from '../recording/index.js';
-import { isCrowded, pause, type HoldTimes } from '../target/index.js';
+import { hastenBeside, pause, type HoldTimes } from '../target/index.js';
 import { CallReader, Consumer } from './consumers.js';
 import { STAYS_SINCE, type DetachResult, type PatchedTarget } from './patched-target.js';
 import { RingDrain } from './ring-drain.js';
@@ -256,17 +256,27 @@ export class Session implements AsyncIterable<Call> {
     } catch (error) {
       failure = asError(error);
     }
+    // To the very end: behind hundreds of busy threads a recording's last megabytes take a minute.
+    const calm = hastenBeside(this.pid);
+    try {
+      return await this.#conclude(end, failure);
+    } finally {
+      calm();
+    }
+  }
+
+  /** Turns the target back, if it is still there, and closes the recording. */
+  async #conclude(
+    ended: { why: SessionEnd; target: TargetEnd | undefined },
+    cause: Error | undefined,
+  ): Promise<SessionSummary> {
+    let end = ended;
+    let failure = cause;
     let restored = true;
     try {
       if (isOurEnd(end.why)) {
-        const isHasty = isCrowded(this.pid);
-        if (isHasty) haste.begin();
-        try {
-          restored = await this.#detach();
-          this.#noteCounts();
-        } finally {
-          if (isHasty) haste.end();
-        }
+        restored = await this.#detach();
+        this.#noteCounts();
       } else this.#drain.finish();
     } catch (error) {
       // The target may have ended, or become another program, under our hands: there is nothing left to restore then.
@@ -295,9 +305,20 @@ export class Session implements AsyncIterable<Call> {
     return summary;
   }
 
+  /** Each of the threads that are there already has its ring given, and its stack found: of a thousand that takes a while. */
+  #meetThreads(): void {
+    const calm = hastenBeside(this.pid);
+    try {
+      this.#drain.poll();
+    } finally {
+      calm();
+    }
+  }
+
   async #loop(): Promise<{ why: SessionEnd; target: TargetEnd | undefined }> {
     // Whoever made the session gets the chance to follow it from its first record.
     await nextTurn();
+    this.#meetThreads();
     let lastCheck = 0;
     while (!this.#stopWanted) {
       if (this.#writeFailure !== undefined) throw this.#writeFailure;
