@@ -8,6 +8,11 @@ const SIGKILL = 9;
 const dieAt = Number(process.env[DIE_AT] ?? Number.POSITIVE_INFINITY);
 let passed = 0;
 
+/** True if there is such a number: changes that are else made by one loop of ours are then made one by one. */
+export function isFaultWanted(): boolean {
+  return Number.isFinite(dieAt);
+}
+
 /** Stands between every two changes in a target. */
 export function faultPoint(): void {
   if (++passed === dieAt) systemCall(SYS.kill, process.pid, SIGKILL);

@@ -28,8 +28,13 @@ export {
   PTRACE_O_EXITKILL,
   PTRACE_O_TRACEEXEC,
   PTRACE_O_TRACESYSGOOD,
+  PTRACE_REQUEST,
+  REGISTER_NAMES,
   Registers,
   SYSCALL_STOP_BIT,
+  WAIT_ALL,
+  WNOHANG,
+  decodeWaitStatus,
   ptrace,
   ptraceSignalMask,
   readExtendedState,
@@ -61,7 +66,7 @@ export { availableMemory } from './available-memory.js';
 export { readRemoteRanges, type MemoryRange } from './remote-memory.js';
 export { tellNothingOfStops } from './child-signal.js';
 export { PidFile } from './pid-file.js';
-export { faultPoint } from './fault-point.js';
+export { faultPoint, isFaultWanted } from './fault-point.js';
 export { OWNER_ENTRY_BYTES, OwnerWord } from './owner-word.js';
 export { processesSharing } from './shared-memory.js';
 export { filePages } from './page-map.js';

@@ -3,7 +3,7 @@
 import { ERRNO, SYS, addressOf, systemCall, systemCallBuffer2, systemCallBuffer4 } from './system-call.js';
 
 /** Requests, include/uapi/linux/ptrace.h and arch/x86/include/uapi/asm/ptrace-abi.h. */
-const REQUEST = {
+export const PTRACE_REQUEST = {
   cont: 7,
   systemCall: 24,
   getRegs: 12,
@@ -27,8 +27,9 @@ export const PTRACE_EVENT_EXEC = 4;
 /** Reported for PTRACE_INTERRUPT and for group stops of a seized thread. */
 export const PTRACE_EVENT_STOP = 128;
 
-const WNOHANG = 1;
-const WAIT_ALL = 0x40000000;
+/** Options of wait4(2), include/uapi/linux/wait.h. WAIT_ALL is __WALL: children of every kind. */
+export const WNOHANG = 1;
+export const WAIT_ALL = 0x40000000;
 
 /** Registers of a stopped thread: struct user_regs_struct, arch/x86/include/asm/user_64.h: 27 words of eight bytes. */
 export const REGISTER_NAMES = [
@@ -67,46 +68,49 @@ const registerIndex = new Map(REGISTER_NAMES.map((name, index) => [name, index])
 
 /** A copy of a thread's registers. Reading one needs no system call. */
 export class Registers {
-  readonly words: BigUint64Array;
+  readonly #words: BigUint64Array;
+  readonly #from: number;
 
-  constructor(words: BigUint64Array = new BigUint64Array(REGISTER_NAMES.length)) {
-    this.words = words;
+  /** Those in `words` from index `from` on: of many threads there is one array. */
+  constructor(words: BigUint64Array = new BigUint64Array(REGISTER_NAMES.length), from = 0) {
+    this.#words = words;
+    this.#from = from;
   }
 
   get(name: RegisterName): bigint {
-    return this.words[registerIndex.get(name) ?? 0];
+    return this.#words[this.#from + (registerIndex.get(name) ?? 0)];
   }
 
   set(name: RegisterName, value: bigint): this {
-    this.words[registerIndex.get(name) ?? 0] = BigInt.asUintN(64, value);
+    this.#words[this.#from + (registerIndex.get(name) ?? 0)] = BigInt.asUintN(64, value);
     return this;
   }
 
   copy(): Registers {
-    return new Registers(this.words.slice());
+    return new Registers(this.#words.slice(this.#from, this.#from + REGISTER_NAMES.length));
   }
 
   get bytes(): Uint8Array {
-    return new Uint8Array(this.words.buffer, this.words.byteOffset, REGISTERS_SIZE);
+    return new Uint8Array(this.#words.buffer, this.#words.byteOffset + this.#from * 8, REGISTERS_SIZE);
   }
 }
 
 /** Each returns 0, or -errno. */
 export const ptrace = {
-  seize: (tid: number, options: number): number => systemCall(SYS.ptrace, REQUEST.seize, tid, 0, options),
-  interrupt: (tid: number): number => systemCall(SYS.ptrace, REQUEST.interrupt, tid, 0, 0),
+  seize: (tid: number, options: number): number => systemCall(SYS.ptrace, PTRACE_REQUEST.seize, tid, 0, options),
+  interrupt: (tid: number): number => systemCall(SYS.ptrace, PTRACE_REQUEST.interrupt, tid, 0, 0),
   /** Detaches and delivers `signal` (0: none). */
-  detach: (tid: number, signal: number): number => systemCall(SYS.ptrace, REQUEST.detach, tid, 0, signal),
-  cont: (tid: number, signal: number): number => systemCall(SYS.ptrace, REQUEST.cont, tid, 0, signal),
+  detach: (tid: number, signal: number): number => systemCall(SYS.ptrace, PTRACE_REQUEST.detach, tid, 0, signal),
+  cont: (tid: number, signal: number): number => systemCall(SYS.ptrace, PTRACE_REQUEST.cont, tid, 0, signal),
   /**
    * Lets it run to the next entry into a system call, or the end of the one that it is in. There is no single-stepping here: a
    * thread whose tracer dies between two steps keeps the trap flag, and its next instruction kills the process.
    */
-  contToSystemCall: (tid: number): number => systemCall(SYS.ptrace, REQUEST.systemCall, tid, 0, 0),
+  contToSystemCall: (tid: number): number => systemCall(SYS.ptrace, PTRACE_REQUEST.systemCall, tid, 0, 0),
   getRegisters: (tid: number, into: Registers): number =>
-    systemCallBuffer4(SYS.ptrace, REQUEST.getRegs, tid, 0, into.bytes),
+    systemCallBuffer4(SYS.ptrace, PTRACE_REQUEST.getRegs, tid, 0, into.bytes),
   setRegisters: (tid: number, from: Registers): number =>
-    systemCallBuffer4(SYS.ptrace, REQUEST.setRegs, tid, 0, from.bytes),
+    systemCallBuffer4(SYS.ptrace, PTRACE_REQUEST.setRegs, tid, 0, from.bytes),
 };
 
 /** siginfo_t: si_signo, and si_code, in which the kernel tells of an event of ptrace's above the low byte. */
@@ -116,7 +120,7 @@ const SI_CODE = 8;
 /** The signal that a stopped thread is about to get; 0 if it stopped for ptrace, or runs. */
 export function stoppedBySignal(tid: number): number {
   const info = new Uint8Array(SIGNAL_INFO_SIZE);
-  if (systemCallBuffer4(SYS.ptrace, REQUEST.getSignalInfo, tid, 0, info) < 0) return 0;
+  if (systemCallBuffer4(SYS.ptrace, PTRACE_REQUEST.getSignalInfo, tid, 0, info) < 0) return 0;
   const view = new DataView(info.buffer);
   return view.getInt32(SI_CODE, true) >> 8 === PTRACE_EVENT_STOP ? 0 : view.getInt32(0, true);
 }
@@ -133,7 +137,7 @@ export function readExtendedState(tid: number): Uint8Array | undefined {
   const view = new DataView(vector.buffer);
   view.setBigUint64(0, addressOf(state), true);
   view.setBigUint64(8, BigInt(MAX_XSTATE), true);
-  const result = systemCallBuffer4(SYS.ptrace, REQUEST.getRegisterSet, tid, NT_X86_XSTATE, vector);
+  const result = systemCallBuffer4(SYS.ptrace, PTRACE_REQUEST.getRegisterSet, tid, NT_X86_XSTATE, vector);
   return result < 0 ? undefined : state.subarray(0, Number(view.getBigUint64(8, true)));
 }
 
@@ -150,19 +154,19 @@ const FILTER_INSTRUCTION_SIZE = 8;
  */
 export function readSeccompFilter(tid: number, index: number): Uint8Array | number | undefined {
   const program = new Uint8Array(MAX_FILTER_INSTRUCTIONS * FILTER_INSTRUCTION_SIZE);
-  const count = systemCallBuffer4(SYS.ptrace, REQUEST.seccompGetFilter, tid, index, program);
+  const count = systemCallBuffer4(SYS.ptrace, PTRACE_REQUEST.seccompGetFilter, tid, index, program);
   if (count === -ERRNO.ENOENT) return undefined;
   return count < 0 ? count : program.slice(0, count * FILTER_INSTRUCTION_SIZE);
 }
 
 function readSignalMask(tid: number): Uint8Array {
   const mask = new Uint8Array(SIGNAL_SET_SIZE);
-  systemCallBuffer4(SYS.ptrace, REQUEST.getSignalMask, tid, SIGNAL_SET_SIZE, mask);
+  systemCallBuffer4(SYS.ptrace, PTRACE_REQUEST.getSignalMask, tid, SIGNAL_SET_SIZE, mask);
   return mask;
 }
 
 function writeSignalMask(tid: number, mask: Uint8Array): void {
-  systemCallBuffer4(SYS.ptrace, REQUEST.setSignalMask, tid, SIGNAL_SET_SIZE, mask);
+  systemCallBuffer4(SYS.ptrace, PTRACE_REQUEST.setSignalMask, tid, SIGNAL_SET_SIZE, mask);
 }
 
 /** The mask of blocked signals of a stopped thread. */
@@ -204,7 +208,7 @@ export function waitForThread(tid: number, block: boolean, untraced = false): Wa
 }
 
 /** The encoding of wait statuses: low 7 bits the signal, 0x7f stopped, bits 8..15 exit status or stop signal, then the event. */
-function decodeWaitStatus(tid: number, status: number): WaitResult {
+export function decodeWaitStatus(tid: number, status: number): WaitResult {
   const low = status & 0x7f;
   if (low === 0x7f) return { kind: 'stopped', tid, signal: (status >> 8) & 0xff, event: status >> 16 };
   if (low === 0) return { kind: 'exited', tid, status: (status >> 8) & 0xff };

@@ -11,34 +11,48 @@ export interface MemoryRange {
 const MAX_PIECES = 1024;
 /** struct iovec: base, length. */
 const IOVEC_SIZE = 16;
+const TWO_TO_32 = 2 ** 32;
 
 /**
- * Reads the ranges one behind the other into `into`, which has room for all of them. Returns how many were read whole, from the first
+ * Reads the ranges from index `first` on, one behind the other, into `into`, which has room for all of them. Returns how many were read whole, from that
  * on: behind them is one that cannot be read, or none may be read in this way.
  */
-export function readRemoteRanges(pid: number, ranges: readonly MemoryRange[], into: Uint8Array): number {
-  const vectors = new BigUint64Array((IOVEC_SIZE / 8) * (MAX_PIECES + 1));
-  let done = 0;
+export function readRemoteRanges(
+  pid: number,
+  ranges: readonly MemoryRange[],
+  first: number,
+  into: Uint8Array,
+): number {
+  // Halves of words rather than bigints, which would be the most of it where there are thousands.
+  const vectors = new Uint32Array((IOVEC_SIZE / 4) * (MAX_PIECES + 1));
+  const vectorsAddress = Number(addressOf(new Uint8Array(vectors.buffer)));
+  const intoAddress = Number(addressOf(into));
+  const put = (i: number, address: number, length: number): void => {
+    vectors[i * 4] = address % TWO_TO_32;
+    vectors[i * 4 + 1] = Math.floor(address / TWO_TO_32);
+    vectors[i * 4 + 2] = length % TWO_TO_32;
+    vectors[i * 4 + 3] = Math.floor(length / TWO_TO_32);
+  };
+  const own = vectorsAddress + MAX_PIECES * IOVEC_SIZE;
+  let done = first;
   let at = 0;
   while (done < ranges.length) {
-    const some = ranges.slice(done, done + MAX_PIECES);
-    const bytes = some.reduce((sum, { length }) => sum + length, 0);
-    some.forEach(({ address, length }, i) => {
-      vectors[i * 2] = BigInt(address);
-      vectors[i * 2 + 1] = BigInt(length);
-    });
-    const own = MAX_PIECES * 2;
-    vectors[own] = addressOf(into) + BigInt(at);
-    vectors[own + 1] = BigInt(bytes);
-    const address = addressOf(new Uint8Array(vectors.buffer));
-    const ownAddress = address + BigInt(own * 8);
-    let read = Math.max(0, systemCall(SYS.process_vm_readv, pid, ownAddress, 1, address, some.length, 0));
-    for (const { length } of some) {
-      if (read < length) return done;
+    const count = Math.min(MAX_PIECES, ranges.length - done);
+    let bytes = 0;
+    for (let i = 0; i < count; i++) {
+      const { address, length } = ranges[done + i];
+      put(i, address, length);
+      bytes += length;
+    }
+    put(MAX_PIECES, intoAddress + at, bytes);
+    let read = Math.max(0, systemCall(SYS.process_vm_readv, pid, own, 1, vectorsAddress, count, 0));
+    for (let i = 0; i < count; i++) {
+      const { length } = ranges[done];
+      if (read < length) return done - first;
       read -= length;
       at += length;
       done++;
     }
   }
-  return done;
+  return done - first;
 }

@@ -15,9 +15,9 @@ import {
   stoppedBySignal,
   tellNothingOfStops,
   urgency,
-  waitForThread,
 } from '../linux/index.js';
 import { permissionAdvice } from './permission.js';
+import { threadBatch } from './thread-batch.js';
 
 /**
  * How long a thread may take to stop while the others are held already. One that waits for a vfork child, or for a device, does
@@ -27,14 +27,15 @@ const STOP_PATIENCE_MS = 50;
 const HOLD_TRIES = 60;
 const RETRY_PAUSE_MS = 50;
 const STRAGGLER_POLL_MS = 2;
-/** First polls are immediate; then the processor is left to the thread that is to stop, and to the others. */
-const EAGER_POLLS = 4;
+/** First looks are immediate, where there are few to look at; then the processor is left to the thread that is to stop, and to the others. */
+const EAGER_LOOKS = 4;
+const FEW = 16;
 const POLL_PAUSE_MS = 0.05;
 const MAX_POLL_PAUSE_MS = 3;
 /** Asked to stop at once by who looks at threads one by one: each that has stopped stands while those before it are looked at. */
 const LOOKED_AT_ONCE = 128;
 /** What a thread takes to stop, once it has the processor. */
-const STOP_MS = 0.005;
+const STOP_MS = 0.003;
 
 const pauseCell = new Int32Array(new SharedArrayBuffer(4));
 
@@ -133,15 +134,26 @@ function signalSet(status: ReadonlyMap<string, string>, name: string): bigint {
 /** What became of a thread that was asked to stop. */
 type Stop = HeldThread | 'gone' | 'late';
 
-/** Looks whether a thread that was asked to stop has done so. */
+/** What became of those that are late no more. Of the others it is noted in `asked` that they were seen going now. */
+function stopsOf(asked: Map<number, number>): [number, HeldThread | 'gone'][] {
+  const tids = [...asked.keys()];
+  const stops: [number, HeldThread | 'gone'][] = [];
+  threadBatch.look(tids).forEach((look, i) => {
+    const tid = tids[i];
+    if (look.kind === 'late') {
+      asked.set(tid, look.at);
+    } else if (look.kind === 'gone') {
+      stops.push([tid, 'gone']);
+    } else {
+      const pendingSignal = look.event === 0 ? look.signal : 0;
+      stops.push([tid, { tid, pendingSignal, registers: look.registers, since: asked.get(tid) ?? 0 }]);
+    }
+  });
+  return stops;
+}
+
 function stopOf(tid: number, since: number): Stop {
-  const result = waitForThread(tid, false);
-  if (result.kind === 'none') return 'late';
-  if (result.kind !== 'stopped') return 'gone';
-  const registers = new Registers();
-  if (ptrace.getRegisters(tid, registers) < 0) return 'gone';
-  const pendingSignal = result.event === 0 ? result.signal : 0;
-  return { tid, pendingSignal, registers, since };
+  return stopsOf(new Map([[tid, since]])).at(0)?.[1] ?? 'late';
 }
 
 /**
@@ -158,13 +170,22 @@ function overdueStopOf(tid: number, since: number): Stop {
   return 'late';
 }
 
+function overdueStopsOf(asked: ReadonlyMap<number, number>): [number, HeldThread | 'gone'][] {
+  const stops: [number, HeldThread | 'gone'][] = [];
+  for (const [tid, since] of asked) {
+    const stop = overdueStopOf(tid, since);
+    if (stop !== 'late') stops.push([tid, stop]);
+  }
+  return stops;
+}
+
 function awaitStop(tid: number, since: number, patienceMs: number): Stop {
   const from = performance.now();
   for (let polls = 0; ; polls++) {
     const stop = stopOf(tid, since);
     if (stop !== 'late') return stop;
     if (performance.now() - from > patienceMs) return overdueStopOf(tid, since);
-    if (polls > EAGER_POLLS) pause(POLL_PAUSE_MS);
+    if (polls > EAGER_LOOKS) pause(POLL_PAUSE_MS);
   }
 }
 
@@ -195,9 +216,9 @@ export class HoldTimes {
   longestUs = 0;
   totalUs = 0;
 
-  /** Notes that threads were held from `since` (performance.now()) until now. */
-  note(since: number): void {
-    const us = (performance.now() - since) * 1000;
+  /** Notes that a thread was held from `since` to `until` (performance.now()). */
+  note(since: number, until = performance.now()): void {
+    const us = (until - since) * 1000;
     this.longestUs = Math.max(this.longestUs, us);
   }
 }
@@ -209,6 +230,7 @@ export class Hold implements Standstill {
   readonly #threads = new Map<number, HeldThread>();
   readonly #since = performance.now();
   #isUrgent = false;
+  #isReleased = false;
 
   private constructor(pid: number, times: HoldTimes) {
     this.#pid = pid;
@@ -259,7 +281,7 @@ export class Hold implements Standstill {
           try {
             look(thread, hold);
           } finally {
-            hold.#letGo(thread);
+            hold.#letGo([thread]);
           }
         }),
       ).release();
@@ -337,17 +359,20 @@ export class Hold implements Standstill {
 
   /** Lets all threads go on, those first that have stood still longest, each with the signal that it was about to get. */
   release(): void {
-    for (const thread of this.#threads.values()) this.#letGo(thread);
+    if (this.#isReleased) return;
+    this.#isReleased = true;
+    this.#letGo(this.threads);
     this.#threads.clear();
     this.#calmDown();
     watchStragglers();
     this.#times.totalUs += (performance.now() - this.#since) * 1000;
   }
 
-  #letGo(thread: HeldThread): void {
-    faultPoint();
-    ptrace.detach(thread.tid, thread.pendingSignal);
-    this.#times.note(thread.since);
+  #letGo(threads: readonly HeldThread[]): void {
+    const gone = threadBatch.detach(threads);
+    threads.forEach(({ since }, i) => {
+      this.#times.note(since, gone[i]);
+    });
   }
 
   #hurry(): void {
@@ -370,46 +395,40 @@ export class Hold implements Standstill {
   #add(tids: readonly number[], take = this.#keep): number | undefined {
     this.#hurry();
     const seized: number[] = [];
-    const since: number[] = [];
     let late: number | undefined;
     try {
-      for (const tid of tids) {
-        // A straggler is ours since an earlier attempt, and was asked to stop then.
-        if (stragglers.has(tid) || seize(this.#pid, tid, PTRACE_O_TRACESYSGOOD) !== 'gone') seized.push(tid);
-      }
+      const fresh = tids.filter((tid) => !stragglers.has(tid));
+      // A straggler is ours since an earlier attempt, and was asked to stop then.
+      seized.push(...tids.filter((tid) => stragglers.has(tid)));
+      const results = threadBatch.seize(fresh, PTRACE_O_TRACESYSGOOD);
+      seized.push(...fresh.filter((_, i) => results[i] === 0));
+      fresh.forEach((tid, i) => {
+        if (results[i] !== 0 && seize(this.#pid, tid, PTRACE_O_TRACESYSGOOD) === 'seized') seized.push(tid);
+      });
     } finally {
       // All are asked before the first is waited for: they stop side by side.
-      for (const tid of seized) {
-        since.push(performance.now());
-        if (!stragglers.has(tid)) ptrace.interrupt(tid);
-      }
-      late = this.#gather(seized, since, take);
+      const asked = new Map(seized.map((tid) => [tid, performance.now()]));
+      const fresh = seized.filter((tid) => !stragglers.has(tid));
+      const times = threadBatch.interrupt(fresh);
+      fresh.forEach((tid, i) => asked.set(tid, times[i]));
+      late = this.#gather(asked, take);
     }
     return late;
   }
 
   /**
-   * Waits until all have stopped, in whatever order they do. Between two looks the processor is theirs: a thread needs it to
-   * stop. Returns one that did not stop though for a while no other did either.
+   * Waits until all have stopped, in whatever order they do: `asked` says since when each may stand still. Between two looks the
+   * processor is theirs: a thread needs it to stop. Returns one that did not stop though for a while no other did either.
    */
-  #gather(
-    tids: readonly number[],
-    since: readonly number[],
-    take: (thread: HeldThread) => void,
-  ): number | undefined {
-    const asked = new Map(tids.map((tid, i) => [tid, since[i]]));
+  #gather(asked: Map<number, number>, take: (thread: HeldThread) => void): number | undefined {
     let progress = performance.now();
     try {
       for (let looks = 0; ; looks++) {
+        if (looks > EAGER_LOOKS || asked.size > FEW)
+          pause(Math.max(POLL_PAUSE_MS, Math.min(MAX_POLL_PAUSE_MS, asked.size * STOP_MS)));
         const before = asked.size;
         const isOverdue = performance.now() - progress > STOP_PATIENCE_MS;
-        for (const [tid, from] of asked) {
-          const lookedAt = performance.now();
-          const stop = isOverdue ? overdueStopOf(tid, from) : stopOf(tid, from);
-          if (stop === 'late') {
-            asked.set(tid, lookedAt);
-            continue;
-          }
+        for (const [tid, stop] of isOverdue ? overdueStopsOf(asked) : stopsOf(asked)) {
           asked.delete(tid);
           stragglers.delete(tid);
           if (stop === 'gone') continue;
@@ -419,8 +438,6 @@ export class Hold implements Standstill {
         if (asked.size === 0) return undefined;
         if (isOverdue) return [...asked.keys()][0];
         if (asked.size < before) progress = performance.now();
-        if (looks > EAGER_POLLS)
-          pause(Math.max(POLL_PAUSE_MS, Math.min(MAX_POLL_PAUSE_MS, asked.size * STOP_MS)));
       }
     } finally {
       for (const tid of asked.keys()) stragglers.add(tid);

@@ -22,6 +22,16 @@ export abstract class TargetMemory {
     return ranges.map(({ address, length }) => this.readSome(address, length));
   }
 
+  /** The same, one behind the other into `into`, which has room for all; what cannot be read is left zero. */
+  readInto(ranges: readonly MemoryRange[], into: Uint8Array): void {
+    into.fill(0);
+    let at = 0;
+    this.readMany(ranges).forEach((bytes, i) => {
+      into.set(bytes, at);
+      at += ranges[i].length;
+    });
+  }
+
   /** Writes all of `bytes`. @throws CannotError MEMORY */
   abstract write(address: number, bytes: Uint8Array): void;
 
@@ -99,12 +109,26 @@ export class OutsideMemory extends TargetMemory {
 
   override readMany(ranges: readonly MemoryRange[]): Uint8Array[] {
     const all = new Uint8Array(ranges.reduce((sum, { length }) => sum + length, 0));
-    const whole = readRemoteRanges(this.pid, ranges, all);
+    const whole = readRemoteRanges(this.pid, ranges, 0, all);
     let at = 0;
     return ranges.map(({ address, length }, i) => {
       at += length;
       return i < whole ? all.subarray(at - length, at) : this.readSome(address, length);
     });
+  }
+
+  override readInto(ranges: readonly MemoryRange[], into: Uint8Array): void {
+    let at = 0;
+    for (let i = 0; i < ranges.length;) {
+      const whole = readRemoteRanges(this.pid, ranges, i, into.subarray(at));
+      for (const end = i + whole; i < end; i++) at += ranges[i].length;
+      if (i >= ranges.length) break;
+      const { address, length } = ranges[i++];
+      const some = this.readSome(address, length);
+      into.set(some, at);
+      into.fill(0, at + some.length, at + length);
+      at += length;
+    }
   }
 
   write(address: number, bytes: Uint8Array): void {

@@ -48,8 +48,13 @@ export class Changing {
     ready.sites.forEach((_, i) => {
       if (!choice.flipped.has(i) && !choice.held.has(i)) this.#refused.set(i, 'needs-hold');
     });
-    request.onEnable();
-    ready.agent.enable(true);
+  }
+
+  /** From here on changed sites record. */
+  enable(): this {
+    this.#request.onEnable();
+    this.#ready.agent.enable(true);
+    return this;
   }
 
   flip(): this {

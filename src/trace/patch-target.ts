@@ -31,7 +31,7 @@ import { PreparedChanges, SiteChanges, putJump } from './patch.js';
 import { anyThread } from './reach.js';
 import type { PlannedSite } from './site-plan.js';
 import { NO_TEXT_RUNS, planTextRuns, type TextRuns } from './text-runs.js';
-import { findSavedInstructionPointers, findTidOffset, knownThreads } from './thread-facts.js';
+import { ThreadReader, findTidOffset, knownThreads } from './thread-facts.js';
 import type { Module } from '../target/index.js';
 import { SITE_LENGTH } from '../x86/index.js';
 import { PageFlip, type WayName } from './ways.js';
@@ -114,7 +114,10 @@ function patchWaiting(
   undirtyPage(memory, agent, adopted.threads[0].registers);
   agent.emit(arranged.clusters, 1);
   const ready = getReady(request, agent, arranged.sites);
-  return install(request, adopted, ready, chooseWays(request, ready), readMaps(pid) ?? []);
+  const maps = readMaps(pid) ?? [];
+  const choice = chooseWays(request, ready);
+  const changing = withReader(1, (reader) => change(request, adopted, ready, choice, maps, reader));
+  return settle(request, changing, agent, adopted.threads, maps);
 }
 
 function patchRunning(request: PatchRequest, arranged: Arranged, callsOf: CallsOf): PatchedTarget {
@@ -139,17 +142,38 @@ function patchRunning(request: PatchRequest, arranged: Arranged, callsOf: CallsO
   const flipped = canFlip ? flipPages(request, ready, choice) : undefined;
   if (flipped !== undefined) return flipped;
   if (canFlip) choice = { flipped: new Set(), held: new Set(arranged.sites.keys()) };
+  return withReader((readThreads(pid) ?? []).length, (reader) =>
+    holdAndChange(request, ready, choice, canFlip, reader, removeFrom),
+  );
+}
+
+/** The way for every site. `wasFlipped`: a part of the sites may be changed already. */
+function holdAndChange(
+  request: PatchRequest,
+  ready: Ready,
+  choice: Choice,
+  wasFlipped: boolean,
+  reader: ThreadReader,
+  removeFrom: (hold: Hold) => void,
+): PatchedTarget {
+  const { pid, times } = request;
+  const { agent } = ready;
   let all: Hold | undefined;
+  // Threads may be in our code.
+  let isInUse = wasFlipped;
   try {
     // A mapping that is made between this and the hold is missed: its thread's stack is not known at once, no more.
     const maps = readMaps(pid) ?? [];
     awaitUnshared(pid);
     all = Hold.all(pid, times, agent.thread?.tid);
     refuseShared(pid);
-    return install(request, all, ready, choice, maps);
+    const changing = change(request, all, ready, choice, maps, reader);
+    const { threads } = all;
+    isInUse = true;
+    all.release();
+    return settle(request, changing, agent, threads, maps);
   } catch (error) {
-    // Where a part was flipped, threads may be in our code.
-    if (canFlip) agent.abandon();
+    if (isInUse) agent.abandon();
     else if (all === undefined) withdraw(pid, agent, times, removeFrom);
     else removeFrom(all);
     throw error;
@@ -204,8 +228,12 @@ function patchInside(
     const ready = getReady(request, agent, sites);
     const choice = chooseWays(request, ready);
     const maps = readMaps(pid) ?? [];
-    all = hasBegun ? process.meet(times) : undefined;
-    return install(request, all ?? process.begin(), ready, choice, maps);
+    return withReader((readThreads(pid) ?? []).length, (reader) => {
+      all = hasBegun ? process.meet(times) : undefined;
+      const standing = all ?? process.begin();
+      const changing = change(request, standing, ready, choice, maps, reader);
+      return settle(request, changing, agent, standing.threads, maps);
+    });
   } catch (error) {
     if (agent.isPresent()) agent.remove(process.calls);
     throw error;
@@ -320,7 +348,7 @@ function flipPages(request: PatchRequest, ready: Ready, choice: Choice): Patched
   // Nobody has looked at the threads. They get lanes when they first record, as threads do that start later.
   agent.distrustThreadPointers();
   try {
-    return new Changing(request, ready, choice).flip().finish(new Map());
+    return new Changing(request, ready, choice).enable().flip().finish(new Map());
   } catch (error) {
     // Threads may be in our code by now: its thread turns it back, and the next session takes it away.
     agent.abandon();
@@ -328,21 +356,17 @@ function flipPages(request: PatchRequest, ready: Ready, choice: Choice): Patched
   }
 }
 
-/** All threads are held: gives them lanes, moves them out of the sites, changes the sites. */
-function install(
+/** All threads are held: moves them out of the sites, and changes the sites. Nothing is recorded before `settle`. */
+function change(
   request: PatchRequest,
   hold: Standstill,
   ready: Ready,
   choice: Choice,
   maps: readonly Mapping[],
-): PatchedTarget {
+  reader: ThreadReader,
+): Changing {
   const { pid, memory } = request;
   const { agent, sites, interior } = ready;
-  if (!pointToThemselves(hold.threads, memory)) agent.distrustThreadPointers();
-  const threads = knownThreads(pid, hold.threads, maps, agent.tidOffset, memory);
-  const assigned = agent.assignLanes(threads.map((t) => t.known));
-  const lanes = new Map(assigned.map((lane, i) => [lane, threads[i].tid]));
-
   const impossible = new Set<PlannedSite>();
   for (const thread of hold.threads) {
     const rip = Number(thread.registers.get('rip'));
@@ -357,17 +381,46 @@ function install(
       }
     }
   }
+  const { savedInstructionPointers, pointToThemselves } = reader.look(hold.threads, maps, memory);
+  if (!pointToThemselves) agent.distrustThreadPointers();
   // A handler that runs on a thread will return to where the signal came.
-  for (const { rip } of findSavedInstructionPointers(hold.threads, maps, memory).flat()) {
+  for (const rip of savedInstructionPointers) {
     const inside = interior.siteAround(rip);
     if (inside !== undefined) impossible.add(inside);
   }
   if (sites.some((site) => site.kind === 'hook' && impossible.has(site))) throw busyUnwinder(pid);
   const changing = new Changing(request, ready, choice);
   if (choice.flipped.size > 0) changing.flip();
-  const target = changing.write(impossible).finish(lanes);
+  return changing.write(impossible);
+}
+
+/**
+ * Gives the threads that were held lanes, and begins to record. They may run meanwhile: as long as nothing is recorded no thread
+ * takes a lane by itself, and one that has ended is found by its id as any other.
+ */
+function settle(
+  { pid, memory }: PatchRequest,
+  changing: Changing,
+  agent: Agent,
+  threads: readonly HeldThread[],
+  maps: readonly Mapping[],
+): PatchedTarget {
+  const known = knownThreads(pid, threads, maps, agent.tidOffset, memory);
+  const assigned = agent.assignLanes(known.map((t) => t.known));
+  changing.enable();
+  const target = changing.finish(new Map(assigned.map((lane, i) => [lane, known[i].tid])));
   if (target === undefined) throw new Error('what is written while all are held is written or refused');
   return target;
+}
+
+/** For about so many threads. */
+function withReader<T>(threads: number, work: (reader: ThreadReader) => T): T {
+  const reader = new ThreadReader(threads);
+  try {
+    return work(reader);
+  } finally {
+    reader.close();
+  }
 }
 
 function busyUnwinder(pid: number): CannotError {
@@ -375,15 +428,5 @@ function busyUnwinder(pid: number): CannotError {
     tried: `prepare process ${pid} for exceptions`,
     why: 'a signal handler will return into the first instructions of its unwinder',
     next: 'try again, or trace with --entry-only, which needs no such preparation',
-  });
-}
-
-/** True if the word at each thread pointer is that pointer, as the ABI has it and the recorder's fast paths want it. */
-function pointToThemselves(threads: readonly HeldThread[], memory: TargetMemory): boolean {
-  const pointers = threads.map((thread) => thread.registers.get('fs_base'));
-  const words = memory.readMany(pointers.map((pointer) => ({ address: Number(pointer), length: 8 })));
-  return words.every((word, i) => {
-    const isThere = pointers[i] !== 0n && word.length === 8;
-    return isThere && new DataView(word.buffer, word.byteOffset).getBigUint64(0, true) === pointers[i];
   });
 }

@@ -20,7 +20,7 @@ import {
 import type { Reach } from './reach.js';
 import type { PlannedSite, RefusedFunction } from './site-plan.js';
 import { isOnlyOurs, type TextRuns } from './text-runs.js';
-import { findSavedInstructionPointers } from './thread-facts.js';
+import { savedInstructionPointersOf } from './thread-facts.js';
 import type { WayName } from './ways.js';
 
 /** What detaching achieved. */
@@ -257,7 +257,7 @@ function isInside(
 ): boolean {
   return (
     isOurs(thread.registers.get('rip')) ||
-    findSavedInstructionPointers([thread], maps, memory)[0].some(({ rip }) => isOurs(BigInt(rip)))
+    savedInstructionPointersOf(thread, maps, memory).some((rip) => isOurs(BigInt(rip)))
   );
 }
 

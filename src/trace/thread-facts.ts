@@ -1,7 +1,19 @@
 // What the agent must know of threads, read from outside while they are held.
 import type { KnownThread } from '../agent/index.js';
-import { hasGuard, mappingAt, readStatus, type Mapping } from '../linux/index.js';
+import {
+  MAP,
+  PROT,
+  hasGuard,
+  mapOwn,
+  mappingAt,
+  readStatus,
+  roundToPage,
+  type Mapping,
+  type MemoryRange,
+  type OwnMapping,
+} from '../linux/index.js';
 import type { HeldThread, Module, TargetMemory } from '../target/index.js';
+import { prepareToFindFrames, savedInstructionPointers } from './signal-frames.js';
 
 /**
  * Where C libraries keep a thread's id, counted from the thread pointer: glibc's struct pthread.tid (behind a tcbhead_t of
@@ -136,59 +148,80 @@ export function knownThreads(
   return result;
 }
 
-/** A saved instruction pointer in a signal frame on a thread's stack. */
-export interface SavedInstructionPointer {
-  readonly address: number;
-  readonly rip: number;
+const MAX_SCANNED_STACK = 64 << 20;
+const POINTER_SIZE = 8;
+/** What is read at once, and room for what a thread's stack holds as a rule, found before threads are held. */
+const READ_AT_ONCE = 64 << 20;
+const USUAL_STACK = 8 << 10;
+
+/** What is read of held threads before their code is changed. */
+export interface ThreadLook {
+  /** Where signal handlers that run on the threads will return to: the saved instruction pointers in signal frames on their stacks. */
+  readonly savedInstructionPointers: readonly number[];
+  /** The word at each thread pointer is that pointer, as the ABI has it and the recorder's fast paths want it. */
+  readonly pointToThemselves: boolean;
 }
 
-/**
- * Offsets from the saved rip in struct sigcontext (arch/x86/include/uapi/asm/sigcontext.h): eflags, then cs, gs, fs and ss
- * as 16-bit fields; user code segments of Linux are 0x33 and 0x2b.
- */
-const CS_WORD = 4;
-const SS_WORD = 5;
-const USER_CS = 0x33;
-const USER_SS = 0x2b;
-const MAX_SCANNED_STACK = 64 << 20;
+/** Reads what must be known of threads while they are held. Made before they are, so that this takes as little time as can be. */
+export class ThreadReader {
+  readonly #room: OwnMapping;
 
-/** What is read at once. */
-const SCANNED_AT_ONCE = 64 << 20;
+  /** For about so many threads. */
+  constructor(threads: number) {
+    const flags = MAP.private | MAP.anonymous | MAP.noReserve;
+    this.#room = mapOwn(READ_AT_ONCE, PROT.read | PROT.write, flags, -1);
+    this.#room.populate(0, Math.min(roundToPage(threads * USUAL_STACK), READ_AT_ONCE));
+    prepareToFindFrames();
+  }
 
-/** Finds signal frames on the stacks that held threads are on: for each thread, where handlers will return to. */
-export function findSavedInstructionPointers(
-  threads: readonly HeldThread[],
+  look(threads: readonly HeldThread[], maps: readonly Mapping[], memory: TargetMemory): ThreadLook {
+    const stacks = threads.map((thread) => stackInUse(thread, maps));
+    const found: number[] = [];
+    for (let from = 0; from < stacks.length;) {
+      let to = from;
+      let bytes = 0;
+      do bytes += stacks[to++].length;
+      while (to < stacks.length && bytes + stacks[to].length <= READ_AT_ONCE);
+      const into = new Uint8Array(this.#room.bytes, 0, bytes);
+      memory.readInto(stacks.slice(from, to), into);
+      found.push(...savedInstructionPointers(into));
+      from = to;
+    }
+    return { savedInstructionPointers: found, pointToThemselves: this.#pointToThemselves(threads, memory) };
+  }
+
+  #pointToThemselves(threads: readonly HeldThread[], memory: TargetMemory): boolean {
+    const pointers = threads.map(({ registers }) => ({
+      address: Number(registers.get('fs_base')),
+      length: POINTER_SIZE,
+    }));
+    memory.readInto(pointers, new Uint8Array(this.#room.bytes, 0, pointers.length * POINTER_SIZE));
+    const words = new Uint32Array(this.#room.bytes, 0, pointers.length * 2);
+    return pointers.every(
+      ({ address }, i) => address !== 0 && words[i * 2] + words[i * 2 + 1] * 2 ** 32 === address,
+    );
+  }
+
+  /** It reads nothing any more. */
+  close(): void {
+    this.#room.unmap();
+  }
+}
+
+/** The stack that a thread is on, from its stack pointer to the end of the mapping. */
+function stackInUse(thread: HeldThread, maps: readonly Mapping[]): MemoryRange {
+  const address = Math.floor(Number(thread.registers.get('rsp')) / POINTER_SIZE) * POINTER_SIZE;
+  const stack = maps.at(mappingAt(maps, address));
+  const isThere = stack !== undefined && address >= stack.start && address < stack.end;
+  return { address, length: isThere ? Math.min(stack.end - address, MAX_SCANNED_STACK) : 0 };
+}
+
+/** Where handlers that run on one held thread will return to. */
+export function savedInstructionPointersOf(
+  thread: HeldThread,
   maps: readonly Mapping[],
   memory: TargetMemory,
-): SavedInstructionPointer[][] {
-  const ranges = threads.map((thread) => {
-    const address = Math.floor(Number(thread.registers.get('rsp')) / 8) * 8;
-    const stack = maps.at(mappingAt(maps, address));
-    const isThere = stack !== undefined && address >= stack.start && address < stack.end;
-    return { address, length: isThere ? Math.min(stack.end - address, MAX_SCANNED_STACK) : 0 };
-  });
-  const found: SavedInstructionPointer[][] = [];
-  for (let from = 0; from < ranges.length;) {
-    let to = from;
-    let bytes = 0;
-    do bytes += ranges[to++].length;
-    while (to < ranges.length && bytes + ranges[to].length <= SCANNED_AT_ONCE);
-    const some = ranges.slice(from, to);
-    memory.readMany(some).forEach((stack, i) => found.push(signalFrames(some[i].address, stack)));
-    from = to;
-  }
-  return found;
-}
-
-/** The saved instruction pointers in a piece of stack. */
-function signalFrames(from: number, bytes: Uint8Array): SavedInstructionPointer[] {
-  // Ranges are read one behind the other, whatever their lengths.
-  const aligned = bytes.byteOffset % 4 === 0 ? bytes : bytes.slice();
-  const words = new Uint32Array(aligned.buffer, aligned.byteOffset, Math.floor(aligned.length / 4));
-  const found: SavedInstructionPointer[] = [];
-  for (let i = 0; i + SS_WORD < words.length; i += 2) {
-    if ((words[i + CS_WORD] & 0xffff) !== USER_CS || words[i + SS_WORD] >>> 16 !== USER_SS) continue;
-    found.push({ address: from + i * 4, rip: words[i] + words[i + 1] * 2 ** 32 });
-  }
-  return found;
+): readonly number[] {
+  const { address, length } = stackInUse(thread, maps);
+  return savedInstructionPointers(memory.readSome(address, length));
 }
