@@ -108,7 +108,8 @@ class Compiler {
     const patcher = this.#context(() => {
       const { length } = this.#changes;
       const isOne = protocol.begin === undefined || scenario.isSeries === true;
-      for (let from = 0; from < length; from += isOne ? length : 1) this.#series(from, isOne ? length : from + 1);
+      for (let from = 0; from < length; from += isOne ? length : 1)
+        this.#series(from, isOne ? length : from + 1);
     });
     const other = this.#context(() => {
       if (protocol.thread !== undefined) this.#expand(protocol.thread, undefined);
@@ -489,7 +490,9 @@ class Compiler {
     const image = this.#register('(image)');
     // What lies between the first and the last of a series belongs to the region around it.
     const isSeries = this.scenario.isSeries === true;
-    const longest = isSeries ? this.scenario.sites.length : Math.max(...this.#changes.map((c) => c.to.length));
+    const longest = isSeries
+      ? this.scenario.sites.length
+      : Math.max(...this.#changes.map((c) => c.to.length));
     for (let done = 1; done < longest; done++) {
       this.#branch({ left: length, test: 'equal', right: done }, end, where);
       this.#emit({ kind: 'calculate', register: site, left: at, by: 'plus', right: done }, where);

@@ -200,14 +200,16 @@ export const scenarios: readonly Scenario[] = [
   {
     ...twoSites,
     name: 'locked-and-back',
-    summary: 'span-and-back, each by itself, of text that must be made writable first; NMIs cannot write site B even then',
+    summary:
+      'span-and-back, each by itself, of text that must be made writable first; NMIs cannot write site B even then',
     sites: [locked(A), { ...B, page: 'locked-patcher-only' }],
     changes: [nopsToCalls, callsToNops],
   },
   {
     ...twoSites,
     name: 'sealed-span',
-    summary: 'of a span site B may not be made writable (-EPERM, nothing changes); then site A alone, which may',
+    summary:
+      'of a span site B may not be made writable (-EPERM, nothing changes); then site A alone, which may',
     sites: [locked(A), { ...B, page: 'sealed' }],
     changes: [{ ...nopsToCalls, result: -EPERM }, nopToCallA],
   },
