@@ -27,7 +27,7 @@ const FIB_15 = 1973;
 const ROUNDS = 8;
 /** Threads of these programs once they are at work. */
 const SIGNALS_THREADS = 4;
-const WAITS_THREADS = 3;
+const WAITS_THREADS = 2;
 /** Fault points that are gone over, so that a few come to all parts of a session. */
 const STRIDE = 23;
 const roundsProgram = fileURLToPath(new URL('./confined-rounds.test.support.js', import.meta.url));
@@ -109,6 +109,17 @@ test('a handler that keeps the patcher waiting until it gives up leaves no code 
   assert.deepEqual([seen.left, seen.notClean], [0, 0]);
   for (const maps of [...seen.during, ...seen.after]) assert.deepEqual(maps, alone);
   assert.deepEqual(seen.end, { kind: 'killed', signal: 15 });
+});
+
+test('handlers in a place from which /proc has gone wait for the agent’s thread, which has its file, and no result is wrong', () => {
+  const ran = spawnSync(process.execPath, [roundsProgram, String(ROUNDS), build('signals.c'), '0', 'anpq'], {
+    cwd: folder,
+    encoding: 'utf8',
+  });
+  assert.equal(ran.status, 0, ran.stderr);
+  const seen = JSON.parse(ran.stdout) as ConfinedRounds;
+  assert.deepEqual([seen.end, seen.left, seen.notClean], [{ kind: 'exited', status: 0 }, 0, 0], ran.stdout);
+  assert.deepEqual([new Set(seen.writtenBy), seen.helperWrites], [new Set(['proc-self-mem']), 0]);
 });
 
 test('where code can be made writable neither way the program is refused with both reasons, and does not run', () => {
