@@ -52,4 +52,4 @@ async function rounds(count: number, command: readonly string[]): Promise<Confin
 }
 
 const [count, ...command] = process.argv.slice(2);
-console.log(JSON.stringify(await rounds(Number(count), command)));
+process.stdout.write(JSON.stringify(await rounds(Number(count), command)));
