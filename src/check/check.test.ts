@@ -182,6 +182,35 @@ test('a helper that cannot write may neither go on nor take the flag down', () =
   }
 });
 
+test('text that must be made writable first is unlocked by the patcher for all: one that locks takes it from another writer', () => {
+  const naive = withoutSteps(nmiSpan, ['shared-unlock']);
+  for (const memory of memoryModels) {
+    const machine: Machine = { ...defaultMachine, memory };
+    for (const name of ['locked-spans', 'locked-and-back', 'sealed-span']) {
+      assert.equal(check(nmiSpan, machine, scenarioNamed(name)).verdict, 'safe', name);
+      const { verdict, violation } = check(withoutSteps(nmiSpan, ['lock']), machine, scenarioNamed(name));
+      assert.deepEqual([verdict, violation?.kind], ['unsafe', 'left-writable'], name);
+    }
+    assert.equal(check(naive, machine, scenarioNamed('locked-spans')).verdict, 'unsafe');
+  }
+  // Some of the span is written, and the patcher is told that nothing is.
+  const timeline = timelineOf(check(naive, sc, scenarioNamed('locked-spans')));
+  const lines = timeline?.rows.map((row) => row.cells.flat().join('; ')) ?? [];
+  const found = lines.findIndex((line) => line === 'finds that A is locked');
+  assert.ok(
+    found > 0 && lines[found - 1].includes('lock_text(mod_ip, mod_length): A is locked'),
+    lines.join('\n'),
+  );
+  assert.deepEqual(timeline?.conclusion, ['Change 1 returns -1, not 0.']);
+});
+
+test('a protocol that knows nothing of locked text writes none of it, and says so', () => {
+  for (const { verdict, violation } of [nmiOneWord, int3].map((p) =>
+    check(p, sc, scenarioNamed('locked-spans')),
+  ))
+    assert.deepEqual([verdict, violation?.kind], ['unsafe', 'wrong-result']);
+});
+
 test('a helper that may wait for what it has interrupted waits for ever: the patcher must have NMIs off', () => {
   const { patcherMasked, ...unmasked } = nmiSpan;
   assert.equal(patcherMasked, true);

@@ -11,7 +11,7 @@
  * a store buffer here has fewer entries, and an assertion says so if they do not suffice.
  */
 import type { Argument, Instruction, Program } from '../model/index.js';
-import { HEAD, TAIL, liveRegisters } from '../model/index.js';
+import { HEAD, TAIL, allows, isLocked, liveRegisters, passes } from '../model/index.js';
 
 /** Entries of an exported store buffer: a state pays for each, used or not. */
 const CAPACITY = { sc: 0, tso: 10, pso: 10, relaxed: 16 } as const;
@@ -88,7 +88,9 @@ class Exporter {
           ? cell.name
           : cell.kind === 'text'
             ? `text of site ${scenario.sites[cell.site].name}, ${cell.piece === HEAD ? 'head' : 'tail'}`
-            : `static buffer, ${cell.piece === HEAD ? 'head' : 'tail'}`;
+            : cell.kind === 'lock'
+              ? `site ${scenario.sites[cell.site].name} can be written`
+              : `static buffer, ${cell.piece === HEAD ? 'head' : 'tail'}`;
       lines.push(`/* m[${i}]: ${name} */`);
     });
     program.pieces.forEach((bytes, i) => {
@@ -236,6 +238,7 @@ class Exporter {
     switch (i.kind) {
       case 'branch':
       case 'check-access':
+      case 'check-lock':
         return [i.next, i.target];
       case 'fetch-first':
       case 'fetch-second':
@@ -283,6 +286,11 @@ class Exporter {
   #textCell(at: Argument, piece: number): string {
     const { textBase } = this.program;
     return at < 0 ? `${textBase - 2 + piece} + 2 * ${value(at)}` : `${textBase + 2 * (at - 1) + piece}`;
+  }
+
+  #lockCell(at: Argument): string {
+    const { lockBase } = this.program;
+    return at < 0 ? `${lockBase - 1} + ${value(at)}` : `${lockBase - 1 + at}`;
   }
 
   /** The statements of one visible step, up to the label of the next. */
@@ -334,6 +342,25 @@ class Exporter {
         ];
       case 'full-fence':
         return [`(${empty}) ->`, ...goOn(i.next, 0)];
+      case 'check-lock':
+        return [
+          `if :: (m[${this.#lockCell(i.at)}] == 0) -> r${i.register} = ${FAULT};`,
+          ...this.#tail(i.target, live | (1 << i.register), place, new Map([[i.register, FAULT]])),
+          ':: else ->',
+          ...goOn(i.next, 0),
+          'fi;',
+        ];
+      case 'set-lock': {
+        const cell = this.#lockCell(i.at);
+        // One that can be written anyway stays so.
+        const locked = this.program.scenario.sites.flatMap((site, s) =>
+          isLocked(site) ? [`${cell} == ${this.program.lockBase + s}`] : [],
+        );
+        return [
+          `if :: (${locked.join(' || ')}) -> m[${cell}] = ${value(i.value)} :: else fi;`,
+          ...goOn(i.next, 0),
+        ];
+      }
       case 'fetch-first':
         return this.#fetchFirst(i, place, live);
       case 'fetch-second':
@@ -448,8 +475,11 @@ class Exporter {
     }
   }
 
-  /** From `pc` on all invisible steps, then a jump to the next visible one; `mask` is what registers may hold. */
-  #tail(pc: number, mask: number, place: Place): string[] {
+  /**
+   * From `pc` on all invisible steps, then a jump to the next visible one; `mask` is what registers may hold, `known` those of them
+   * whose value is certain: of a branch on such a one only the way that is taken is written.
+   */
+  #tail(pc: number, mask: number, place: Place, known: ReadonlyMap<number, number> = NONE_KNOWN): string[] {
     const { program } = this;
     const i = program.instructions[pc];
     if (i.kind === 'end') return this.#end(mask, place);
@@ -458,20 +488,30 @@ class Exporter {
       const zero = registersIn(dead).map((r) => `r${r} = 0;`);
       return [...zero, `goto L${pc};`];
     }
-    const goOn = (next: number, written = 0): string[] => this.#tail(next, mask | written, place);
+    const certain = (a: Argument): number | undefined => (a < 0 ? known.get(-a - 1) : a);
+    const goOn = (next: number, written?: number, becomes?: number): string[] => {
+      if (written === undefined) return this.#tail(next, mask, place, known);
+      const after = new Map(known);
+      after.delete(written);
+      if (becomes !== undefined) after.set(written, becomes);
+      return this.#tail(next, mask | (1 << written), place, after);
+    };
     switch (i.kind) {
       case 'set':
-        return [`r${i.register} = ${value(i.value)};`, ...goOn(i.next, 1 << i.register)];
+        return [`r${i.register} = ${value(i.value)};`, ...goOn(i.next, i.register, certain(i.value))];
       case 'calculate': {
         const by = { plus: '+', and: '&', or: '|' }[i.by];
         return [
           `r${i.register} = (${value(i.left)} ${by} ${value(i.right)}) & 255;`,
-          ...goOn(i.next, 1 << i.register),
+          ...goOn(i.next, i.register),
         ];
       }
       case 'jump':
         return goOn(i.next);
-      case 'branch':
+      case 'branch': {
+        const [left, right] = [certain(i.left), certain(i.right)];
+        if (left !== undefined && right !== undefined)
+          return goOn(passes(left, i.test, right) ? i.target : i.next);
         return [
           `if :: (${test(value(i.left), i.test, value(i.right))}) ->`,
           ...goOn(i.target),
@@ -479,26 +519,26 @@ class Exporter {
           ...goOn(i.next),
           'fi;',
         ];
+      }
       case 'check-access': {
         const { sites } = program.scenario;
         const bad = [`${value(i.at)} == 0`, `${value(i.code)} == 0`];
         // Beyond the last of them a span may come only with a length that is not its own.
         bad.push(`${value(i.at)} > ${sites.length}`, `${value(i.code)} >= ${program.buffers.length}`);
         sites.forEach((site, s) => {
-          const isProtected = site.page === 'read-only' || (site.page === 'patcher-only' && place.nmi);
-          if (site.page === 'unmapped' || (isProtected && i.access === 'write'))
+          if (site.page === 'unmapped' || !allows(site.page, i.access, place.nmi))
             bad.push(`${value(i.at)} == ${s + 1}`);
         });
         return [
           `if :: (${bad.join(' || ')}) -> r${i.register} = ${FAULT};`,
-          ...goOn(i.target, 1 << i.register),
+          ...goOn(i.target, i.register, FAULT),
           ':: else ->',
           ...goOn(i.next),
           'fi;',
         ];
       }
       case 'load-code':
-        return [...this.#loadCode(i, place.cpu), ...goOn(i.next, 1 << i.register)];
+        return [...this.#loadCode(i, place.cpu), ...goOn(i.next, i.register)];
       case 'expect':
         return [`assert(${value(i.value)} == ${i.result});`, ...goOn(i.next)];
       case 'emulate': {
@@ -558,7 +598,7 @@ class Exporter {
     return [this.#fifo ? REMOVE_FIRST : REMOVE, lines.join('\n')].join('\n');
   }
 
-  /** When nothing is under way, the text must be what was asked for. */
+  /** When nothing is under way, the text must be what was asked for, and writable only where it was. */
   #finalText(): string {
     const { program } = this;
     const quiet = ['patched'];
@@ -571,6 +611,9 @@ class Exporter {
       `m[${program.textBase + 2 * site}] != ${head}`,
       `m[${program.textBase + 2 * site + 1}] != ${tail}`,
     ]);
+    program.cells.forEach((cell, i) => {
+      if (cell.kind === 'lock') wrong.push(`m[${i}] != ${cell.initial}`);
+    });
     return [
       'active proctype final_text()',
       '{',
@@ -637,6 +680,8 @@ function oneStep(lines: readonly string[]): string[] {
     '  };',
   ];
 }
+
+const NONE_KNOWN: ReadonlyMap<number, number> = new Map();
 
 /** -EFAULT, folded into a byte as the model does. */
 const FAULT = 242;

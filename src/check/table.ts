@@ -64,6 +64,8 @@ function eachStepLeftOut(
 
 const spans = { scenarios: [scenarioNamed('spans'), scenarioNamed('span-and-back')] };
 const spanFaults = { scenarios: [scenarioNamed('faulting-span'), scenarioNamed('failing-helpers')] };
+const lockedText = { scenarios: [scenarioNamed('locked-spans'), scenarioNamed('locked-and-back')] };
+const sealedText = { scenarios: [scenarioNamed('sealed-span')] };
 const storm = { scenarios: [scenarioNamed('nmi-storm')] };
 const staticBuffer = { scenarios: [scenarioNamed('static-buffer'), scenarioNamed('static-buffer-back')] };
 const faults = { scenarios: [scenarioNamed('faulting-site'), scenarioNamed('verified')] };
@@ -101,6 +103,14 @@ export const tableRows: readonly TableRow[] = [
   row('faults of spans', 'nmi-one-word', nmiOneWord, 'any', {
     scenarios: [scenarioNamed('failing-helpers')],
   }),
+  row('nmi-span, text locked', 'as written', nmiSpan, 'any', lockedText),
+  row('nmi-span, text locked', 'as written', nmiSpan, 'any', { ...lockedText, nmis: 2 }),
+  row('nmi-span, text locked', 'as written', nmiSpan, 'any', { ...lockedText, nmis: 'unbounded' }),
+  ...eachStepLeftOut('nmi-span, text locked', nmiSpan, 'any', lockedText),
+  row('nmi-span, text sealed', 'as written', nmiSpan, 'any', sealedText),
+  ...['rehearsal', 'shared-unlock', 'lock'].map((s) =>
+    row('nmi-span, text sealed', `without ${s}`, withoutSteps(nmiSpan, [s]), 'any', sealedText),
+  ),
   row('nmi-gated', 'as written', nmiGated, 'any'),
   row('nmi-no-storm', 'naive', nmiNoStormNaive, 'any'),
   row('nmi-no-storm', 'as written', nmiNoStorm, 'any'),

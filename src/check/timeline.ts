@@ -165,6 +165,12 @@ function words(h: Happening, program: Program): string[] {
       return h.cell === undefined
         ? []
         : [`${number}verifies ${cellName(program, h.cell)}: ${cellText(program, h)}`];
+    case 'check-lock':
+      return h.cell === undefined ? [] : [`${number}finds that ${lockText(program, h.cell, h.read ?? 0)}`];
+    case 'set-lock':
+      return h.cell === undefined
+        ? []
+        : [`${number}${where.text}: ${lockText(program, h.cell, h.wrote ?? 0)}`];
     case 'store-text':
       if (h.cell === undefined) return [];
       return h.buffered === undefined
@@ -188,6 +194,11 @@ function words(h: Happening, program: Program): string[] {
   }
 }
 
+/** `A is locked`. */
+function lockText(program: Program, cell: number, value: number): string {
+  return `${cellName(program, cell)} ${valueText(program, cell, value)}`;
+}
+
 function cellText(program: Program, h: Happening): string {
   return h.cell === undefined || h.read === undefined ? '' : valueText(program, h.cell, h.read);
 }
@@ -202,6 +213,8 @@ export function cellName(program: Program, cell: number): string {
       return `${program.scenario.sites[c.site].name} ${pieceName(c.piece)}`;
     case 'buffer':
       return `static buffer ${pieceName(c.piece)}`;
+    case 'lock':
+      return `${program.scenario.sites[c.site].name} is`;
   }
 }
 
@@ -235,6 +248,7 @@ function hex(byte: number): string {
 /** A cell's value in words: bytes, the name of a site or of code, a number, or flag and counts. */
 export function valueText(program: Program, cell: number, value: number): string {
   const c = program.cells[cell];
+  if (c.kind === 'lock') return value === 0 ? 'locked' : 'writable';
   if (c.kind !== 'word') return value === 0 ? 'nothing' : program.pieces[value].map(hex).join(' ');
   if (c.use === 'address') return value === 0 ? 'NULL' : `&${program.scenario.sites[value - 1].name}`;
   if (c.use === 'code') return value === 0 ? 'NULL' : `"${program.buffers[value]?.name ?? 'static buffer'}"`;
@@ -283,5 +297,7 @@ export function violationText(program: Program, v: Violation, cpu?: number): str
       return `${who} executes a breakpoint at site ${site} that nobody handles.`;
     case 'wrong-text':
       return `All is done, and site ${site} holds ${bytes(v.head, v.tail)}, which is not what was asked for.`;
+    case 'left-writable':
+      return `All is done, and the text of site ${site} is left writable, which it was not before.`;
   }
 }

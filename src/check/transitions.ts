@@ -239,7 +239,7 @@ export class Transitions {
     return NOTHING;
   }
 
-  /** In a state in which nothing is under way: is the text what was asked for? */
+  /** In a state in which nothing is under way: is the text what was asked for, and writable only where it was? */
   #wrongText(offset: number): number {
     const { out, cellWords } = this;
     for (let c = 0; c < this.#cpuCount; c++)
@@ -249,6 +249,10 @@ export class Transitions {
       const tail = this.#outCell(offset, this.program.textBase + i + 1);
       if (head !== this.#finalText[i] || tail !== this.#finalText[i + 1])
         return this.violations.push({ kind: 'wrong-text', site: i / 2, head, tail }) - 1;
+    }
+    for (const [i, cell] of this.program.cells.entries()) {
+      if (cell.kind === 'lock' && this.#outCell(offset, i) !== cell.initial)
+        return this.violations.push({ kind: 'left-writable', site: cell.site }) - 1;
     }
     return NOTHING;
   }

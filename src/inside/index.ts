@@ -1,2 +1,2 @@
 export { CALL_REFUSED } from './inside-memory.js';
-export { InsideProcess, type ProtocolCounts } from './inside-process.js';
+export { InsideProcess, type ProtocolCounts, type WrittenBy } from './inside-process.js';

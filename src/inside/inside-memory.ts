@@ -1,8 +1,20 @@
 // The memory of a process by its own hand: the agent's thread reads and writes it through /proc/self/mem, into and out of a
-// buffer that we share with it. That takes no permission at all, and bad addresses are errors there as well.
+// buffer that we share with it. That takes no permission at all, and bad addresses are errors there as well. Where that file cannot be
+// used the file of the buffer is: the kernel copies between it and memory, with the rights that the memory has, and bad addresses
+// are errors again. Code is unlocked for it (mprotect) and locked again, as the protocol says.
 import type { AgentThread } from '../agent/index.js';
 import { CannotError, isSafepokeError } from '../errors/index.js';
-import { ERRNO, SYS, errnoName, type MemoryRange, type OwnMapping } from '../linux/index.js';
+import {
+  ERRNO,
+  PROT,
+  SYS,
+  errnoName,
+  mappingAt,
+  readMaps,
+  type Mapping,
+  type MemoryRange,
+  type OwnMapping,
+} from '../linux/index.js';
 import { TargetMemory, pause } from '../target/index.js';
 import { BLOCK, BUFFER_SIZE, CHANGE } from './layout.js';
 import { EBUSY, MAKE_CHANGES, SCRATCH } from './listing.js';
@@ -18,6 +30,17 @@ const POLL_MS = 0.05;
 /** The word is of 32 bits. */
 const RUNNING_MASK = 0xffff_ffffn;
 
+/** lseek: from the beginning. */
+const SEEK_SET = 0;
+
+/** Text with the same rights, in which changes lie. */
+interface Region {
+  readonly start: number;
+  readonly length: number;
+  /** PROT_... */
+  readonly rights: number;
+}
+
 /** The code of the error that says that the program may not make a call for us. */
 export const CALL_REFUSED = 'CALL_REFUSED';
 
@@ -28,7 +51,10 @@ export class InsideMemory extends TargetMemory {
   /** Where the block is in the target, and the descriptor of the memory there. */
   readonly #address: number;
   readonly #file: number;
+  readonly #blockFile: number;
   readonly #runningWord: number;
+  /** Code must be unlocked to be written, and all else is written by the block's file. */
+  readonly mustUnlock: boolean;
 
   constructor(pid: number, thread: AgentThread, block: OwnMapping, address: number, runningWord: number) {
     super(pid);
@@ -38,6 +64,8 @@ export class InsideMemory extends TargetMemory {
     this.#address = address;
     this.#runningWord = runningWord;
     this.#file = this.#view.getInt32(BLOCK.memoryFile, true);
+    this.#blockFile = this.#view.getInt32(BLOCK.blockFile, true);
+    this.mustUnlock = this.#view.getInt32(BLOCK.unlocking, true) === 1;
   }
 
   readSome(address: number, length: number): Uint8Array {
@@ -46,8 +74,8 @@ export class InsideMemory extends TargetMemory {
     try {
       while (done < length) {
         const some = Math.min(length - done, HALF);
-        const count = this.#thread.call(SYS.pread64, this.#file, this.#buffer, some, address + done);
-        if (isForbidden(count)) throw refusedCall(this.pid, 'read its memory', 'pread64', count);
+        const count = this.#thread.calls(this.#reading(address + done, 0, some)).at(-1) ?? 0;
+        if (isForbidden(count)) throw refusedCall(this.pid, 'read its memory', this.#readingCall, count);
         if (count <= 0) break;
         bytes.set(this.#bytes.subarray(BLOCK.buffer, BLOCK.buffer + count), done);
         done += count;
@@ -85,22 +113,17 @@ export class InsideMemory extends TargetMemory {
     const places = batch.map(({ length }) => (end += length) - length);
     let counts: readonly number[];
     try {
-      counts = this.#thread.calls(
-        batch.map(({ address, length }, i) => [
-          SYS.pread64,
-          this.#file,
-          this.#buffer + places[i],
-          length,
-          address,
-        ]),
-      );
+      const each = batch.map(({ address, length }, i) => this.#reading(address, places[i], length));
+      const results = this.#thread.calls(each.flat());
+      const perRead = results.length / batch.length;
+      counts = batch.map((_, i) => results[(i + 1) * perRead - 1]);
     } catch (error) {
       if (!isSafepokeError(error) || error.code !== 'AGENT_LOST') throw error;
       counts = [];
     }
     return batch.map((_, i) => {
       const count = counts.at(i) ?? 0;
-      if (isForbidden(count)) throw refusedCall(this.pid, 'read its memory', 'pread64', count);
+      if (isForbidden(count)) throw refusedCall(this.pid, 'read its memory', this.#readingCall, count);
       const at = BLOCK.buffer + places[i];
       return this.#bytes.slice(at, at + Math.max(count, 0));
     });
@@ -110,36 +133,87 @@ export class InsideMemory extends TargetMemory {
     for (let done = 0; done < bytes.length;) {
       const some = bytes.subarray(done, done + HALF);
       this.#bytes.set(some, BLOCK.buffer);
-      const count = this.#thread.call(SYS.pwrite64, this.#file, this.#buffer, some.length, address + done);
-      if (isForbidden(count)) throw refusedCall(this.pid, 'write its memory', 'pwrite64', count);
+      const calls = this.mustUnlock
+        ? [this.#seek(0), [SYS.read, this.#blockFile, address + done, some.length]]
+        : [[SYS.pwrite64, this.#file, this.#buffer, some.length, address + done]];
+      const count = this.#thread.calls(calls).at(-1) ?? 0;
+      const call = this.mustUnlock ? 'read' : 'pwrite64';
+      if (isForbidden(count)) throw refusedCall(this.pid, 'write its memory', call, count);
       if (count <= 0) throw this.error('write', address, bytes.length);
       done += count;
     }
+  }
+
+  /** System calls that read into the buffer, the last of which returns how much. */
+  #reading(address: number, to: number, length: number): (readonly number[])[] {
+    return this.#file < 0
+      ? [this.#seek(to), [SYS.write, this.#blockFile, address, length]]
+      : [[SYS.pread64, this.#file, this.#buffer + to, length, address]];
+  }
+
+  get #readingCall(): string {
+    return this.#file < 0 ? 'write' : 'pread64';
+  }
+
+  /** The block's file goes to a place in the buffer. */
+  #seek(to: number): readonly number[] {
+    return [SYS.lseek, this.#blockFile, BLOCK.buffer + to, SEEK_SET];
   }
 
   /** By the protocol: handlers that run on threads that stand in the rendezvous help, and see no half of a change. */
   changeCode(address: number, before: Uint8Array, after: Uint8Array): void {
     let batch: PlannedChange[] = [];
     let room = CHANGES_ROOM;
+    let region: Region | undefined;
     // All are planned before any is made: it may turn out that one cannot be.
-    for (const change of [...planChanges(address, before, after)]) {
+    const changes = [...planChanges(address, before, after)];
+    const regions = this.mustUnlock ? this.#regionsOf(changes) : undefined;
+    changes.forEach((change, i) => {
       const bytes = CHANGE.size + 2 * roundUp(change.after.length);
-      if (bytes > room) {
-        this.#make(batch);
+      const wanted = regions?.[i];
+      if (bytes > room || wanted?.start !== region?.start || wanted?.length !== region?.length) {
+        this.#make(batch, region);
         batch = [];
         room = CHANGES_ROOM;
       }
+      region = wanted;
       batch.push(change);
       room -= bytes;
-    }
-    this.#make(batch);
+    });
+    this.#make(batch, region);
+  }
+
+  /**
+   * For each change the text that is unlocked for it: whole mappings. A part of one would stay a mapping of its own for ever, as what
+   * has once been writable counts as the process's own memory (VM_ACCOUNT).
+   */
+  #regionsOf(changes: readonly PlannedChange[]): Region[] {
+    const maps = readMaps(this.pid) ?? [];
+    return changes.map(({ address, after }) => {
+      const end = address + after.length;
+      const first = mappingAt(maps, address);
+      let last = first;
+      while (first >= 0 && maps[last].end < end && maps.at(last + 1)?.start === maps[last].end) last++;
+      const within = first < 0 ? [] : maps.slice(first, last + 1);
+      if (within.length === 0 || within[within.length - 1].end < end)
+        throw this.error('unlock', address, after.length);
+      const [{ start, permissions }] = within;
+      if (permissions.endsWith('s') || within.some((m) => m.permissions !== permissions)) {
+        throw new CannotError('MEMORY', {
+          tried: `unlock ${after.length} bytes of code at 0x${address.toString(16)} in process ${this.pid}`,
+          why: `their mappings (${within.map((m) => m.permissions).join(', ')}) are shared, or have different rights`,
+          next: 'leave out the functions there',
+        });
+      }
+      return { start, length: within[within.length - 1].end - start, rights: rightsOf(permissions) };
+    });
   }
 
   close(): void {
     // There is nothing of ours to close.
   }
 
-  #make(changes: readonly PlannedChange[]): void {
+  #make(changes: readonly PlannedChange[], region: Region | undefined): void {
     if (changes.length === 0) return;
     // A helper that is late may still read what stands in the buffer.
     if (!this.isQuiet()) throw this.#busy();
@@ -161,17 +235,40 @@ export class InsideMemory extends TargetMemory {
     this.#view.setBigUint64(BLOCK.changes, BigInt(this.#address + table), true);
     this.#view.setUint32(BLOCK.changeCount, changes.length, true);
     this.#view.setUint32(BLOCK.abandon, 0, true);
+    this.#tellRegion(region);
     this.#thread.perform(MAKE_CHANGES, HANDLERS_PATIENCE_MS, () => {
       this.#view.setUint32(BLOCK.abandon, 1, true);
     });
+    const unlocked = this.#view.getInt32(BLOCK.unlockStatus, true);
+    const locked = this.#view.getInt32(BLOCK.lockStatus, true);
+    if (region !== undefined && unlocked === 0 && locked < 0) throw this.#stillUnlocked(region, locked);
     const made = this.#view.getUint32(BLOCK.changed, true);
     if (made === changes.length) return;
     if (this.#view.getInt32(BLOCK.changeStatus, true) === EBUSY) throw this.#busy();
     const { address, after } = changes[made];
+    const isRefused = region !== undefined && unlocked < 0;
+    const call = region === undefined ? 'pwrite64' : 'mprotect, lseek or read';
     throw new CannotError('MEMORY', {
       tried: `change ${after.length} bytes of code at 0x${address.toString(16)} in process ${this.pid}`,
-      why: `the protocol says ${errnoName(-this.#view.getInt32(BLOCK.changeStatus, true))}`,
-      next: 'see whether something else changes the same code or a filter (seccomp) forbids pwrite64, and try again',
+      why: `the protocol says ${errnoName(-this.#view.getInt32(BLOCK.changeStatus, true))}${isRefused ? `: mprotect says ${errnoName(-unlocked)}` : ''}`,
+      next: `see whether something else changes the same code or a filter (seccomp) forbids ${call}, and try again`,
+    });
+  }
+
+  #tellRegion(region: Region | undefined): void {
+    const { start, length, rights } = region ?? NO_REGION;
+    this.#view.setBigUint64(BLOCK.region, BigInt(start), true);
+    this.#view.setBigUint64(BLOCK.regionLength, BigInt(length), true);
+    this.#view.setUint32(BLOCK.rights, rights, true);
+    this.#view.setUint32(BLOCK.unlockedRights, rights | PROT.write, true);
+    this.#view.setInt32(BLOCK.unlockStatus, 0, true);
+  }
+
+  #stillUnlocked({ start, length }: Region, status: number): CannotError {
+    return new CannotError('MEMORY', {
+      tried: `lock ${length} bytes of code at 0x${start.toString(16)} in process ${this.pid} again, which were unlocked to be changed`,
+      why: `mprotect says ${errnoName(-status)}`,
+      next: 'end the process: it can write its own code, if it was not unmapped meanwhile',
     });
   }
 
@@ -215,6 +312,18 @@ export function refusedCall(pid: number, what: string, call: string, result: num
     why: `it may not call ${call} (${errnoName(-result)})`,
     next: 'let its seccomp filter allow that, or trace it from outside',
   });
+}
+
+/** For memory that need not be unlocked. */
+const NO_REGION: Region = { start: 0, length: 0, rights: 0 };
+
+/** `r-xp` as mprotect takes it. */
+function rightsOf(permissions: Mapping['permissions']): number {
+  return (
+    (permissions.startsWith('r') ? PROT.read : 0) |
+    (permissions[1] === 'w' ? PROT.write : 0) |
+    (permissions[2] === 'x' ? PROT.exec : 0)
+  );
 }
 
 function roundUp(bytes: number): number {

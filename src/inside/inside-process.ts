@@ -8,6 +8,7 @@ import {
   PROT,
   SYS,
   createMemoryFile,
+  errnoName,
   mapOwn,
   systemCall,
   waitForThread,
@@ -45,7 +46,11 @@ export interface ProtocolCounts {
   readonly longestWaitTicks: number;
   /** Times a handler helped. */
   readonly helperWrites: number;
+  /** Code is written by /proc/self/mem; or it is unlocked for it (mprotect), and handlers wait where they would help. */
+  readonly writtenBy: WrittenBy;
 }
+
+export type WrittenBy = 'proc-self-mem' | 'mprotect';
 
 const CLOCK_UNIT_TICKS = 1024;
 const COUNTERS = ['nmi_wait_count', 'nmi_longest_wait', 'nmi_update_count'] as const;
@@ -144,7 +149,8 @@ export class InsideProcess {
     const [waits, longest, helperWrites] = COUNTERS.map(read);
     if (waits === undefined || longest === undefined || helperWrites === undefined) return undefined;
     // The clock is read around each look, also around those that need not wait: what they took is of no interest.
-    return { waits, longestWaitTicks: waits === 0 ? 0 : longest * CLOCK_UNIT_TICKS, helperWrites };
+    const writtenBy = this.memory.mustUnlock ? 'mprotect' : 'proc-self-mem';
+    return { waits, longestWaitTicks: waits === 0 ? 0 : longest * CLOCK_UNIT_TICKS, helperWrites, writtenBy };
   }
 }
 
@@ -175,11 +181,15 @@ function awaitReady(path: string, pid: number, block: OwnMapping): void {
     }
     pause(LOAD_POLL_MS);
   }
-  if (words[BLOCK.memoryFile / 4] < 0) {
+  const unlocking = words[BLOCK.unlocking / 4];
+  if (unlocking < 0) {
+    const file = words[BLOCK.memoryFile / 4];
+    const what =
+      file < 0 ? `open it: ${errnoName(-file)}` : `write it: ${errnoName(-words[BLOCK.memoryWrite / 4])}`;
     throw new CannotError('NOT_INSIDE', {
       tried: `trace ${path} from inside`,
-      why: `it cannot write its own code by /proc/self/mem (error ${-words[BLOCK.memoryFile / 4]}): the kernel, a filter or a rule forbids it`,
-      next: 'see proc_mem.force_override of the kernel, and seccomp and Landlock rules, or run it without --inside',
+      why: `it cannot write its own code, neither by /proc/self/mem (${what}) nor by mprotect (${errnoName(-unlocking)}): the kernel, a filter or a rule forbids both`,
+      next: 'see proc_mem.force_override of the kernel, seccomp and Landlock rules, and PR_SET_MDWE, or run it without --inside',
     });
   }
 }

@@ -79,7 +79,7 @@ export const BLOCK = {
   changeCount: AGENT.size + 48,
   changed: AGENT.size + 52,
   changeStatus: AGENT.size + 56,
-  /** i32: the agent's thread's descriptor of the memory; negative: it got none, or may not write text by it. */
+  /** i32: the agent's thread's descriptor of the memory; negative: it got none. */
   memoryFile: AGENT.size + 60,
   /** u64: address of the block itself in the target. */
   address: AGENT.size + 64,
@@ -89,6 +89,21 @@ export const BLOCK = {
   abandon: AGENT.size + 76,
   /** u64: its stack pointer at the change. */
   changeStack: AGENT.size + 80,
+  /** i32: negative: what the kernel says when text is written by that descriptor. */
+  memoryWrite: AGENT.size + 88,
+  /** i32: 1: text must be unlocked (mprotect) to be written, as it cannot be otherwise; negative: and that is refused as well. */
+  unlocking: AGENT.size + 92,
+  /** u32: the agent's thread's descriptor of the block, where it needs one. */
+  blockFile: AGENT.size + 96,
+  /** u32: the rights (PROT_...) of the text that is to be changed, as it is unlocked and as it is locked again. */
+  unlockedRights: AGENT.size + 100,
+  rights: AGENT.size + 104,
+  /** i32: what the kernel said of each, the last time. */
+  unlockStatus: AGENT.size + 108,
+  lockStatus: AGENT.size + 112,
+  /** u64: that text, in which all changes of the table lie. */
+  region: AGENT.size + 120,
+  regionLength: AGENT.size + 128,
   places: AGENT.size + PAGE,
   buffer: AGENT.size + PAGE + 64 * PAGE,
   size: AGENT.size + PAGE + 64 * PAGE + (4 << 20),

@@ -21,12 +21,14 @@ import {
   BUFFER_SIZE,
   CHANGE,
   HANDLERS_MAX,
+  OBJECT_DATA,
   PLACE,
   PLACES_MAX,
   PRIVATE,
   RENDEZVOUS_SIGNAL,
   STUBS,
   STUB_SIZE,
+  TEXT,
 } from './layout.js';
 import { realSlot, wrapped, wrappersListing } from './wrappers.js';
 
@@ -79,6 +81,9 @@ const SHIM = { signal: 24, info: 32, context: 40, handler: 48, held: 56, room: 6
 const STAND = { toLeave: 0, toEnter: 8, begun: 16, mask: 24, size: 40 } as const;
 
 export function insideListing(protocol: Protocol, lowered: LoweredProtocol): string {
+  const { begin, end } = protocol;
+  if (begin === undefined || end === undefined)
+    throw new Error(`protocol ${protocol.name} says nothing of text that must be unlocked`);
   const shimFrame = -(SHIM.room + lowered.frameSize);
   return `
 init:                                       ; rdi argc, rsi argv, rdx envp
@@ -238,17 +243,27 @@ init_no_block:
 
 ; ---- the agent's thread: r9 the block
 agent:
-    mov eax, ${SYS.close_range}             ; the program's descriptors are none of ours
-    xor edi, edi
+    mov r12d, [rel ${PRIVATE.blockFile}]    ; the program's descriptors are none of ours
+    mov [r9+${BLOCK.blockFile}], r12d
+    mov eax, ${SYS.close_range}
+    lea edi, [r12+1]
     mov esi, -1
     xor edx, edx
     syscall
+    test r12d, r12d
+    je agent_open
+    mov eax, ${SYS.close_range}
+    xor edi, edi
+    lea esi, [r12-1]
+    syscall
+agent_open:
     mov eax, ${SYS.open}
     lea rdi, [rel ${PRIVATE.memoryPath}]
     mov esi, ${O_RDWR | O_CLOEXEC}
     syscall
+    mov [r9+${BLOCK.memoryFile}], eax
     test eax, eax
-    js agent_memory
+    js agent_unlock
     mov [rel ${PRIVATE.memoryFile}], eax
     ; a kernel may let it be opened, and not let it write text: this very byte over itself
     mov edi, eax
@@ -258,12 +273,66 @@ agent:
     mov eax, ${SYS.pwrite64}
     syscall
     test eax, eax
-    js agent_memory
-    mov eax, edi
-agent_memory:
-    mov [r9+${BLOCK.memoryFile}], eax
+    js agent_no_write
+    mov edi, r12d
+    mov eax, ${SYS.close}
+    syscall
+    jmp agent_ready
+agent_no_write:
+    mov [r9+${BLOCK.memoryWrite}], eax
+    ; the other way: this text made writable, the byte read over itself from the block's file, and its rights given back
+agent_unlock:
+    mov al, byte [rel agent]
+    mov byte [r9+${BLOCK.buffer}], al
+    mov edx, ${PROT.read | PROT.write | PROT.exec}
+    call agent_protect
+    js agent_refused
+    call seek_buffer
+    lea rsi, [rel agent]
+    mov edx, 1
+    mov eax, ${SYS.read}
+    syscall
+    mov r13d, eax
+    mov edx, ${PROT.read | PROT.exec}
+    call agent_protect
+    js agent_refused
+    mov eax, r13d
+    test eax, eax
+    js agent_refused
+    ; where the memory's file cannot be opened, it is read by writing it into the block's file
+    mov eax, [r9+${BLOCK.memoryFile}]
+    test eax, eax
+    jns agent_unlocks
+    call seek_buffer
+    lea rsi, [rel agent]
+    mov edx, 1
+    mov eax, ${SYS.write}
+    syscall
+    test eax, eax
+    js agent_refused
+agent_unlocks:
+    mov eax, 1
+agent_refused:
+    mov [r9+${BLOCK.unlocking}], eax
+agent_ready:
     mov dword [r9+${BLOCK.ready}], 1
 ${agentThreadListing([{ action: MAKE_CHANGES, label: 'make_changes' }], 'release_all')}
+
+agent_protect:                              ; edx rights of all of this text: its mapping stays whole
+    lea rdi, [rel 0]
+    add rdi, ${TEXT}
+    mov esi, ${OBJECT_DATA - TEXT}
+    mov eax, ${SYS.mprotect}
+    syscall
+    test eax, eax
+    ret
+seek_buffer:                                ; edi becomes the block's file, at its buffer
+    mov edi, r12d
+    mov esi, ${BLOCK.buffer}
+    xor edx, edx
+    mov eax, ${SYS.lseek}
+    syscall
+    ret
 
 release_all:                                ; nobody will: the tracer has died
     mov eax, [rbx+${BLOCK.generation}]
@@ -288,6 +357,16 @@ make_changes:
     sub rsp, ${lowered.frameSize}
     mov rbp, rsp
     mov [rbx+${BLOCK.changeStack}], rsp
+    mov dword [rbx+${BLOCK.lockStatus}], 0
+    mov rax, [rbx+${BLOCK.region}]
+    mov [rbp+${slot(lowered, 'region')}], rax
+    mov rax, [rbx+${BLOCK.regionLength}]
+    mov [rbp+${slot(lowered, 'region_length')}], rax
+    call ${begin}
+    mov eax, [rbp+${slot(lowered, 'result')}]
+    mov [rbx+${BLOCK.changeStatus}], eax
+    test eax, eax
+    jne no_changes
 make_next_change:
     test r13, r13
     je made_changes
@@ -310,6 +389,8 @@ make_next_change:
 change_failed:
     mov [rbx+${BLOCK.changeStatus}], eax
 made_changes:
+    call ${end}
+no_changes:
     add rsp, ${lowered.frameSize}
     pop r14
     jmp served
@@ -354,10 +435,13 @@ helper_waits:
 give_up_change:
     mov rbx, [rel ${PRIVATE.block}]
     mov rsp, [rbx+${BLOCK.changeStack}]
+    mov rbp, rsp
     mov eax, ${EBUSY}
     jmp change_failed
 
-; probe_kernel_write, of a whole span: rdi where, rsi code, rcx length. By the agent's thread, or by a handler that helps
+; probe_kernel_write, of a whole span: rdi where, rsi code, rcx length. By the agent's thread, or by a handler that helps. Where text
+; must be unlocked a handler does not write: it has no file of the block, and a plain store would crash where a handler has unmapped the
+; text meanwhile, or where the patcher has given up and locked it. It waits for the patcher, as one does whose write fails.
 write_text:
     push rbx
     push r12
@@ -372,6 +456,8 @@ write_text:
     cmp rax, ${AGENT.size}
     mov edi, [rel ${PRIVATE.memoryFile}]
     jb write_text_now                       ; on the agent's stack
+    cmp dword [rbx+${BLOCK.unlocking}], 0
+    jne write_text_cannot
     mov eax, ${SYS.open}
     lea rdi, [rel ${PRIVATE.memoryPath}]
     mov esi, ${O_RDWR | O_CLOEXEC}
@@ -386,7 +472,15 @@ write_text:
     pop rax
     jmp write_text_end
 write_text_now:
+    cmp dword [rbx+${BLOCK.unlocking}], 0
+    je write_text_file
+    call read_span
+    jmp write_text_end
+write_text_file:
     call write_span
+    jmp write_text_end
+write_text_cannot:
+    mov eax, ${EFAULT}
 write_text_end:
     pop r14
     pop r13
@@ -407,15 +501,73 @@ write_span_failed:
     mov eax, ${EFAULT}
     ret
 
+read_span:                                  ; the same into unlocked text: the kernel copies, from the block's file, and a bad
+    mov edi, [rbx+${BLOCK.blockFile}]       ; address is an error here as well
+    mov rsi, r13
+    sub rsi, rbx
+    xor edx, edx
+    mov eax, ${SYS.lseek}
+    syscall
+    mov rsi, r12
+    mov rdx, r14
+    mov eax, ${SYS.read}
+    syscall
+    cmp rax, r14
+    jne write_span_failed
+    xor eax, eax
+    ret
+
+; By the agent's thread only: rdi, rcx the text. Nobody else changes rights: who did would take them from a writer
+unlock_text:
+    mov r8, [rel ${PRIVATE.block}]
+    cmp dword [r8+${BLOCK.unlocking}], 0
+    je unlock_text_done                     ; it can be written as it is
+    mov rsi, rcx
+    mov edx, [r8+${BLOCK.unlockedRights}]
+    mov eax, ${SYS.mprotect}
+    syscall
+    mov [r8+${BLOCK.unlockStatus}], eax
+    test eax, eax
+    jne write_span_failed
+unlock_text_done:
+    xor eax, eax
+    ret
+lock_text:
+    mov r8, [rel ${PRIVATE.block}]
+    cmp dword [r8+${BLOCK.unlocking}], 0
+    je unlock_text_done
+    mov rsi, rcx
+    mov edx, [r8+${BLOCK.rights}]
+    mov eax, ${SYS.mprotect}
+    syscall
+    mov [r8+${BLOCK.lockStatus}], eax
+    ret
+
 compare_text:                               ; rdi where, rsi code, rcx length; by the agent's thread only
     push rsi
+    mov r8, [rel ${PRIVATE.block}]
     mov r10, rdi
-    mov edi, [rel ${PRIVATE.memoryFile}]
-    mov rsi, [rel ${PRIVATE.block}]
-    add rsi, ${BLOCK.buffer + BUFFER_SIZE - SCRATCH}
     mov rdx, rcx
+    mov edi, [r8+${BLOCK.memoryFile}]
+    test edi, edi
+    js compare_text_copy
+    lea rsi, [r8+${BLOCK.buffer + BUFFER_SIZE - SCRATCH}]
     mov eax, ${SYS.pread64}
     syscall
+    jmp compare_text_read
+compare_text_copy:
+    mov edi, [r8+${BLOCK.blockFile}]
+    mov esi, ${BLOCK.buffer + BUFFER_SIZE - SCRATCH}
+    mov r9, rdx
+    xor edx, edx
+    mov eax, ${SYS.lseek}
+    syscall
+    mov rsi, r10
+    mov rdx, r9
+    mov eax, ${SYS.write}
+    syscall
+compare_text_read:
+    lea rsi, [r8+${BLOCK.buffer + BUFFER_SIZE - SCRATCH}]
     pop rdi
     cmp rax, rdx
     jne compare_text_unreadable

@@ -34,9 +34,12 @@ const mmapFunction = libc.func(
 
 /** System call numbers, arch/x86/entry/syscalls/syscall_64.tbl. */
 export const SYS = {
+  read: 0,
+  write: 1,
   open: 2,
   close: 3,
   poll: 7,
+  lseek: 8,
   mmap: 9,
   mprotect: 10,
   munmap: 11,

@@ -13,7 +13,7 @@ import type { Machine } from './machine.js';
 import type { Argument, Cell, ContextProgram, Instruction, Program, Where } from './program.js';
 import { HEAD, TAIL, foldWord } from './program.js';
 import type { Change, Image, Scenario } from './scenario.js';
-import { NOP, pieceBytes } from './scenario.js';
+import { NOP, allows, isLocked, pieceBytes } from './scenario.js';
 
 /** The breakpoint instruction of x86. */
 const INT3 = 0xcc;
@@ -98,8 +98,18 @@ class Compiler {
       this.#buffers.push(undefined);
       this.#bufferPieces.push([0, 0]);
     }
+    let lockBase = -1;
+    if (this.#hasLocks) {
+      lockBase = this.#cells.length;
+      scenario.sites.forEach((site, index) => {
+        this.#cells.push({ kind: 'lock', site: index, initial: isLocked(site) ? 0 : 1 });
+      });
+    }
     const patcher = this.#context(() => {
-      this.#changes.forEach((change, index) => this.#change(change, index));
+      const { length } = this.#changes;
+      const isOne = protocol.begin === undefined || scenario.isSeries === true;
+      for (let from = 0; from < length; from += isOne ? length : 1)
+        this.#series(from, isOne ? length : from + 1);
     });
     const other = this.#context(() => {
       if (protocol.thread !== undefined) this.#expand(protocol.thread, undefined);
@@ -122,6 +132,7 @@ class Compiler {
       cells: this.#cells,
       textBase,
       staticBase,
+      lockBase,
       patcher,
       other,
       nmi,
@@ -155,6 +166,47 @@ class Compiler {
     });
   }
 
+  /** Changes that are made one after the other, and what stands around them. */
+  #series(from: number, to: number): void {
+    const { begin, end } = this.protocol;
+    const changes = this.#changes.slice(from, to);
+    const failed: Label = { at: undefined, uses: [] };
+    const done: Label = { at: undefined, uses: [] };
+    if (begin !== undefined) {
+      const first = Math.min(...changes.map((c) => c.site));
+      const sites = Math.max(...changes.map((c) => c.site + c.to.length)) - first;
+      const prepare: Where = { routine: 'stop_machine', text: 'begin' };
+      this.#emit({ kind: 'set', register: this.#register('region'), value: first + 1 }, prepare);
+      this.#emit({ kind: 'set', register: this.#register('region_length'), value: sites }, prepare);
+      this.#expand(begin, undefined);
+      const result = this.#argument('result', undefined);
+      this.#branch({ left: result, test: 'not-equal', right: 0 }, failed, prepare);
+    }
+    changes.forEach((change, i) => {
+      this.#change(change, from + i);
+    });
+    if (end !== undefined) this.#expand(end, undefined);
+    if (begin === undefined) return;
+    this.#nextTo(this.#emit({ kind: 'jump' }, { routine: 'stop_machine', text: 'end' }), done);
+    this.#place(failed);
+    changes.forEach((change, i) => {
+      this.#expect(change, from + i);
+    });
+    this.#place(done);
+  }
+
+  #expect(change: Change, index: number): void {
+    const value = this.#argument('result', undefined);
+    const result = foldWord(change.result);
+    const where: Where = { routine: 'stop_machine', text: `change ${index + 1} returns` };
+    this.#emit({ kind: 'expect', value, result, change: index }, where);
+  }
+
+  /** Some text is writable at times only, and the protocol knows of that. */
+  get #hasLocks(): boolean {
+    return this.scenario.sites.some(isLocked);
+  }
+
   #change(change: Change, index: number): void {
     const { scenario } = this;
     const where = (text: string): Where => ({ routine: 'stop_machine', text });
@@ -183,15 +235,7 @@ class Compiler {
     if (this.protocol.unit === 'span')
       this.#emit({ kind: 'set', register: this.#register('length'), value: count }, prepare);
     this.#expand(this.protocol.patch, undefined);
-    this.#emit(
-      {
-        kind: 'expect',
-        value: this.#argument('result', undefined),
-        result: foldWord(change.result),
-        change: index,
-      },
-      where(`change ${index + 1} returns`),
-    );
+    this.#expect(change, index);
   }
 
   #expand(name: string, trap: Trap | undefined): void {
@@ -285,6 +329,12 @@ class Compiler {
       case 'compare-text':
         this.#compareText(o, where, argument);
         return;
+      case 'unlock-text':
+      case 'lock-text':
+        if (this.#hasLocks) this.#changeLock(o, where, argument);
+        else if (o.op === 'unlock-text')
+          this.#emit({ kind: 'set', register: this.#register(o.status), value: 0 }, where);
+        return;
       case 'execute':
         for (const site of this.scenario.functions[o.function]) this.#execute(site, o.function);
         return;
@@ -361,11 +411,38 @@ class Compiler {
         const to = piece === HEAD ? HEAD_SIZE : MCOUNT_INSN_SIZE;
         if (to <= o.offset || from >= end) continue;
         this.#emit({ kind: 'load-code', register: byte, code: image, piece }, where);
+        if (this.#hasLocks) this.#checkLock(site, status, where, done);
         this.#emit({ kind: 'store-text', at: site, piece, value: -byte - 1 }, where);
       }
     });
     this.#emit({ kind: 'set', register: status, value: 0 }, where);
     this.#place(done);
+  }
+
+  /** Of each site of a span, up to one of which that is refused. */
+  #changeLock(
+    o: Operation & { op: 'unlock-text' | 'lock-text' },
+    where: Where,
+    argument: (operand: Operand) => Argument,
+  ): void {
+    const at = argument(o.at);
+    const done: Label = { at: undefined, uses: [] };
+    const status = this.#register(o.op === 'unlock-text' ? o.status : '(lock)');
+    const value = o.op === 'unlock-text' ? 1 : 0;
+    this.#eachSite(at, at, argument(o.length), where, (site) => {
+      this.#checkAccess(site, 'unlock', BREAKPOINT_BUFFER, status, where, done);
+      this.#emit({ kind: 'set-lock', at: site, value }, where);
+    });
+    this.#emit({ kind: 'set', register: status, value: 0 }, where);
+    this.#place(done);
+  }
+
+  #checkLock(at: Argument, register: number, where: Where, failed: Label): void {
+    const check = this.#emit({ kind: 'check-lock', at, register, target: 0 }, where);
+    this.#use(failed, (target) => {
+      const i = this.#instructions[check];
+      if (i.kind === 'check-lock') i.target = target;
+    });
   }
 
   #compareText(
@@ -411,7 +488,11 @@ class Compiler {
     const end: Label = { at: undefined, uses: [] };
     const site = this.#register('(site)');
     const image = this.#register('(image)');
-    const longest = Math.max(...this.#changes.map((c) => c.to.length));
+    // What lies between the first and the last of a series belongs to the region around it.
+    const isSeries = this.scenario.isSeries === true;
+    const longest = isSeries
+      ? this.scenario.sites.length
+      : Math.max(...this.#changes.map((c) => c.to.length));
     for (let done = 1; done < longest; done++) {
       this.#branch({ left: length, test: 'equal', right: done }, end, where);
       this.#emit({ kind: 'calculate', register: site, left: at, by: 'plus', right: done }, where);
@@ -435,7 +516,7 @@ class Compiler {
 
   #checkAccess(
     at: Argument,
-    access: 'read' | 'write',
+    access: 'read' | 'write' | 'unlock',
     code: Argument,
     register: number,
     where: Where,
@@ -571,7 +652,7 @@ function bySites({ sites }: Scenario): (change: Change) => readonly Change[] {
       ? [change]
       : change.to.map((to, i) => {
           const site = change.site + i;
-          const isProtected = sites[site].page === 'read-only';
+          const isProtected = !allows(sites[site].page, 'write', false);
           return { site, from: [change.from[i]], to: [to], result: isProtected ? change.result : 0 };
         });
 }

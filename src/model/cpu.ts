@@ -3,6 +3,7 @@ import { liveRegisters } from './live-registers.js';
 import { STORE_BUFFER_ENTRIES } from './machine.js';
 import type { Argument, ContextProgram, Instruction, Program } from './program.js';
 import { HEAD, TAIL, foldWord, passes } from './program.js';
+import { allows, isLocked } from './scenario.js';
 
 /** NMIs that may still arrive, where their number has no bound. */
 const UNBOUNDED = 0xff;
@@ -63,7 +64,9 @@ export type Violation =
   | { readonly kind: 'wrong-result'; readonly change: number; readonly result: number }
   | { readonly kind: 'wrong-emulation'; readonly site: number; readonly code: number }
   | { readonly kind: 'stray-breakpoint'; readonly site: number }
-  | { readonly kind: 'wrong-text'; readonly site: number; readonly head: number; readonly tail: number };
+  | { readonly kind: 'wrong-text'; readonly site: number; readonly head: number; readonly tail: number }
+  /** Text that was not writable before is so when all is done. */
+  | { readonly kind: 'left-writable'; readonly site: number };
 
 /** One thing that happened, for the timeline. */
 export interface Happening {
@@ -310,6 +313,9 @@ export class CpuSemantics {
       case 'fetch-first':
       case 'fetch-second':
         return this.#loadCell(cpu, this.#textCell(i.site, i.piece));
+      case 'check-lock':
+      case 'set-lock':
+        return this.program.lockBase + argument(running, i.at) - 1;
       case 'store':
         return buffered ? NO_CELL : i.cell;
       case 'store-text':
@@ -504,12 +510,24 @@ export class CpuSemantics {
         const { sites } = this.program.scenario;
         const page = site in sites ? sites[site].page : 'unmapped';
         const code = get(i.code);
-        const isProtected = page === 'read-only' || (page === 'patcher-only' && cpu.inNmi);
         const isThere = page !== 'unmapped' && code > 0 && code < this.program.buffers.length;
-        if (!isThere || (i.access === 'write' && isProtected)) {
+        if (!isThere || !allows(page, i.access, cpu.inNmi)) {
           registers[i.register] = FAULT;
           next = i.target;
         }
+        break;
+      }
+      case 'check-lock':
+        happening = { ...happening, cell: this.program.lockBase + get(i.at) - 1, read: value };
+        if (value === 0) {
+          registers[i.register] = FAULT;
+          next = i.target;
+        }
+        break;
+      case 'set-lock': {
+        const site = get(i.at) - 1;
+        written = isLocked(this.program.scenario.sites[site]) ? get(i.value) : value;
+        happening = { ...happening, cell: this.program.lockBase + site, wrote: written };
         break;
       }
       case 'fetch-first': {

@@ -26,6 +26,7 @@ function successors(i: Instruction): readonly number[] {
   switch (i.kind) {
     case 'branch':
     case 'check-access':
+    case 'check-lock':
       return [i.next, i.target];
     case 'fetch-first':
       return [i.next, i.trap, i.alternative];
@@ -75,7 +76,10 @@ function read(i: Instruction): number {
     case 'emulate':
       return bits(i.code);
     case 'load-text':
+    case 'check-lock':
       return bits(i.at);
+    case 'set-lock':
+      return bits(i.at, i.value);
     case 'store-text':
       return bits(i.at, i.value);
     case 'fetch-second':

@@ -67,11 +67,20 @@ export type Instruction = Common &
     | {
         readonly kind: 'check-access';
         readonly at: Argument;
-        readonly access: 'read' | 'write';
+        readonly access: 'read' | 'write' | 'unlock';
         readonly code: Argument;
         readonly register: number;
         target: number;
       }
+    /** The same of a site that is writable at times only: is it now? One that always is, is. */
+    | {
+        readonly kind: 'check-lock';
+        readonly at: Argument;
+        readonly register: number;
+        target: number;
+      }
+    /** Makes a site writable (1), or not (0), at once and for all CPUs, if it is one that is writable at times only. */
+    | { readonly kind: 'set-lock'; readonly at: Argument; readonly value: Argument }
     | {
         readonly kind: 'load-code';
         readonly register: number;
@@ -119,7 +128,9 @@ export type Cell =
       readonly use: 'value' | 'address' | 'code';
     }
   | { readonly kind: 'text'; readonly site: number; readonly piece: number; readonly initial: number }
-  | { readonly kind: 'buffer'; readonly piece: number; readonly initial: number };
+  | { readonly kind: 'buffer'; readonly piece: number; readonly initial: number }
+  /** 1: the site can be written. */
+  | { readonly kind: 'lock'; readonly site: number; readonly initial: number };
 
 /** What runs on a CPU when no NMI does, and what an NMI runs. */
 export interface ContextProgram {
@@ -140,6 +151,8 @@ export interface Program {
   readonly textBase: number;
   /** First of the cells of the static code buffer, or -1. */
   readonly staticBase: number;
+  /** First of the cells that say which sites can be written, one for each, or -1 if that never changes. */
+  readonly lockBase: number;
   readonly patcher: ContextProgram;
   /** What the other CPUs run: nothing if the machine is stopped. */
   readonly other: ContextProgram;

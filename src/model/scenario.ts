@@ -30,8 +30,25 @@ const CALL_A_OTHER = callImage('call ftrace_caller (from A)', 0x2ffb);
 export interface Site {
   readonly name: string;
   readonly initial: Image;
-  /** `patcher-only`: what the patcher may write, NMIs may not: they have no descriptor, or a filter forbids it. */
-  readonly page: 'writable' | 'read-only' | 'unmapped' | 'patcher-only';
+  /**
+   * `patcher-only`: what the patcher may write, NMIs may not: they have no descriptor, or a filter forbids it. `locked`: it must be
+   * made writable first, and not be left so; `locked-patcher-only`: then NMIs may not all the same; `sealed`: that is refused.
+   */
+  readonly page:
+    'writable' | 'read-only' | 'unmapped' | 'patcher-only' | 'locked' | 'locked-patcher-only' | 'sealed';
+}
+
+/** May a site on such a page be accessed so? Whether it is locked now is another question, and whether it is there. */
+export function allows(page: Site['page'], access: 'read' | 'write' | 'unlock', inNmi: boolean): boolean {
+  if (access === 'read') return true;
+  if (access === 'unlock') return page !== 'sealed';
+  if (page === 'patcher-only' || page === 'locked-patcher-only') return !inNmi;
+  return page !== 'read-only' && page !== 'sealed';
+}
+
+/** True if writing it takes that it is made writable. */
+export function isLocked(site: Site): boolean {
+  return site.page === 'locked' || site.page === 'locked-patcher-only' || site.page === 'sealed';
 }
 
 /**
@@ -54,6 +71,8 @@ export interface Scenario {
   readonly changes: readonly Change[];
   /** Which sites (by index) the traced functions have. */
   readonly functions: Readonly<Record<TracedFunction, readonly number[]>>;
+  /** All changes are made one after the other: what a protocol does before the first and after the last it does once. */
+  readonly isSeries?: true;
   /** The new code of every change passes through one static buffer, which the patcher rewrites for each. */
   readonly staticBuffer: boolean;
   /**
@@ -94,6 +113,8 @@ export const callAndBack: Scenario = {
   staticBuffer: false,
   storm: false,
 };
+
+const locked = (site: Site): Site => ({ ...site, page: 'locked' });
 
 export const scenarios: readonly Scenario[] = [
   twoSites,
@@ -166,6 +187,31 @@ export const scenarios: readonly Scenario[] = [
     summary: 'sites A and B in one span, of which NMIs cannot write the second: only the patcher can',
     sites: [A, { ...B, page: 'patcher-only' }],
     changes: [nopsToCalls],
+  },
+  {
+    ...twoSites,
+    name: 'locked-spans',
+    summary: 'spans, in one series, of text that must be made writable first, and not be left so',
+    sites: [locked(A), locked(B), locked(C)],
+    changes: [nopsToCalls, nopToCallC],
+    functions: { lockdep_off: [0], handlers: [1, 2], thread_work: [0, 1, 2] },
+    isSeries: true,
+  },
+  {
+    ...twoSites,
+    name: 'locked-and-back',
+    summary:
+      'span-and-back, each by itself, of text that must be made writable first; NMIs cannot write site B even then',
+    sites: [locked(A), { ...B, page: 'locked-patcher-only' }],
+    changes: [nopsToCalls, callsToNops],
+  },
+  {
+    ...twoSites,
+    name: 'sealed-span',
+    summary:
+      'of a span site B may not be made writable (-EPERM, nothing changes); then site A alone, which may',
+    sites: [locked(A), { ...B, page: 'sealed' }],
+    changes: [{ ...nopsToCalls, result: -EPERM }, nopToCallA],
   },
   {
     ...callAndBack,

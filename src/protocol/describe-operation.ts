@@ -47,6 +47,10 @@ export function describeOperation(o: Operation): string {
         : `probe_kernel_write(${operandText(o.at)}+${o.offset}, ${operandText(o.code)}+${o.offset}, ${o.length})`;
     case 'compare-text':
       return `probe_kernel_read(${operandText(o.at)}), compare with ${operandText(o.code)}`;
+    case 'unlock-text':
+      return `unlock_text(${operandText(o.at)}, ${operandText(o.length)})`;
+    case 'lock-text':
+      return `lock_text(${operandText(o.at)}, ${operandText(o.length)})`;
     case 'execute':
       return `${o.function}()`;
     case 'emulate':

@@ -6,6 +6,8 @@
  *  - Writers do not all fail alike: a signal handler may have no descriptor left, or a filter may forbid it what the patcher may
  *    do. So a helper that fails clears no flag and tells no status: it waits until the patcher has written.
  *  - The patcher is a thread with every signal blocked: no NMI arrives on its CPU, so a helper may wait for it.
+ *  - Text may have to be made writable before anybody can write it (mprotect). The patcher does so, once for all the changes that it
+ *    makes one after the other: a helper that gave text its rights back would take them from another writer.
  *
  * The patcher:
  *  1. Write the old code over itself: if that fails, nothing has changed, and nothing will. Whatever may fail (a page that may not
@@ -19,6 +21,10 @@
  *  7. Add one and look at the word as it was, in one atomic. If the flag was set: smp_rmb, write the pending span; if that fails, wait
  *     until the flag is clear. sync_core, smp_mb.
  *  8. On the way out: smp_mb, subtract one.
+ * The patcher again, around changes that follow each other:
+ *  9. Before the first, while the flag is down: unlock the text that holds all of them. If that is refused, lock what has been
+ *     unlocked: nothing has changed, and nothing will.
+ * 10. After the last wait of the last: lock it. Nobody is inside who may still write.
  */
 import {
   atomicAdd,
@@ -27,9 +33,11 @@ import {
   count,
   fetchAdd,
   instead,
+  jump,
   label,
   leave,
   load,
+  lockText,
   numbered,
   set,
   smpMb,
@@ -37,6 +45,7 @@ import {
   step,
   store,
   syncCore,
+  unlockText,
   waitUntil,
 } from './operations.js';
 import type { Operand, Operation } from './operations.js';
@@ -50,15 +59,14 @@ import {
   waitForNmiAndSetModFlag,
 } from './nmi-one-word.js';
 import type { Protocol } from './protocol.js';
+import { EPERM } from './protocol.js';
 
-const writeSpan = (at: Operand, code: Operand, length: Operand): Operation => ({
-  op: 'write-text',
-  at,
-  code,
-  offset: 0,
-  length,
-  status: 'written',
-});
+/** Without `shared-unlock` each writer unlocks what it writes, and locks it again. */
+const writeSpan = (at: Operand, code: Operand, length: Operand): readonly Operation[] => [
+  ...instead('shared-unlock', unlockText(at, length, 'written')),
+  { op: 'write-text', at, code, offset: 0, length, status: 'written' },
+  ...instead('shared-unlock', lockText(at, length)),
+];
 
 export const nmiSpan: Protocol = {
   name: 'nmi-span',
@@ -87,6 +95,11 @@ export const nmiSpan: Protocol = {
     { name: 'count', meaning: 'NMIs count themselves; without it, they only look at the flag' },
     { name: 'help', meaning: 'an NMI that finds the flag set writes the span' },
     hookFirst,
+    {
+      name: 'shared-unlock',
+      meaning: 'the patcher unlocks text for all writers; without it, each does so around its own write',
+    },
+    { name: 'lock', meaning: 'text is locked again when nobody is left inside' },
   ],
   routines: [
     clearModFlag,
@@ -97,7 +110,7 @@ export const nmiSpan: Protocol = {
         load('mod_ip', 'mod_code_ip'),
         load('mod_newcode', 'mod_code_newcode'),
         load('mod_length', 'mod_code_length'),
-        writeSpan('mod_ip', 'mod_newcode', 'mod_length'),
+        ...writeSpan('mod_ip', 'mod_newcode', 'mod_length'),
       ],
     },
     {
@@ -109,10 +122,17 @@ export const nmiSpan: Protocol = {
         ...numbered(7, ...step('read-barrier', smpRmb())),
         ...numbered(
           7,
-          ...step('help', call('ftrace_mod_code'), branch('written', 'equal', 0, 'helped')),
+          ...step(
+            'help',
+            call('ftrace_mod_code'),
+            branch('written', 'not-equal', 0, 'cannot'),
+            count('nmi_update_count'),
+            jump('helped'),
+          ),
+          label('cannot'),
           ...step('helper-wait', waitUntil('nmi_running', 'none-set', MOD_CODE_WRITE_FLAG)),
           label('helped'),
-          ...step('help', syncCore(), count('nmi_update_count')),
+          ...step('help', syncCore()),
         ),
         label('entered'),
         ...numbered(7, ...step('enter-barrier', smpMb())),
@@ -132,7 +152,7 @@ export const nmiSpan: Protocol = {
           1,
           ...step(
             'rehearsal',
-            writeSpan('ip', 'old_code', 'length'),
+            ...writeSpan('ip', 'old_code', 'length'),
             set('status', 'written'),
             branch('status', 'equal', 0, 'rehearsed'),
             leave(),
@@ -156,8 +176,31 @@ export const nmiSpan: Protocol = {
       ],
     },
     modifyCode('length'),
+    {
+      name: 'begin_changes',
+      operations: [
+        set('result', 0),
+        ...numbered(
+          9,
+          ...step(
+            'shared-unlock',
+            unlockText('region', 'region_length', 'status'),
+            branch('status', 'equal', 0, 'unlocked'),
+            lockText('region', 'region_length'),
+            set('result', -EPERM),
+            label('unlocked'),
+          ),
+        ),
+      ],
+    },
+    {
+      name: 'end_changes',
+      operations: numbered(10, ...step('lock', lockText('region', 'region_length'))),
+    },
     ...nmiFrame,
   ],
   patch: 'ftrace_modify_code',
+  begin: 'begin_changes',
+  end: 'end_changes',
   nmi: 'nmi',
 };

@@ -100,6 +100,13 @@ export type Primitive =
       readonly length?: Operand;
       readonly result: string;
     }
+  /**
+   * Makes the text of a span writable, where it is not and only so can be written. `status` is 0, also where there is nothing to
+   * do; -EFAULT if that is refused, perhaps with some of it writable. All CPUs know of it when it is done.
+   */
+  | { readonly op: 'unlock-text'; readonly at: Operand; readonly length: Operand; readonly status: string }
+  /** Gives the text of a span the rights back that it had before it was first made writable. */
+  | { readonly op: 'lock-text'; readonly at: Operand; readonly length: Operand }
   /** Calls a traced function: its site is executed. */
   | { readonly op: 'execute'; readonly function: TracedFunction }
   /** In `trap` only: does what the instruction in the code buffer would have done, and returns behind the site. */
@@ -177,6 +184,13 @@ export const waitUntil = (word: string, test: Test, value: Operand, waits?: stri
 export const count = (word: string): Primitive => ({ op: 'count', word });
 export const readClock = (to: string): Primitive => ({ op: 'read-clock', to });
 export const noteLongest = (word: string, since: string): Primitive => ({ op: 'note-longest', word, since });
+export const unlockText = (at: Operand, length: Operand, status: string): Primitive => ({
+  op: 'unlock-text',
+  at,
+  length,
+  status,
+});
+export const lockText = (at: Operand, length: Operand): Primitive => ({ op: 'lock-text', at, length });
 export const execute = (traced: TracedFunction): Primitive => ({ op: 'execute', function: traced });
 export const emulate = (code: Operand): Primitive => ({ op: 'emulate', code });
 export const retry = (): Primitive => ({ op: 'retry' });

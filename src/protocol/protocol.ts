@@ -39,7 +39,9 @@ export interface Routine {
  *
  * Entry points, by name of routine: `patch` changes one site, or one span (in: registers `ip`, `old_code`, `new_code`, for a
  * span `length`; out: `result`, 0 or a negative error number); `nmi` is all that an NMI does; `thread`, where the machine is not stopped, is what
- * the other CPUs run meanwhile; `trap` handles a breakpoint.
+ * the other CPUs run meanwhile; `trap` handles a breakpoint. `begin` and `end` stand around changes that are made one after the
+ * other, as the patcher's too (in: registers `region`, `region_length`, within which all of them lie; out: `result`): if `begin`
+ * says that it failed, none is made, and `end` has nothing to do.
  */
 export interface Protocol {
   readonly name: string;
@@ -54,6 +56,8 @@ export interface Protocol {
   readonly steps: readonly Step[];
   readonly routines: readonly Routine[];
   readonly patch: string;
+  readonly begin?: string;
+  readonly end?: string;
   readonly nmi: string;
   readonly thread?: string;
   readonly trap?: string;

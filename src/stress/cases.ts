@@ -70,8 +70,15 @@ const held: StressCase = {
   changedBy: 'held',
 };
 
-/** Ways to change code that are no protocols of src/protocol. */
-const otherWays: readonly StressCase[] = [noChanges, pageFlip, held];
+const SPAN_BY_MPROTECT = 'nmi-span-mprotect';
+
+/** `nmi-span` where text must be made writable before it is written: a plain store to text that is not ends the process. */
+function spanByMprotect(without: readonly string[] = []): StressCase {
+  return { ...protocolCase(nmiSpan, without), name: SPAN_BY_MPROTECT, writing: 'mprotect' };
+}
+
+/** Ways to change code that are no protocols of src/protocol, or protocols in other surroundings. */
+const otherWays: readonly StressCase[] = [noChanges, spanByMprotect(), pageFlip, held];
 
 /** Every name that `stressCases` takes. */
 export function caseNames(): readonly string[] {
@@ -84,6 +91,7 @@ export function caseNamed(name: string, without: readonly string[]): StressCase 
   if (protocol !== undefined) return protocolCase(protocol, without);
   const way = otherWays.find((w) => w.name === name);
   if (way === undefined || without.length === 0) return way;
+  if (name === SPAN_BY_MPROTECT) return spanByMprotect(without);
   withoutSteps({ ...way.protocol, name, steps: [] }, without);
   return way;
 }
@@ -99,6 +107,8 @@ export const allCases: readonly StressCase[] = [
   ...withEachStepLeftOut(nmi2008),
   ...withEachStepLeftOut(nmiOneWord),
   protocolCase(nmiSpan),
+  spanByMprotect(),
+  spanByMprotect(['shared-unlock']),
   protocolCase(nmiGated),
   ...withEachStepLeftOut(nmiNoStorm),
   protocolCase(nmiNoStormNaive),
@@ -115,7 +125,7 @@ export const allCases: readonly StressCase[] = [
  * what is not checked there.
  */
 export function verdictOf({ protocol, changedBy, writing }: StressCase): Verdict | undefined {
-  if (changedBy !== 'protocol' || writing !== 'memory-file') return undefined;
+  if (changedBy !== 'protocol' || writing === 'page-flip') return undefined;
   const live = protocol.thread !== undefined;
   const machines: readonly Machine[] = live
     ? [
@@ -123,7 +133,10 @@ export function verdictOf({ protocol, changedBy, writing }: StressCase): Verdict
         { cpus: 2, nmis: 1, memory: 'tso', overlap: 'any' },
       ]
     : [{ cpus: 3, nmis: 1, memory: 'tso', overlap: 'any' }];
-  const scenarios = [twoSites, callAndBack, ...(live ? [scenarioNamed('call-to-call')] : [])];
+  const scenarios =
+    writing === 'mprotect'
+      ? [scenarioNamed('locked-spans'), scenarioNamed('locked-and-back')]
+      : [twoSites, callAndBack, ...(live ? [scenarioNamed('call-to-call')] : [])];
   for (const machine of machines)
     for (const scenario of scenarios) {
       const { verdict } = check(protocol, machine, scenario);

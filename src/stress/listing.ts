@@ -9,7 +9,7 @@
 //   traps         SIGTRAP's handler is the protocol's `trap`; it may be interrupted by the storm, and nest in it
 //
 // Registers: rbx the thread's counters, everywhere; r15 and rbp as lowered code wants them.
-import { FUTEX, MREMAP, PAGE, SYS } from '../linux/index.js';
+import { FUTEX, MREMAP, PAGE, PROT, SYS } from '../linux/index.js';
 import { SYNC_CORE, type LoweredProtocol } from '../x86/index.js';
 import { MCOUNT_INSN_SIZE, type Protocol } from '../protocol/index.js';
 import {
@@ -27,8 +27,11 @@ import {
 } from './layout.js';
 import type { SiteFunction } from './sites.js';
 
-/** How text is written: through /proc/self/mem, or by putting a changed copy in the place of the pages. */
-export type TextWriting = 'memory-file' | 'page-flip';
+/**
+ * How text is written: through /proc/self/mem; by plain stores, where it has been made writable (mprotect): one to text that has not
+ * ends the process; or by putting a changed copy in the place of the pages.
+ */
+export type TextWriting = 'memory-file' | 'mprotect' | 'page-flip';
 
 /** Who changes the code. */
 export type Patching = 'stopped' | 'running' | 'outside';
@@ -107,7 +110,7 @@ export function stressListing(program: StressProgram): string {
     patcherListing(program),
     threadListing(program),
     handlerListing(program),
-    program.writing === 'memory-file' ? MEMORY_FILE_WRITE : PAGE_FLIP_WRITE,
+    WRITES[program.writing],
     SURROUNDINGS,
     tracedListing(program),
     program.lowered.listing,
@@ -190,7 +193,7 @@ start_cloned:
     call short_sleep
     jmp start_cloned
 start_ready:
-    call start_timer
+${protocol.patcherMasked === true ? '' : '    call start_timer'}
     call look_at_clocks
     mov rax, qword [${control('lastTicks')}]
     mov qword [${control('firstTicks')}], rax
@@ -203,11 +206,22 @@ start_ready:
 
 function patcherListing({ protocol, patching, lowered, functions }: StressProgram): string {
   const slot = (name: string): number => lowered.slots.get(name) ?? 0;
+  const region = Math.min(...functions.map((f) => f.site));
+  const regionEnd = Math.max(...functions.map((f) => f.site)) + MCOUNT_INSN_SIZE;
+  // If it fails, each change says so.
+  const begin =
+    protocol.begin === undefined
+      ? ''
+      : `
+    mov qword [rbp+${slot('region')}], ${region}
+    mov qword [rbp+${slot('region_length')}], ${regionEnd - region}
+    call ${protocol.begin}`;
   const changesEnd = DATA + TABLES.changes + 2 * functions.length * CHANGE_SIZE;
   const work =
     patching === 'outside'
       ? '    call short_sleep'
       : `${patching === 'stopped' ? '    call stop_threads' : ''}
+${begin}
     mov r14, qword [${control('batch')}]
 patch_next:
     mov rax, [r13]
@@ -239,6 +253,7 @@ patch_made:
 patch_same_round:
     sub r14, 1
     jne patch_next
+${protocol.end === undefined ? '' : `    call ${protocol.end}`}
 ${patching === 'stopped' ? '    call release_threads\n    call short_sleep' : ''}`;
   return `
 patch_batch:
@@ -509,6 +524,47 @@ write_text_failed:
     ret
 `;
 
+/** Nothing need be done before text can be written. */
+const NO_LOCKS = `
+unlock_text:
+lock_text:
+    mov eax, 0
+    ret
+`;
+
+const MPROTECT_WRITE = `
+write_text:
+    add rdi, rdx
+    add rsi, rdx
+write_text_byte:
+    sub rcx, 1
+    js write_text_done
+    mov al, byte [rsi+rcx]
+    mov byte [rdi+rcx], al
+    jmp write_text_byte
+write_text_done:
+    mov eax, 0
+    ret
+
+unlock_text:
+    mov edx, ${PROT.read | PROT.write | PROT.exec}
+    jmp change_rights
+lock_text:
+    mov edx, ${PROT.read | PROT.exec}
+change_rights:
+    lea rsi, [rdi+rcx+${PAGE - 1}]
+    and rdi, ${-PAGE}
+    and rsi, ${-PAGE}
+    sub rsi, rdi
+    mov eax, ${SYS.mprotect}
+    syscall
+    test eax, eax
+    je change_rights_done
+    mov eax, -14
+change_rights_done:
+    ret
+`;
+
 /** Read-copy-update of text pages: a changed copy is moved over them. Nobody sees a mixture: the old pages go first, for all. */
 const PAGE_FLIP_WRITE = `
 write_text:
@@ -572,6 +628,12 @@ write_text_failed:
     mov eax, -14
     jmp write_text_end
 `;
+
+const WRITES: Readonly<Record<TextWriting, string>> = {
+  'memory-file': MEMORY_FILE_WRITE + NO_LOCKS,
+  mprotect: MPROTECT_WRITE,
+  'page-flip': PAGE_FLIP_WRITE + NO_LOCKS,
+};
 
 const SURROUNDINGS = `
 compare_text:                               ; the sites are always readable here

@@ -22,7 +22,7 @@ import {
   withoutSteps,
 } from '../protocol/index.js';
 import type { Protocol } from '../protocol/index.js';
-import { protocolCase } from './cases.js';
+import { protocolCase, verdictOf } from './cases.js';
 import { crashCount, isBroken, runCase, tableHeading, tableRow, caseNamed } from './index.js';
 import type { StressCase, StressResult } from './index.js';
 
@@ -45,6 +45,22 @@ for (const protocol of [nmiOneWord, nmiSpan, nmiNoStorm, int3, int3Help])
     assert.ok(result.calls > 0 && result.signals > 0);
     assertNothingBroke(result);
   });
+
+test('nmi-span where text must be made writable first: no writer finds it locked, and the naive form crashes', async () => {
+  const way = caseNamed('nmi-span-mprotect', []);
+  assert.ok(way !== undefined);
+  const result = await run(way, 3000);
+  assert.ok(result.modifications >= 3000 && verdictOf(way) === 'safe');
+  assertNothingBroke(result);
+  const naive = caseNamed('nmi-span-mprotect', ['shared-unlock']);
+  assert.ok(naive !== undefined);
+  let crashes = 0;
+  // A writer that gives text its rights back while another writes is likely in each run, and certain in none.
+  while (crashes === 0) {
+    crashes = crashCount(await run(naive, 3000, 2));
+  }
+  assert.equal(verdictOf(naive), 'unsafe');
+});
 
 test('a page flip and a hold by ptrace change code under running threads and handlers', async () => {
   for (const name of ['page-flip', 'held']) {

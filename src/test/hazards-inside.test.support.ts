@@ -4,7 +4,7 @@ import { spawn } from 'node:child_process';
 import { readFileSync, readdirSync, readlinkSync, rmSync } from 'node:fs';
 import { attach, run } from '../index.js';
 import type { Hazard, Rounds } from './rounds.test.support.js';
-import { build, changedBytes, folder, fresh, main, pause } from './targets.test.support.js';
+import { build, changedBytes, folder, fresh, main, pause, textMapsOf } from './targets.test.support.js';
 
 const BUFFER = 1 << 20;
 const SWITCHES = 40;
@@ -80,13 +80,19 @@ interface Tracer {
   readonly said: Promise<string>;
 }
 
-/** Starts safepoke with the storm; resolves when the program is there, which safepoke may not be any more. */
-async function startTracer(dieAt: number): Promise<Tracer> {
+/**
+ * Starts safepoke with the storm; resolves when the program is there, which safepoke may not be any more. `confined`: neither can open
+ * its own memory, so that code must be unlocked to be written.
+ */
+async function startTracer(dieAt: number, confined = false): Promise<Tracer> {
   const program = build('signals.c');
   const recording = fresh('recording');
+  const place = confined ? [build('confine.c', '-DALSO=SYS_open')] : [];
+  const [file, ...args] = [...place, process.execPath];
   const tracer = spawn(
-    process.execPath,
+    file,
     [
+      ...args,
       main,
       'run',
       '--inside',
@@ -171,6 +177,11 @@ async function assertLives({ pid, said }: Tracer, rounds: Rounds, when: string):
   await until(() => changedBytes(pid) === 0, 'the text is still changed');
   rounds.note('ms until the text was whole', performance.now() - died);
   await until(() => !hasAgent(pid), 'our thread is still there');
+  assert.deepEqual(
+    textMapsOf(pid).filter((line) => line.includes(' rwx')),
+    [],
+    `${when}: code is left unlocked`,
+  );
   await until(() => readdirSync(`/proc/${pid}/task`).length === 4, 'it does not begin');
   await pause(20);
   process.kill(pid, SIGTERM);
@@ -178,9 +189,9 @@ async function assertLives({ pid, said }: Tracer, rounds: Rounds, when: string):
 }
 
 /** Killed at any moment from the program's start to behind the session's end. */
-async function killedAnytime(rounds: Rounds): Promise<void> {
+async function killedAnytime(rounds: Rounds, confined = false): Promise<void> {
   while (rounds.next()) {
-    const tracer = await startTracer(0);
+    const tracer = await startTracer(0, confined);
     try {
       const ms = Math.random() * MOMENTS_MS;
       await pause(ms);
@@ -227,7 +238,11 @@ export const insideHazards: readonly Hazard[] = [
   },
   {
     name: 'from inside: safepoke is killed at any moment: the program begins, or goes on, with its own code',
-    run: killedAnytime,
+    run: (rounds) => killedAnytime(rounds),
+  },
+  {
+    name: 'from inside, where code must be unlocked: safepoke is killed at any moment: the program has its own code, and its rights',
+    run: (rounds) => killedAnytime(rounds, true),
   },
   {
     name: 'from inside: safepoke dies between two changes, whichever: the program begins, or goes on, with its own code',

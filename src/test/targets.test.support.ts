@@ -399,6 +399,16 @@ export function mapsOf(pid: number): string[] {
     .filter((line) => !line.endsWith('[heap]') && !line.endsWith('[stack]'));
 }
 
+/** The mappings of the program and its libraries, wherever they lie, but for what is ours. */
+export function textMapsOf(pid: number): string[] {
+  return mapsOf(pid).flatMap((line) => {
+    const [range, permissions, offset, , , path = ''] = line.split(/\s+/);
+    if (!path.startsWith('/') || path.startsWith('/memfd:')) return [];
+    const [start, end] = range.split('-').map((address) => Number.parseInt(address, 16));
+    return [`${(end - start).toString(16)} ${permissions} ${offset} ${path}`];
+  });
+}
+
 function tracerOf(pid: number): string[] {
   return readdirSync(`/proc/${pid}/task`).map((tid) => statusField(pid, 'TracerPid', tid));
 }

@@ -558,9 +558,14 @@ export class Session implements AsyncIterable<Call> {
 
   #tellCounts(): SessionSummary['inside'] {
     if (this.#counts === undefined) return null;
-    const { waits, longestWaitTicks, helperWrites } = this.#counts;
+    const { waits, longestWaitTicks, helperWrites, writtenBy } = this.#counts;
     const ns = longestWaitTicks * this.info.clock.nsPerTick;
-    return { waits, longest_wait_us: Math.round(ns / NS_PER_US), helper_writes: helperWrites };
+    return {
+      waits,
+      longest_wait_us: Math.round(ns / NS_PER_US),
+      helper_writes: helperWrites,
+      written_by: writtenBy,
+    };
   }
 
   #sleep(ms: number): Promise<void> {

@@ -43,6 +43,8 @@ export interface SessionSummary {
     readonly longest_wait_us: number;
     /** Times a handler made the change under way. */
     readonly helper_writes: number;
+    /** How code is written: by /proc/self/mem, or unlocked by mprotect where that is not possible; then handlers wait, and help never. */
+    readonly written_by: 'proc-self-mem' | 'mprotect';
   } | null;
   /** Entries recorded, by function. */
   readonly calls: Readonly<Record<string, number>>;

@@ -19,7 +19,9 @@ import {
   label,
   leave,
   load,
+  lockText,
   nmiOneWord,
+  nmiSpan,
   noteLongest,
   protocols,
   readClock,
@@ -29,6 +31,7 @@ import {
   smpWmb,
   store,
   syncCore,
+  unlockText,
   waitUntil,
 } from '../protocol/index.js';
 import type { Operand, Operation, Protocol, Test } from '../protocol/index.js';
@@ -62,11 +65,17 @@ compare_text_equal:
     mov eax, 0
     ret
 sync_core:
+    ret
+unlock_text:
+    mov eax, 0
+lock_text:
     ret`;
 
-test('the form of 2009 is lowered to the listing that stands beside its operations', async () => {
-  const golden = await readFile(new URL('../../src/x86/lowered-nmi-one-word.txt', import.meta.url), 'utf8');
-  assert.equal(lowerProtocol(nmiOneWord).listing, golden);
+test('the form of 2009, and the one that runs inside, are lowered to the listings that stand beside their operations', async () => {
+  for (const protocol of [nmiOneWord, nmiSpan]) {
+    const file = new URL(`../../src/x86/lowered-${protocol.name}.txt`, import.meta.url);
+    assert.equal(lowerProtocol(protocol).listing, await readFile(file, 'utf8'));
+  }
 });
 
 test('every fence and every atomic of a definition is in the machine code', () => {
@@ -143,6 +152,7 @@ const step: fc.Arbitrary<readonly Operation[]> = fc.oneof(
   fc.tuple(register, word).map(([to, from]) => [load(to, from), waitUntil(from, 'equal', to, 'times')]),
   word.map((from) => [waitUntil(from, 'none-set', 0, 'times')]),
   newCode.map((code) => [writeText('ip', code, 0, MCOUNT_INSN_SIZE)]),
+  register.map((status) => [unlockText('ip', MCOUNT_INSN_SIZE, status), lockText('ip', MCOUNT_INSN_SIZE)]),
   newCode.map((code) => [writeText('ip', code, HEAD_SIZE, MCOUNT_INSN_SIZE - HEAD_SIZE)]),
   fc.constantFrom<Operand>('new_code', BREAKPOINT).map((code) => [writeText('ip', code, 0, HEAD_SIZE)]),
   newCode.map((code) => [

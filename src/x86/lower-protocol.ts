@@ -18,6 +18,8 @@
 //
 //   write_text    rdi site, rsi code buffer, edx offset, rcx length -> eax 0 or -EFAULT
 //   compare_text  rdi site, rsi code buffer, for a span rcx length -> eax 0 equal, 1 not, -EFAULT
+//   unlock_text   rdi first byte, rcx length -> eax 0 or -EFAULT
+//   lock_text     rdi first byte, rcx length
 //   sync_core, sync_all, traced_lockdep_off, traced_handlers, traced_thread_work
 //   emulate       rdi code buffer; jumped to, with the trapped site in the slot `trapped_ip`
 //   retry         jumped to, the same
@@ -121,6 +123,7 @@ class Lowering {
     // The surroundings fill these, whether the definition reads them or not.
     for (const name of SURROUNDINGS_FILL) this.#slot(name);
     if (this.protocol.unit === 'span') this.#slot('length');
+    if (this.protocol.begin !== undefined) for (const name of ['region', 'region_length']) this.#slot(name);
     for (const routine of this.protocol.routines) this.#routine(routine);
     return {
       listing: this.#lines.join('\n'),
@@ -219,6 +222,17 @@ class Lowering {
         if (o.length !== undefined) this.#fetch('rcx', o.length);
         this.#emit('call compare_text');
         this.#keepValue(o.result);
+        return;
+      case 'unlock-text':
+        this.#fetch('rdi', o.at);
+        this.#fetch('rcx', o.length);
+        this.#emit('call unlock_text');
+        this.#keepValue(o.status);
+        return;
+      case 'lock-text':
+        this.#fetch('rdi', o.at);
+        this.#fetch('rcx', o.length);
+        this.#emit('call lock_text');
         return;
       case 'execute':
         this.#emit(`call traced_${o.function}`);

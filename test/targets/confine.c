@@ -1,10 +1,11 @@
 // Executes a program in a place where nobody may trace: ptrace, process_vm_readv and process_vm_writev fail with EPERM, for it and
-// all that it starts.
+// all that it starts. With -DALSO=SYS_..., another call too.
 #include <errno.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <stddef.h>
 #include <stdio.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
@@ -21,6 +22,14 @@ int main(int argc, char **argv) {
       REFUSE(SYS_process_vm_writev),
 #ifdef ALSO
       REFUSE(ALSO),
+#endif
+#ifdef NOT_WRITABLE
+      // Nor may code of just this length be made writable: a JIT compiler's has another.
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_mprotect, 0, 5),
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[1])),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, NOT_WRITABLE, 0, 3),
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[2])),
+      REFUSE(PROT_READ | PROT_WRITE | PROT_EXEC),
 #endif
       BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
   };

@@ -1,11 +1,13 @@
 // Handlers that are traced, on threads that are traced: a storm of timers, nested handlers, alternate stacks, jumps out; where all
-// descriptors are used up. With 0 rounds it goes on until SIGTERM.
+// descriptors are used up; where /proc is empty. With 0 rounds it goes on until SIGTERM.
 #define _GNU_SOURCE
 #include <pthread.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/time.h>
 #include <time.h>
@@ -80,6 +82,10 @@ int main(int argc, char **argv) {
   if (argc > 2 && strchr(argv[2], 'd')) {
     setrlimit(RLIMIT_NOFILE, &(struct rlimit){64, 64});
     while (dup(1) >= 0) {}
+  }
+  if (argc > 2 && strchr(argv[2], 'p')) {
+    // In a mount namespace of its own, which the threads to come are in as well.
+    if (unshare(CLONE_NEWNS) || mount("none", "/", 0, MS_REC | MS_PRIVATE, 0) || mount("none", "/proc", "tmpfs", 0, 0)) return 90;
   }
   struct sigaction action = {.sa_sigaction = handle, .sa_flags = SA_SIGINFO | SA_RESTART};
   if (argc > 2 && strchr(argv[2], 'a')) action.sa_flags |= SA_ONSTACK;

@@ -57,8 +57,9 @@ function describeChange({ matchedOn, matchedOff, status }: ControlAnswer): strin
 /** What only a program that changes its own code has. */
 function describeInside({ inside }: SessionStatus): readonly (readonly [string, string])[] {
   if (inside === null) return [];
-  const { waits, longest_wait_us: longest, helper_writes: helped } = inside;
+  const { waits, longest_wait_us: longest, helper_writes: helped, written_by: by } = inside;
   return [
+    ['written', by === 'mprotect' ? 'by mprotect; signal handlers wait meanwhile' : 'by /proc/self/mem'],
     ['waited', `${times(waits)} for signal handlers, ${(longest / US_PER_MS).toFixed(1)} ms at longest`],
     ['helped', `${times(helped)} by signal handlers`],
   ];
