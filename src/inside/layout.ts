@@ -89,6 +89,12 @@ export const BLOCK = {
   abandon: AGENT.size + 76,
   /** u64: its stack pointer at the change. */
   changeStack: AGENT.size + 80,
+  /** Counts that handlers have left behind, as there was a handler without a stub. */
+  left: AGENT.size + 88,
+  /** How many handlers got a stub when threads stood; a signal whose handler got none, or 0; i32: what kept us from asking, or 0. */
+  adopted: AGENT.size + 92,
+  unadopted: AGENT.size + 96,
+  adoptStatus: AGENT.size + 100,
   places: AGENT.size + PAGE,
   buffer: AGENT.size + PAGE + 64 * PAGE,
   size: AGENT.size + PAGE + 64 * PAGE + (4 << 20),
@@ -114,6 +120,9 @@ export const PLACE = {
 
 /** A power of two: they are used in turn. */
 export const PLACES_MAX = (BLOCK.buffer - BLOCK.places) / PLACE.size;
+
+/** struct kernel_sigaction: handler, flags, restorer, mask of 8 bytes. */
+export const KERNEL_ACTION = { handler: 0, mask: 24, size: 32 } as const;
 
 /** An entry of the table of changes. All u64. */
 export const CHANGE = { address: 0, before: 8, after: 16, length: 24, size: 32 } as const;

@@ -16,6 +16,7 @@ import { EVERYBODY, FUTEX, FUTEX_OWNER_DIED, MAP, PROT, SYS } from '../linux/ind
 import type { Protocol } from '../protocol/index.js';
 import { FALSE_EINTR } from '../target/index.js';
 import { SYNC_CORE, type LoweredProtocol } from '../x86/index.js';
+import { actionsListing } from './actions.js';
 import {
   BLOCK,
   BUFFER_SIZE,
@@ -35,6 +36,7 @@ export const WHILE_WAITING = 'patcher_waits';
 
 /** What the agent's thread can do besides. */
 export const MAKE_CHANGES = FURTHER_ACTION;
+export const ADOPT_HANDLERS = FURTHER_ACTION + 1;
 
 const ALL_SIGNALS = -1;
 const SIG_UNBLOCK = 1;
@@ -263,7 +265,13 @@ agent:
 agent_memory:
     mov [r9+${BLOCK.memoryFile}], eax
     mov dword [r9+${BLOCK.ready}], 1
-${agentThreadListing([{ action: MAKE_CHANGES, label: 'make_changes' }], 'release_all')}
+${agentThreadListing(
+  [
+    { action: MAKE_CHANGES, label: 'make_changes' },
+    { action: ADOPT_HANDLERS, label: 'adopt_handlers' },
+  ],
+  'release_all',
+)}
 
 release_all:                                ; nobody will: the tracer has died
     mov eax, [rbx+${BLOCK.generation}]
@@ -315,7 +323,7 @@ made_changes:
     jmp served
 
 ; A handler that waits for a thread that stands still would never end, nor would the patcher's wait for it: it gives up when it is
-; told to, or when nobody is there any more to tell it. A helper that cannot write lets the patcher have the processor.
+; told to, when a count is left behind that only the next rendezvous takes back, or when nobody is there any more to tell it. A helper that cannot write lets the patcher have the processor.
 ${WHILE_WAITING}:
     push rax
     push rcx
@@ -325,6 +333,8 @@ ${WHILE_WAITING}:
     cmp rcx, ${AGENT.size}
     jae helper_waits                        ; not on the agent's stack
     cmp dword [rax+${BLOCK.abandon}], 0
+    jne give_up_change
+    cmp dword [rax+${BLOCK.left}], 0
     jne give_up_change
     mov ecx, [rax+${AGENT.owner}]
     test ecx, ${FUTEX_OWNER_DIED}
@@ -702,6 +712,7 @@ handler_begin:
     xor eax, eax
     call rcx
     lea rbp, [rbx${shimFrame}]
+    call watch_actions
 handler_return:
     call thread_local
     test rax, rax
@@ -727,6 +738,7 @@ handler_end:
 ${wrappersListing()}
 unwind_end:
 
+${actionsListing()}
 ; ---- handlers and stubs: rax a handler -> its stub, and back. Only rax, rcx, r10 and r11 change.
 stub_of:
     cmp rax, 4095                           ; SIG_DFL, SIG_IGN, SIG_HOLD
@@ -755,7 +767,7 @@ stub_other:
     add ecx, 1
     cmp ecx, ${HANDLERS_MAX}
     jb stub_look
-    mov rax, r11                            ; no place is left: the tracer will see that it has no shim
+    mov rax, r11                            ; no place is left: it is found without a shim when code is to change
     ret
 stub_found:
     shl rcx, ${Math.log2(STUB_SIZE)}

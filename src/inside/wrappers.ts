@@ -1,7 +1,7 @@
 // What stands before the C library's functions by which a program installs handlers, changes masks and jumps out of handlers. Handlers go in as their
 // stubs and come back as themselves; the signal of the rendezvous is dropped from masks without a word, as the C library does
 // with its own two signals. Whatever else these functions do is left to the C library.
-import { PRIVATE, RENDEZVOUS_SIGNAL } from './layout.js';
+import { KERNEL_ACTION, PRIVATE, RENDEZVOUS_SIGNAL } from './layout.js';
 
 const ARGUMENTS = ['rdi', 'rsi', 'rdx', 'rcx', 'r8', 'r9'] as const;
 
@@ -73,8 +73,6 @@ const ALONE = '0x8000000000000000';
 const EINVAL = 22;
 /** struct sigaction of the C library: handler, mask of 128 bytes, flags, restorer. */
 const ACTION = { handler: 0, mask: 8, flags: 136, restorer: 144, size: 152 } as const;
-/** struct kernel_sigaction: handler, flags, restorer, mask of 8 bytes. */
-const KERNEL_ACTION = { handler: 0, mask: 24, size: 32 } as const;
 /** struct __jmp_buf_tag of the C library: eight registers, whether a mask was saved, the mask. */
 const JUMP = { isMaskSaved: 64, mask: 72 } as const;
 const SYS_RT_SIGACTION = 13;

@@ -137,6 +137,72 @@ test('sites are turned on and off under busy threads and a storm of signals, and
   assert.deepEqual(await ended, { kind: 'exited', status: 0 });
 });
 
+for (const letters of ['ans', 'cs']) {
+  test(`handlers that a program installs by raw system calls, before and while it works, are traced exactly: "${letters}"`, () => {
+    const traced = runTraced(['--inside'], build('raw.c'), '700', letters);
+    assert.equal(traced.status, 0, `${traced.stdout} ${traced.stderr}`);
+    assertCounted(traced);
+    assertNested(callsOf(traced.recording));
+  });
+}
+
+test('a handler that was installed by a raw system call has our shim once code has changed under running threads', async () => {
+  const running = Running.run(['--inside', '--duration', '200ms'], build('raw.c'), '1200', 'ano');
+  const { status, stdout, stderr } = await running.ended();
+  assert.equal(status, 0, stderr);
+  // All flags are those that it gave: SA_SIGINFO, SA_RESTORER, SA_ONSTACK, SA_RESTART, SA_NODEFER.
+  assert.match(stdout, /^wrong: 0\nfound: another, flags 5c000004$/m);
+});
+
+for (const letters of ['anq', 'ahq']) {
+  test(`sites are turned on and off under a storm of handlers that raw system calls install: "${letters}"`, async () => {
+    const session = run([build('raw.c'), '0', letters], { inside: true });
+    const ended = session.waitForTarget();
+    await turnRound(session, 5);
+    process.kill(session.pid, 'SIGTERM');
+    assert.deepEqual(await ended, { kind: 'exited', status: 0 });
+  });
+}
+
+test('where each handler installs itself by a raw system call code changes or is left alone, and no result is wrong', async () => {
+  const notes: string[] = [];
+  const filters = ['even', 'odd', 'inner', 'work', 'step'];
+  const options = { inside: true, filters, onNote: (line: string) => notes.push(line) };
+  const first = run([build('raw.c'), '0', 'anrq'], options);
+  const { pid } = first;
+  const ended = first.waitForTarget();
+  await pause(100);
+  assert.equal((await first.stop()).restored, true);
+  for (let i = 0; i < 5; i++) {
+    try {
+      const session = attach(pid, options);
+      for (const { reason } of session.refused) assert.match(reason, /^(handler-busy|thread-inside)$/);
+      assert.equal((await session.stop()).restored, true);
+    } catch (error) {
+      assert.match(String(error), /installs signal handlers again and again.*past the C library/);
+    }
+  }
+  for (const note of notes) assert.match(note, /the code stays mapped, unused|; trying on$/);
+  process.kill(pid, 'SIGTERM');
+  assert.deepEqual(await ended, { kind: 'exited', status: 0 });
+});
+
+test('a program with more handlers than there are shims keeps its code from being changed, and the reason is said', async () => {
+  const notes: string[] = [];
+  const session = run([build('many.c'), '3000'], { inside: true, onNote: (line) => notes.push(line) });
+  const ended = session.waitForTarget();
+  await pause(500);
+  const { restored, removed } = await session.stop();
+  assert.deepEqual([restored, removed], [true, false]);
+  assert.match(notes.join('\n'), /signal 10 is called without our shim.*more than 512 different ones/);
+  assert.throws(
+    () => attach(session.pid, { inside: true }),
+    /more than 512 different ones; trace it from outside/,
+  );
+  assert.equal(changedBytes(session.pid), 0);
+  assert.deepEqual(await ended, { kind: 'exited', status: 0 });
+});
+
 test('handlers that can open nothing let the agent’s thread make the change, and no result is wrong', async () => {
   const session = run([build('signals.c'), '100000', 'dan'], { inside: true });
   const ended = session.waitForTarget();
@@ -262,6 +328,7 @@ const FILTERS = [
   { forbids: 'madvise and close', numbers: [28, 3] },
   { forbids: 'munmap', numbers: [11], stays: /may not unmap memory/ },
   { forbids: 'tgkill', numbers: [234], stays: /may not call tgkill \(EPERM\)/ },
+  { forbids: 'rt_sigaction', numbers: [13], stays: /may not call rt_sigaction \(EPERM\)/ },
   { forbids: 'pread64', numbers: [17], fails: /may not call pread64 \(EPERM\)/ },
   { forbids: 'mremap and pwrite64', numbers: [25, 18], fails: /EPERM.*forbids pwrite64/, leavesText: true },
   {
