@@ -1,7 +1,17 @@
 import assert from 'node:assert/strict';
 import { spawn, spawnSync } from 'node:child_process';
-import { chmodSync, copyFileSync, mkdirSync, mkdtempSync, readFileSync, readdirSync } from 'node:fs';
+import {
+  chmodSync,
+  copyFileSync,
+  createReadStream,
+  createWriteStream,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  readdirSync,
+} from 'node:fs';
 import { join } from 'node:path';
+import { createInterface } from 'node:readline';
 import { test } from 'node:test';
 import { attach, run, type Session, type SessionStatus } from '../index.js';
 import {
@@ -201,6 +211,46 @@ test('a program with more handlers than there are shims keeps its code from bein
   );
   assert.equal(changedBytes(session.pid), 0);
   assert.deepEqual(await ended, { kind: 'exited', status: 0 });
+});
+
+test('a process whose memory another shares without being its thread is refused from inside as well, and traced when that has ended', async (t) => {
+  const [lines, answers] = [fresh('lines'), fresh('answers')];
+  for (const path of [lines, answers]) assert.equal(spawnSync('mkfifo', [path]).status, 0);
+  const options = { inside: true, filters: ['step', 'work'] };
+  const session = run([build('shares.c'), lines, answers], options);
+  const { pid } = session;
+  const ended = session.waitForTarget();
+  let isOver = false;
+  t.after(() => {
+    if (!isOver) process.kill(pid, 'SIGKILL');
+  });
+  const target = createWriteStream(lines);
+  const said = createInterface({ input: createReadStream(answers) })[Symbol.asyncIterator]();
+  const says = async (expected: string): Promise<void> => {
+    const { value } = (await said.next()) as { value: string | undefined };
+    assert.equal(value, expected);
+  };
+  await says('ready');
+  const { removed } = await session.stop();
+  assert.equal(removed, true);
+  for (const kind of ['more', 'own']) {
+    target.write(`${kind}\n`);
+    await says('fine');
+    assert.throws(
+      () => attach(pid, options),
+      /shares its memory without being a thread of it.*has ended, or has executed a program/,
+    );
+    assert.equal(changedBytes(pid), 0);
+    for (const line of ['work', 'none']) {
+      target.write(`${line}\n`);
+      await says('fine');
+    }
+    const summary = await attach(pid, options).stop();
+    assert.deepEqual([summary.ended, summary.restored, summary.removed], ['stopped', true, true]);
+  }
+  target.end();
+  assert.deepEqual(await ended, { kind: 'exited', status: 0 });
+  isOver = true;
 });
 
 test('handlers that can open nothing let the agent’s thread make the change, and no result is wrong', async () => {

@@ -204,7 +204,11 @@ function patchInside(
     const ready = getReady(request, agent, sites);
     const choice = chooseWays(request, ready);
     const maps = readMaps(pid) ?? [];
-    all = hasBegun ? process.meet(times) : undefined;
+    if (hasBegun) {
+      awaitUnshared(pid);
+      all = process.meet(times);
+      refuseShared(pid);
+    }
     return install(request, all ?? process.begin(), ready, choice, maps);
   } catch (error) {
     if (agent.isPresent()) agent.remove(process.calls);
