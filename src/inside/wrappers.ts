@@ -218,7 +218,10 @@ ${name}.end:${RETURN}`;
 /** Calls that return twice, or not at all: clone, fork, vfork, clone3, rt_sigreturn. */
 const LEFT_ALONE = [56, 57, 58, 435, 15] as const;
 
-/** Two calls are looked at; the others are made as they are. */
+/** exit: of a thread that may be in a handler. */
+const SYS_EXIT = 60;
+
+/** Three calls are looked at; the others are made as they are. */
 function systemCallListing(name: string): string {
   const copy = 64;
   return `
@@ -226,6 +229,9 @@ function systemCallListing(name: string): string {
     je ${name}.action
     cmp rdi, ${SYS_RT_SIGPROCMASK}
     je ${name}.mask
+    cmp rdi, ${SYS_EXIT}
+    je ${name}.exit
+${name}.make:
 ${LEFT_ALONE.map((n) => `    cmp rdi, ${n}\n    je ${name}.real`).join('\n')}
     ; made here, so that one which the rendezvous interrupts can be told by its place: its number is on the stack
     mov rax, rdi
@@ -248,6 +254,13 @@ ${name}.failed:
     sub ecx, [rsp+8]
     mov [rax], ecx
     mov rax, -1${RETURN}
+${name}.exit:                                ; all handlers of the thread end with it
+    push rdi
+    push rsi
+    call leave_handlers
+    pop rsi
+    pop rdi
+    jmp ${name}.make
 ${name}.real:
     pop rbp
     jmp qword [rel ${realSlot(name)}]
