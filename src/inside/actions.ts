@@ -6,7 +6,7 @@
 //   - One may install an action between the question and the answer to it. The kernel tells what an installation replaces, in one
 //     atomic step: where that is not what was seen, it is what the program wants last, and goes in instead.
 //   - One that is counted may install another while code changes, and that may come at once, uncounted. So a handler that ran while
-//     threads stood looks at all actions before it is taken out of the count. If it finds one without a shim it leaves a count
+//     threads stood looks at all actions before it is taken out of the count (the lowest of a thread does: those on top need not). If it finds one without a shim it leaves a count
 //     behind: no flag rises before the agent's thread has seen to it, in the next rendezvous. In the span whose flag is up the
 //     handler has written the new code before it installed anything: what comes then finds the new code as well.
 //   - One without a shim may be running on a thread that stands, at that moment. So where something has been adopted the threads
@@ -33,6 +33,11 @@ const NO_HANDLER = 4095;
 const RENDEZVOUS_ALONE = '0x8000000000000000';
 /** A handler that installs actions without a pause loses to us at some time, or it never ends. */
 const SWAPS = 1000;
+
+/** How often a handler looks, while others come on top of it, before it takes it that there is one without a shim. */
+const WATCHES = 8;
+/** In our thread-local storage (listing.ts): handlers that the thread has ever begun. */
+const THREAD_BEGUN = 4;
 
 const WORDS = Array.from({ length: KERNEL_ACTION.size / 8 }, (_, word) => word * 8);
 
@@ -141,10 +146,21 @@ watch_actions:
     cmp eax, [rel ${PRIVATE.owner}]
     jne watch_over                          ; a forked child
     push r12
+    push r13
+    push r14
     sub rsp, ${KERNEL_ACTION.size}
+    mov r13d, ${WATCHES}
+watch_again:
+    xor r14d, r14d
+    call thread_local
+    test rax, rax
+    je watch_begin
+    mov r14d, [rax+${THREAD_BEGUN}]
+watch_begin:
     mov r12d, ${RENDEZVOUS_SIGNAL - 1}
 watch_next:
 ${askFor('watch_past', 'watch_end')}
+watch_leave:
     call ftrace_nmi_enter                   ; in this order: too high a count harms nobody
     mov rdx, [rel ${PRIVATE.block}]
     lock add dword [rdx+${BLOCK.left}], 1
@@ -152,8 +168,18 @@ ${askFor('watch_past', 'watch_end')}
 watch_past:
     sub r12d, 1
     jne watch_next
+    call thread_local
+    test rax, rax
+    je watch_end
+    cmp [rax+${THREAD_BEGUN}], r14d
+    je watch_end
+    sub r13d, 1                             ; a handler has run on top, and may have installed what we have looked at
+    jne watch_again
+    jmp watch_leave
 watch_end:
     add rsp, ${KERNEL_ACTION.size}
+    pop r14
+    pop r13
     pop r12
 watch_over:
     ret

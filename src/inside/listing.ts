@@ -594,6 +594,7 @@ traced_lockdep_off:
     ret
 
 traced_handlers:                            ; rbx the shim's frame
+    mov qword [rbx-${SHIM.held}], 0
     call thread_local
     test rax, rax
     je handler_begin
@@ -613,6 +614,8 @@ handler_begin:
     xor eax, eax
     call rcx
     lea rbp, [rbx${shimFrame}]
+    cmp qword [rbx-${SHIM.held}], 0
+    jne handler_return                      ; the one below looks, and is counted until then
     call watch_actions
 handler_return:
     call thread_local
