@@ -48,7 +48,10 @@ const object: SharedObject = {
   ],
   threadLocal: { size: 8, slot: IMPORT + 16 },
   init: 0x1000,
-  unwind: { address: 0x1000, length: 17 },
+  unwind: [
+    { address: 0x1000, length: 6, hasFrame: true, personality: 0x1006 },
+    { address: 0x1006, length: 11, hasFrame: false },
+  ],
 };
 
 test('a shared object that was written is read back as what it was made of', () => {
@@ -69,6 +72,11 @@ test('readelf finds nothing to complain about, and the dynamic loader takes the 
   const said = execFileSync('readelf', ['-Wa', '-D', path], { encoding: 'utf8', stdio: 'pipe' });
   assert.match(said, /INITFIRST/);
   assert.match(said, /R_X86_64_TPOFF64/);
+  const frames = execFileSync('readelf', ['--debug-dump=frames', path], { encoding: 'utf8', stdio: 'pipe' });
+  if (frames !== '') {
+    assert.match(frames, /"zPR"/);
+    assert.match(frames, /"zR"/);
+  }
   const source = join(folder, 'loads.c');
   writeFileSync(
     source,

@@ -5,7 +5,8 @@
 //   data.address  the dynamic section, then the data                                               rw-
 //
 // Code finds data by distances from itself, so the loader has nothing to relocate but the slots of imports and of the
-// thread-local storage. The unwind tables say one thing of all of `unwind`: the frame is that of "push rbp; mov rbp, rsp".
+// thread-local storage. The unwind tables say of each range of code what its frame is, and whose personality is told of an exception that
+// goes through it.
 import {
   DF_1_INITFIRST,
   DF_STATIC_TLS,
@@ -61,7 +62,18 @@ export interface SharedObject {
   readonly threadLocal: { readonly size: number; readonly slot: number };
   /** Called before the initialisers of all other objects. */
   readonly init: number;
-  readonly unwind: { readonly address: number; readonly length: number };
+  /** In ascending order. */
+  readonly unwind: readonly UnwindRange[];
+}
+
+/** Code that unwinders find their way through. */
+export interface UnwindRange {
+  readonly address: number;
+  readonly length: number;
+  /** It begins with "push rbp; mov rbp, rsp", and the frame is that all along; else nothing is ever pushed. */
+  readonly hasFrame: boolean;
+  /** Address of the personality routine (C++ ABI for Itanium, exception handling, 2.5.2). */
+  readonly personality?: number;
 }
 
 /** Room for the dynamic section at the beginning of the data. */
@@ -72,9 +84,13 @@ const DEFINED = 1;
 const WORD = 4;
 
 /** DWARF 5, 6.4.1 and 7.24, and the eh_frame of the System V ABI for x86-64. */
-const DW_CFA_DEF_CFA = 0x0c;
+const DW_CFA_ADVANCE_LOC = 0x40;
 const DW_CFA_OFFSET = 0x80;
+const DW_CFA_DEF_CFA = 0x0c;
+const DW_CFA_DEF_CFA_REGISTER = 0x0d;
+const DW_CFA_DEF_CFA_OFFSET = 0x0e;
 const DW_RBP = 6;
+const DW_RSP = 7;
 const DW_RETURN_ADDRESS = 16;
 const DW_EH_PE_PCREL_SDATA4 = 0x1b;
 const DW_EH_PE_UDATA4 = 0x03;
@@ -95,37 +111,61 @@ function hashOf(name: string): number {
   return hash >>> 0;
 }
 
-/** Bytes of a common information entry, a frame description, and the end mark: eh_frame as a whole. */
-const CIE_BYTES = 28;
-const FDE_BYTES = 24;
-const EH_FRAME_BYTES = CIE_BYTES + FDE_BYTES + WORD;
-const EH_FRAME_HDR_BYTES = 20;
+/** Bytes of a common information entry and a frame description, for each range its own; of the end mark behind all: eh_frame. */
+const CIE_BYTES = 32;
+const FDE_BYTES = 28;
+/** Where the rules of a frame description begin: behind the length of its augmentation, 0. */
+const FDE_RULES = 17;
+const RANGE_BYTES = CIE_BYTES + FDE_BYTES;
+/** Bytes of the header, and of an entry of its table. */
+const EH_FRAME_HDR_BYTES = 12;
+const EH_FRAME_HDR_ENTRY = 8;
 
-function writeUnwindTables(file: Uint8Array, at: number, unwind: SharedObject['unwind']): void {
+const unwindHeaderBytes = (ranges: number): number => EH_FRAME_HDR_BYTES + ranges * EH_FRAME_HDR_ENTRY;
+const unwindBytes = (ranges: number): number => unwindHeaderBytes(ranges) + ranges * RANGE_BYTES + WORD;
+
+/** At a function's first instruction: CFA = rsp + 8, the return address at CFA-8. */
+const FIRST_RULES = [DW_CFA_DEF_CFA, DW_RSP, 8, DW_CFA_OFFSET | DW_RETURN_ADDRESS, 1];
+/** Behind push rbp, of one byte: rbp at CFA-16. Behind mov rbp, rsp, of three: CFA = rbp + 16. */
+const FRAME_RULES = [
+  ...[DW_CFA_ADVANCE_LOC | 1, DW_CFA_DEF_CFA_OFFSET, 16, DW_CFA_OFFSET | DW_RBP, 2],
+  ...[DW_CFA_ADVANCE_LOC | 3, DW_CFA_DEF_CFA_REGISTER, DW_RBP],
+];
+
+function writeUnwindTables(file: Uint8Array, at: number, ranges: SharedObject['unwind']): void {
   const view = new DataView(file.buffer);
   const put = (offset: number, value: number): void => {
     view.setInt32(at + offset, value, true);
   };
-  // Header: version, encodings, where eh_frame is, one entry of the table to search in.
-  const frame = EH_FRAME_HDR_BYTES;
-  const fde = frame + CIE_BYTES;
+  // Header: version, encodings, where eh_frame is, and a table to search in.
+  const frame = unwindHeaderBytes(ranges.length);
   file.set([1, DW_EH_PE_PCREL_SDATA4, DW_EH_PE_UDATA4, DW_EH_PE_DATAREL_SDATA4], at);
   put(4, frame - 4);
-  put(8, 1);
-  put(12, unwind.address - at);
-  put(16, fde);
-  // CIE: "zR", code alignment 1, data alignment -8; CFA = rbp + 16, rbp at CFA-16, the return address at CFA-8.
-  put(frame, CIE_BYTES - WORD);
-  put(frame + 4, 0);
-  const rules = [DW_CFA_DEF_CFA, DW_RBP, 16, DW_CFA_OFFSET | DW_RETURN_ADDRESS, 1, DW_CFA_OFFSET | DW_RBP, 2];
-  file.set(
-    [1, 0x7a, 0x52, 0, 1, 0x78, DW_RETURN_ADDRESS, 1, DW_EH_PE_PCREL_SDATA4, ...rules],
-    at + frame + 8,
-  );
-  put(fde, FDE_BYTES - WORD);
-  put(fde + 4, CIE_BYTES + WORD);
-  put(fde + 8, unwind.address - (at + fde + 8));
-  put(fde + 12, unwind.length);
+  put(8, ranges.length);
+  ranges.forEach(({ address, length, hasFrame, personality }, i) => {
+    const cie = frame + i * RANGE_BYTES;
+    const fde = cie + CIE_BYTES;
+    put(EH_FRAME_HDR_BYTES + i * EH_FRAME_HDR_ENTRY, address - at);
+    put(EH_FRAME_HDR_BYTES + i * EH_FRAME_HDR_ENTRY + 4, fde);
+    // CIE: "zR" or "zPR", code alignment 1, data alignment -8.
+    put(cie, CIE_BYTES - WORD);
+    put(cie + 4, 0);
+    const alignments = [1, 0x78, DW_RETURN_ADDRESS];
+    if (personality === undefined) {
+      file.set([1, 0x7a, 0x52, 0, ...alignments, 1, DW_EH_PE_PCREL_SDATA4, ...FIRST_RULES], at + cie + 8);
+    } else {
+      const start = [1, 0x7a, 0x50, 0x52, 0, ...alignments, 6, DW_EH_PE_PCREL_SDATA4];
+      file.set(start, at + cie + 8);
+      const pointer = cie + 8 + start.length;
+      put(pointer, personality - (at + pointer));
+      file.set([DW_EH_PE_PCREL_SDATA4, ...FIRST_RULES], at + pointer + WORD);
+    }
+    put(fde, FDE_BYTES - WORD);
+    put(fde + 4, CIE_BYTES + WORD);
+    put(fde + 8, address - (at + fde + 8));
+    put(fde + 12, length);
+    if (hasFrame) file.set(FRAME_RULES, at + fde + FDE_RULES);
+  });
 }
 
 /** Writes the file. @throws Error where the parts do not fit before each other: a defect of the caller */
@@ -146,8 +186,7 @@ export function writeSharedObject(object: SharedObject): Uint8Array {
   const relocationsAt = alignUp(hashAt + (2 + buckets + symbolCount) * WORD, 8);
   const relocationBytes = (imports.length + 1) * RELA_SIZE;
   const unwindAt = relocationsAt + relocationBytes;
-  const unwindBytes = EH_FRAME_HDR_BYTES + EH_FRAME_BYTES;
-  const namesAt = unwindAt + unwindBytes;
+  const namesAt = unwindAt + unwindBytes(object.unwind.length);
   const textEnd = text.address + text.bytes.length;
   if (namesAt + nameBytes > text.address || textEnd > data.address || data.address % PAGE !== 0)
     throw new Error('the parts of the shared object overlap');
@@ -230,7 +269,14 @@ export function writeSharedObject(object: SharedObject): Uint8Array {
     header(PT_LOAD, PF_R | PF_W, data.address, dataSize, dataSize, PAGE),
     header(PT_DYNAMIC, PF_R | PF_W, data.address, dynamic.length * DYN_SIZE, dynamic.length * DYN_SIZE, 8),
     header(PT_TLS, PF_R, data.address, 0, threadLocal.size, 8),
-    header(PT_GNU_EH_FRAME, PF_R, unwindAt, EH_FRAME_HDR_BYTES, EH_FRAME_HDR_BYTES, WORD),
+    header(
+      PT_GNU_EH_FRAME,
+      PF_R,
+      unwindAt,
+      unwindHeaderBytes(object.unwind.length),
+      unwindHeaderBytes(object.unwind.length),
+      WORD,
+    ),
     // Without it loaders take the stack to have to be executable.
     header(PT_GNU_STACK, PF_R | PF_W, 0, 0, 0, 16),
   ]);

@@ -1,2 +1,3 @@
 export { CALL_REFUSED } from './inside-memory.js';
 export { InsideProcess, type ProtocolCounts, type WrittenBy } from './inside-process.js';
+export { UNCOUNTED_HANDLER } from './rendezvous.js';

@@ -122,7 +122,7 @@ export class InsideProcess {
     return this.#meetings.first();
   }
 
-  /** Has all threads meet. @throws CannotError WILL_NOT_STOP */
+  /** Has all threads meet. @throws CannotError WILL_NOT_STOP, UNCOUNTED_HANDLER */
   meet(times: HoldTimes): Standstill {
     return this.#meetings.all(times);
   }

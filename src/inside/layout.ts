@@ -104,6 +104,12 @@ export const BLOCK = {
   /** u64: that text, in which all changes of the table lie. */
   region: AGENT.size + 120,
   regionLength: AGENT.size + 128,
+  /** Counts that handlers have left behind, as there was a handler without a stub. */
+  left: AGENT.size + 136,
+  /** How many handlers got a stub when threads stood; a signal whose handler got none, or 0; i32: what kept us from asking, or 0. */
+  adopted: AGENT.size + 140,
+  unadopted: AGENT.size + 144,
+  adoptStatus: AGENT.size + 148,
   places: AGENT.size + PAGE,
   buffer: AGENT.size + PAGE + 64 * PAGE,
   size: AGENT.size + PAGE + 64 * PAGE + (4 << 20),
@@ -129,6 +135,9 @@ export const PLACE = {
 
 /** A power of two: they are used in turn. */
 export const PLACES_MAX = (BLOCK.buffer - BLOCK.places) / PLACE.size;
+
+/** struct kernel_sigaction: handler, flags, restorer, mask of 8 bytes. */
+export const KERNEL_ACTION = { handler: 0, mask: 24, size: 32 } as const;
 
 /** An entry of the table of changes. All u64. */
 export const CHANGE = { address: 0, before: 8, after: 16, length: 24, size: 32 } as const;

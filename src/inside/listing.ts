@@ -16,6 +16,7 @@ import { EVERYBODY, FUTEX, FUTEX_OWNER_DIED, MAP, PROT, SYS } from '../linux/ind
 import type { Protocol } from '../protocol/index.js';
 import { FALSE_EINTR } from '../target/index.js';
 import { SYNC_CORE, type LoweredProtocol } from '../x86/index.js';
+import { actionsListing } from './actions.js';
 import {
   BLOCK,
   BUFFER_SIZE,
@@ -37,6 +38,7 @@ export const WHILE_WAITING = 'patcher_waits';
 
 /** What the agent's thread can do besides. */
 export const MAKE_CHANGES = FURTHER_ACTION;
+export const ADOPT_HANDLERS = FURTHER_ACTION + 1;
 
 const ALL_SIGNALS = -1;
 const SIG_UNBLOCK = 1;
@@ -79,12 +81,19 @@ const SHIM = { signal: 24, info: 32, context: 40, handler: 48, held: 56, room: 6
 
 /** On the stack of a thread in the rendezvous: counts still to be taken back and made again, handlers begun, a mask. */
 const STAND = { toLeave: 0, toEnter: 8, begun: 16, mask: 24, size: 40 } as const;
+/** Registers that it saves between those and its frame. */
+const STAND_SAVED = 5 * 8;
+
+/** What unwinders tell a personality routine, and what it says: go on (C++ ABI for Itanium, exception handling, 1.6). */
+const UA_CLEANUP_PHASE = 2;
+const URC_CONTINUE_UNWIND = 8;
 
 export function insideListing(protocol: Protocol, lowered: LoweredProtocol): string {
   const { begin, end } = protocol;
   if (begin === undefined || end === undefined)
     throw new Error(`protocol ${protocol.name} says nothing of text that must be unlocked`);
   const shimFrame = -(SHIM.room + lowered.frameSize);
+  const standFrame = STAND.size + lowered.frameSize + STAND_SAVED;
   return `
 init:                                       ; rdi argc, rsi argv, rdx envp
     push rbp
@@ -316,7 +325,13 @@ agent_refused:
     mov [r9+${BLOCK.unlocking}], eax
 agent_ready:
     mov dword [r9+${BLOCK.ready}], 1
-${agentThreadListing([{ action: MAKE_CHANGES, label: 'make_changes' }], 'release_all')}
+${agentThreadListing(
+  [
+    { action: MAKE_CHANGES, label: 'make_changes' },
+    { action: ADOPT_HANDLERS, label: 'adopt_handlers' },
+  ],
+  'release_all',
+)}
 
 agent_protect:                              ; edx rights of all of this text: its mapping stays whole
     lea rdi, [rel 0]
@@ -396,7 +411,7 @@ no_changes:
     jmp served
 
 ; A handler that waits for a thread that stands still would never end, nor would the patcher's wait for it: it gives up when it is
-; told to, or when nobody is there any more to tell it. A helper that cannot write lets the patcher have the processor.
+; told to, when a count is left behind that only the next rendezvous takes back, or when nobody is there any more to tell it. A helper that cannot write lets the patcher have the processor.
 ${WHILE_WAITING}:
     push rax
     push rcx
@@ -406,6 +421,8 @@ ${WHILE_WAITING}:
     cmp rcx, ${AGENT.size}
     jae helper_waits                        ; not on the agent's stack
     cmp dword [rax+${BLOCK.abandon}], 0
+    jne give_up_change
+    cmp dword [rax+${BLOCK.left}], 0
     jne give_up_change
     mov ecx, [rax+${AGENT.owner}]
     test ecx, ${FUTEX_OWNER_DIED}
@@ -587,122 +604,6 @@ compare_text_unreadable:
     ret
 ${SYNC_CORE}
 
-; ---- the rendezvous: rdx struct ucontext
-rendezvous:
-    push rbp
-    push rbx
-    push r12
-    push r13
-    push r14
-    push r15
-    sub rsp, ${STAND.size + lowered.frameSize}
-    mov r12, rdx
-    mov rbx, [rel ${PRIVATE.block}]
-    mov eax, ${SYS.getpid}
-    syscall
-    cmp eax, [rel ${PRIVATE.owner}]
-    jne rendezvous_over                     ; a forked child
-    mov r13d, [rbx+${BLOCK.generation}]
-    test r13d, 1
-    je rendezvous_over
-    mov eax, 1
-    lock xadd dword [rbx+${BLOCK.taken}], eax
-    and eax, ${PLACES_MAX - 1}
-    shl rax, ${Math.log2(PLACE.size)}
-    lea r14, [rbx+rax+${BLOCK.places}]
-    mov rax, [r12+${CONTEXT.rip}]
-    mov [r14+${PLACE.rip}], rax
-    mov rax, [r12+${CONTEXT.rsp}]
-    mov [r14+${PLACE.rsp}], rax
-    mov qword [r14+${PLACE.isMoved}], 0
-    mov qword [r14+${PLACE.hasLeft}], 0
-    call thread_local
-    xor ecx, ecx
-    xor edx, edx
-    test rax, rax
-    je rendezvous_alone
-    mov ecx, [rax+${THREAD_LOCAL.nested}]
-    mov edx, [rax+${THREAD_LOCAL.begun}]
-    mov dword [rax+${THREAD_LOCAL.standing}], r13d
-rendezvous_alone:
-    mov [r14+${PLACE.nested}], rcx
-    mov [rsp+${STAND.toLeave}], rcx
-    mov [rsp+${STAND.toEnter}], rcx
-    mov [rsp+${STAND.begun}], rdx
-    rdfsbase rax
-    mov [r14+${PLACE.fsBase}], rax
-    lea r15, [rel ${PRIVATE.protocol}]
-    lea rbp, [rsp+${STAND.size}]
-rendezvous_uncount:                         ; a thread that stands here is in no handler, whatever it has counted
-    sub qword [rsp+${STAND.toLeave}], 1
-    js rendezvous_uncounted
-    call thread_local
-    sub dword [rax+${THREAD_LOCAL.nested}], 1
-    call ftrace_nmi_exit
-    jmp rendezvous_uncount
-rendezvous_uncounted:
-    mov eax, ${SYS.gettid}
-    syscall
-    mov [r14+${PLACE.tid}], rax
-rendezvous_wait:
-    cmp dword [rbx+${BLOCK.generation}], r13d
-    jne rendezvous_count
-    mov eax, ${SYS.futex}
-    lea rdi, [rbx+${BLOCK.generation}]
-    mov esi, ${FUTEX.wait}
-    mov edx, r13d
-    xor r10d, r10d
-    syscall
-    jmp rendezvous_wait
-rendezvous_count:
-    sub qword [rsp+${STAND.toEnter}], 1
-    js rendezvous_counted
-    call ftrace_nmi_enter
-    call thread_local
-    add dword [rax+${THREAD_LOCAL.nested}], 1
-    jmp rendezvous_count
-rendezvous_counted:
-    mov qword [rsp+${STAND.mask}], ${ALL_SIGNALS} ; until the way back, so that what is found now stays true
-    mov eax, ${SYS.rt_sigprocmask}
-    mov edi, ${SIG_SETMASK}
-    lea rsi, [rsp+${STAND.mask}]
-    xor edx, edx
-    mov r10d, ${SIGNAL_SET_BYTES}
-    syscall
-    cmp qword [r14+${PLACE.isMoved}], 0
-    je rendezvous_unmoved
-    mov rax, [r14+${PLACE.rip}]
-    mov [r12+${CONTEXT.rip}], rax
-    jmp rendezvous_leave
-rendezvous_unmoved:
-    call thread_local
-    test rax, rax
-    je rendezvous_leave
-    mov edx, [rax+${THREAD_LOCAL.begun}]
-    cmp rdx, [rsp+${STAND.begun}]
-    jne rendezvous_leave                    ; a handler has run: where the call fails with EINTR, that is the truth
-    call restart_call
-rendezvous_leave:
-    mov eax, ${SYS.getpid}
-    syscall
-    cmp eax, [rel ${PRIVATE.owner}]
-    jne rendezvous_over                     ; forked meanwhile, by a handler
-    call thread_local
-    test rax, rax
-    je rendezvous_left
-    mov dword [rax+${THREAD_LOCAL.standing}], 0
-rendezvous_left:
-    mov qword [r14+${PLACE.hasLeft}], 1
-rendezvous_over:
-    add rsp, ${STAND.size + lowered.frameSize}
-    pop r15
-    pop r14
-    pop r13
-    pop r12
-    pop rbx
-    pop rbp
-    ret
-
 ; A call that fails with EINTR because of us, and of nothing else, is made once more. r12 struct ucontext
 restart_call:
     cmp qword [r12+${CONTEXT.rax}], ${EINTR}
@@ -758,6 +659,7 @@ leave_handlers:
     je leave_done
     mov ecx, [rax+${THREAD_LOCAL.nested}]
     or ecx, [rax+${THREAD_LOCAL.masked}]
+    or ecx, [rax+${THREAD_LOCAL.standing}]  ; by a handler without a shim
     je leave_done
     mov dword [rax+${THREAD_LOCAL.masked}], 0
     mov r10, ${RENDEZVOUS_ALONE}
@@ -771,16 +673,17 @@ leave_handlers:
     lea r15, [rel ${PRIVATE.protocol}]
 leave_next:
     call thread_local
-    mov ecx, [rax+${THREAD_LOCAL.nested}]
-    test ecx, ecx
-    je leave_done
     mov ecx, [rax+${THREAD_LOCAL.standing}]
     test ecx, ecx
     je leave_one
     mov rdx, [rel ${PRIVATE.block}]
     cmp dword [rdx+${BLOCK.generation}], ecx
     je leave_done
+    mov dword [rax+${THREAD_LOCAL.standing}], 0
 leave_one:
+    mov ecx, [rax+${THREAD_LOCAL.nested}]
+    test ecx, ecx
+    je leave_done
     sub dword [rax+${THREAD_LOCAL.nested}], 1
     call ftrace_nmi_exit
     jmp leave_next
@@ -799,7 +702,7 @@ thread_local_none:
 
     nop                                     ; unwinders look up the instruction before, and must find nothing
 restorer:
-    mov rax, ${SYS.rt_sigreturn}            ; these bytes tell unwinders that a signal frame is here
+    movq rax, ${SYS.rt_sigreturn}           ; these bytes tell unwinders that a signal frame is here
     syscall
 
 missing:
@@ -808,8 +711,16 @@ missing:
     mov rax, -1
     ret
 
+; An exception, or the end of the thread, leaves a handler through the shim: as with a jump. edi version, esi phase
+shim_is_left:
+    test esi, ${UA_CLEANUP_PHASE}
+    je shim_goes_on
+    call leave_handlers
+shim_goes_on:
+    mov eax, ${URC_CONTINUE_UNWIND}
+    ret
+
 ; ---- from here on: push rbp; mov rbp, rsp
-unwind_begin:
 shim:                                       ; eax number of the handler; rdi, rsi, rdx its arguments
     push rbp
     mov rbp, rsp
@@ -835,6 +746,7 @@ traced_lockdep_off:
     ret
 
 traced_handlers:                            ; rbx the shim's frame
+    mov qword [rbx-${SHIM.held}], 0
     call thread_local
     test rax, rax
     je handler_begin
@@ -854,6 +766,9 @@ handler_begin:
     xor eax, eax
     call rcx
     lea rbp, [rbx${shimFrame}]
+    cmp qword [rbx-${SHIM.held}], 0
+    jne handler_return                      ; the one below looks, and is counted until then
+    call watch_actions
 handler_return:
     call thread_local
     test rax, rax
@@ -876,9 +791,130 @@ handler_last:
 handler_end:
     ret
 
+unwind_wrappers:
 ${wrappersListing()}
+; ---- the rendezvous: rdx struct ucontext. An exception may leave a handler that runs while it waits, and go through it
+rendezvous:
+    push rbp
+    mov rbp, rsp
+    push rbx
+    push r12
+    push r13
+    push r14
+    push r15
+    sub rsp, ${STAND.size + lowered.frameSize}
+    mov r12, rdx
+    mov rbx, [rel ${PRIVATE.block}]
+    mov eax, ${SYS.getpid}
+    syscall
+    cmp eax, [rel ${PRIVATE.owner}]
+    jne rendezvous_over                     ; a forked child
+    mov r13d, [rbx+${BLOCK.generation}]
+    test r13d, 1
+    je rendezvous_over
+    mov eax, 1
+    lock xadd dword [rbx+${BLOCK.taken}], eax
+    and eax, ${PLACES_MAX - 1}
+    shl rax, ${Math.log2(PLACE.size)}
+    lea r14, [rbx+rax+${BLOCK.places}]
+    mov rax, [r12+${CONTEXT.rip}]
+    mov [r14+${PLACE.rip}], rax
+    mov rax, [r12+${CONTEXT.rsp}]
+    mov [r14+${PLACE.rsp}], rax
+    mov qword [r14+${PLACE.isMoved}], 0
+    mov qword [r14+${PLACE.hasLeft}], 0
+    call thread_local
+    xor ecx, ecx
+    xor edx, edx
+    test rax, rax
+    je rendezvous_alone
+    mov ecx, [rax+${THREAD_LOCAL.nested}]
+    mov edx, [rax+${THREAD_LOCAL.begun}]
+    mov dword [rax+${THREAD_LOCAL.standing}], r13d
+rendezvous_alone:
+    mov [r14+${PLACE.nested}], rcx
+    mov [rsp+${STAND.toLeave}], rcx
+    mov [rsp+${STAND.toEnter}], rcx
+    mov [rsp+${STAND.begun}], rdx
+    rdfsbase rax
+    mov [r14+${PLACE.fsBase}], rax
+    lea r15, [rel ${PRIVATE.protocol}]
+rendezvous_uncount:                         ; a thread that stands here is in no handler, whatever it has counted
+    sub qword [rsp+${STAND.toLeave}], 1
+    js rendezvous_uncounted
+    call thread_local
+    sub dword [rax+${THREAD_LOCAL.nested}], 1
+    lea rbp, [rsp+${STAND.size}]
+    call ftrace_nmi_exit
+    lea rbp, [rsp+${standFrame}]
+    jmp rendezvous_uncount
+rendezvous_uncounted:
+    mov eax, ${SYS.gettid}
+    syscall
+    mov [r14+${PLACE.tid}], rax
+rendezvous_wait:
+    cmp dword [rbx+${BLOCK.generation}], r13d
+    jne rendezvous_count
+    mov eax, ${SYS.futex}
+    lea rdi, [rbx+${BLOCK.generation}]
+    mov esi, ${FUTEX.wait}
+    mov edx, r13d
+    xor r10d, r10d
+    syscall
+    jmp rendezvous_wait
+rendezvous_count:
+    sub qword [rsp+${STAND.toEnter}], 1
+    js rendezvous_counted
+    lea rbp, [rsp+${STAND.size}]
+    call ftrace_nmi_enter
+    lea rbp, [rsp+${standFrame}]
+    call thread_local
+    add dword [rax+${THREAD_LOCAL.nested}], 1
+    jmp rendezvous_count
+rendezvous_counted:
+    mov qword [rsp+${STAND.mask}], ${ALL_SIGNALS} ; until the way back, so that what is found now stays true
+    mov eax, ${SYS.rt_sigprocmask}
+    mov edi, ${SIG_SETMASK}
+    lea rsi, [rsp+${STAND.mask}]
+    xor edx, edx
+    mov r10d, ${SIGNAL_SET_BYTES}
+    syscall
+    cmp qword [r14+${PLACE.isMoved}], 0
+    je rendezvous_unmoved
+    mov rax, [r14+${PLACE.rip}]
+    mov [r12+${CONTEXT.rip}], rax
+    jmp rendezvous_leave
+rendezvous_unmoved:
+    call thread_local
+    test rax, rax
+    je rendezvous_leave
+    mov edx, [rax+${THREAD_LOCAL.begun}]
+    cmp rdx, [rsp+${STAND.begun}]
+    jne rendezvous_leave                    ; a handler has run: where the call fails with EINTR, that is the truth
+    call restart_call
+rendezvous_leave:
+    mov eax, ${SYS.getpid}
+    syscall
+    cmp eax, [rel ${PRIVATE.owner}]
+    jne rendezvous_over                     ; forked meanwhile, by a handler
+    call thread_local
+    test rax, rax
+    je rendezvous_left
+    mov dword [rax+${THREAD_LOCAL.standing}], 0
+rendezvous_left:
+    mov qword [r14+${PLACE.hasLeft}], 1
+rendezvous_over:
+    add rsp, ${STAND.size + lowered.frameSize}
+    pop r15
+    pop r14
+    pop r13
+    pop r12
+    pop rbx
+    pop rbp
+    ret
 unwind_end:
 
+${actionsListing()}
 ; ---- handlers and stubs: rax a handler -> its stub, and back. Only rax, rcx, r10 and r11 change.
 stub_of:
     cmp rax, 4095                           ; SIG_DFL, SIG_IGN, SIG_HOLD
@@ -907,7 +943,7 @@ stub_other:
     add ecx, 1
     cmp ecx, ${HANDLERS_MAX}
     jb stub_look
-    mov rax, r11                            ; no place is left: the tracer will see that it has no shim
+    mov rax, r11                            ; no place is left: it is found without a shim when code is to change
     ret
 stub_found:
     shl rcx, ${Math.log2(STUB_SIZE)}

@@ -18,7 +18,8 @@ import {
 } from '../linux/index.js';
 import { pause, type HeldThread, type HoldTimes, type Standstill } from '../target/index.js';
 import { refusedCall } from './inside-memory.js';
-import { BLOCK, PLACE, PLACES_MAX, RENDEZVOUS_SIGNAL } from './layout.js';
+import { BLOCK, HANDLERS_MAX, PLACE, PLACES_MAX, RENDEZVOUS_SIGNAL } from './layout.js';
+import { ADOPT_HANDLERS } from './listing.js';
 
 /** How long the others wait for one that does not come, and how often that is tried: it may wait for one of them. */
 const PATIENCE_MS = 200;
@@ -32,6 +33,10 @@ const LOOK_MS = 4;
 const POLL_PAUSE_MS = 0.05;
 /** No room for a signal is left, or the thread has ended. */
 const NOT_NOW: readonly number[] = [ERRNO.EAGAIN, ERRNO.ESRCH];
+/** Nothing that the thread does for it waits for anybody. */
+const ADOPT_PATIENCE_MS = 1000;
+/** The code of the error that says that a handler would run uncounted while code changes. */
+export const UNCOUNTED_HANDLER = 'UNCOUNTED_HANDLER';
 const RENDEZVOUS_BIT = 1n << BigInt(RENDEZVOUS_SIGNAL - 1);
 
 /** Makes the threads of one process meet, one rendezvous after the other. */
@@ -67,19 +72,60 @@ export class Meetings {
     };
   }
 
-  /** Has all threads meet. @throws CannotError WILL_NOT_STOP */
+  /**
+   * Has all threads meet, so that no handler runs or comes that is not counted; once more where one had no shim before.
+   *
+   * @throws CannotError WILL_NOT_STOP, UNCOUNTED_HANDLER
+   */
   all(times: HoldTimes): Standstill {
     let missing: readonly number[] = [];
     for (let tries = 0; tries < TRIES; tries++) {
-      if (tries > 0) pause(RETRY_PAUSE_MS);
+      if (missing.length > 0) pause(RETRY_PAUSE_MS);
       const met = this.#call(times);
-      if ('threads' in met) return met;
-      missing = met.missing;
+      if ('threads' in met) {
+        if (this.#areCounted(met)) return met;
+        missing = [];
+      } else missing = met.missing;
+    }
+    if (missing.length === 0) {
+      throw this.#uncounted(
+        'it installs signal handlers again and again by system calls of its own, past the C library',
+      );
     }
     throw new CannotError('WILL_NOT_STOP', {
       tried: `have all threads of process ${this.#pid} meet`,
       why: missing.map((tid) => `thread ${tid} does not come (${this.#reason(tid)})`).join(', '),
       next: 'try again when it is not waiting in the kernel, and does not block every signal',
+    });
+  }
+
+  /** Gives a stub to handlers that were installed past our wrappers. False: there were such, and the threads have been let go. */
+  #areCounted(met: Standstill): boolean {
+    let adopted = 0;
+    let isOver = false;
+    try {
+      this.#thread.perform(ADOPT_HANDLERS, ADOPT_PATIENCE_MS, () => undefined);
+      const status = this.#words[BLOCK.adoptStatus / 4];
+      if (status !== 0) throw refusedCall(this.#pid, 'tell its signal handlers', 'rt_sigaction', status);
+      const signal = this.#words[BLOCK.unadopted / 4];
+      if (signal !== 0) {
+        throw this.#uncounted(
+          `the handler of signal ${signal} is called without our shim, as there is none left: the program has installed more than ${HANDLERS_MAX} different ones`,
+        );
+      }
+      adopted = this.#words[BLOCK.adopted / 4];
+      isOver = true;
+    } finally {
+      if (!isOver || adopted > 0) met.release();
+    }
+    return adopted === 0;
+  }
+
+  #uncounted(why: string): CannotError {
+    return new CannotError(UNCOUNTED_HANDLER, {
+      tried: `have all threads of process ${this.#pid} meet, and see that no signal handler would execute what is being changed`,
+      why,
+      next: 'trace it from outside',
     });
   }
 

@@ -97,7 +97,8 @@ export function makeSharedObject(blockFile: number, objectFile: number): Uint8Ar
   data.set(lowered.block, privateOffset(PRIVATE.protocol));
   for (const { name, nameAddress } of wrapped) data.set(encode(name), privateOffset(nameAddress));
   data.set(encode(preloadVariable(objectFile)), privateOffset(PRIVATE.preload));
-  const unwind = addressOfLabel('unwind_begin');
+  const places = ['shim', 'unwind_wrappers', 'rendezvous', 'unwind_end'].map(addressOfLabel);
+  const [shim, wrappers, rendezvous, end] = places;
   return writeSharedObject({
     soname: SONAME,
     text: { address: TEXT, bytes: text },
@@ -113,6 +114,12 @@ export function makeSharedObject(blockFile: number, objectFile: number): Uint8Ar
     ],
     threadLocal: { size: THREAD_LOCAL.size, slot: PRIVATE.threadLocal },
     init: addressOfLabel('init'),
-    unwind: { address: unwind, length: addressOfLabel('unwind_end') - unwind },
+    unwind: [
+      { address: shim, length: wrappers - shim, hasFrame: true, personality: addressOfLabel('shim_is_left') },
+      { address: wrappers, length: rendezvous - wrappers, hasFrame: true },
+      { address: rendezvous, length: end - rendezvous, hasFrame: true },
+      // A thread may be called together at the first instruction of a handler's stub, before the handler is counted.
+      { address: STUBS, length: HANDLERS_MAX * STUB_SIZE, hasFrame: false },
+    ],
   });
 }

@@ -1,7 +1,7 @@
 // What stands before the C library's functions by which a program installs handlers, changes masks and jumps out of handlers. Handlers go in as their
 // stubs and come back as themselves; the signal of the rendezvous is dropped from masks without a word, as the C library does
 // with its own two signals. Whatever else these functions do is left to the C library.
-import { PRIVATE, RENDEZVOUS_SIGNAL } from './layout.js';
+import { KERNEL_ACTION, PRIVATE, RENDEZVOUS_SIGNAL } from './layout.js';
 
 const ARGUMENTS = ['rdi', 'rsi', 'rdx', 'rcx', 'r8', 'r9'] as const;
 
@@ -73,8 +73,6 @@ const ALONE = '0x8000000000000000';
 const EINVAL = 22;
 /** struct sigaction of the C library: handler, mask of 128 bytes, flags, restorer. */
 const ACTION = { handler: 0, mask: 8, flags: 136, restorer: 144, size: 152 } as const;
-/** struct kernel_sigaction: handler, flags, restorer, mask of 8 bytes. */
-const KERNEL_ACTION = { handler: 0, mask: 24, size: 32 } as const;
 /** struct __jmp_buf_tag of the C library: eight registers, whether a mask was saved, the mask. */
 const JUMP = { isMaskSaved: 64, mask: 72 } as const;
 const SYS_RT_SIGACTION = 13;
@@ -220,7 +218,10 @@ ${name}.end:${RETURN}`;
 /** Calls that return twice, or not at all: clone, fork, vfork, clone3, rt_sigreturn. */
 const LEFT_ALONE = [56, 57, 58, 435, 15] as const;
 
-/** Two calls are looked at; the others are made as they are. */
+/** exit: of a thread that may be in a handler. */
+const SYS_EXIT = 60;
+
+/** Three calls are looked at; the others are made as they are. */
 function systemCallListing(name: string): string {
   const copy = 64;
   return `
@@ -228,6 +229,9 @@ function systemCallListing(name: string): string {
     je ${name}.action
     cmp rdi, ${SYS_RT_SIGPROCMASK}
     je ${name}.mask
+    cmp rdi, ${SYS_EXIT}
+    je ${name}.exit
+${name}.make:
 ${LEFT_ALONE.map((n) => `    cmp rdi, ${n}\n    je ${name}.real`).join('\n')}
     ; made here, so that one which the rendezvous interrupts can be told by its place: its number is on the stack
     mov rax, rdi
@@ -250,6 +254,13 @@ ${name}.failed:
     sub ecx, [rsp+8]
     mov [rax], ecx
     mov rax, -1${RETURN}
+${name}.exit:                                ; all handlers of the thread end with it
+    push rdi
+    push rsi
+    call leave_handlers
+    pop rsi
+    pop rdi
+    jmp ${name}.make
 ${name}.real:
     pop rbp
     jmp qword [rel ${realSlot(name)}]

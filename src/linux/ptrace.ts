@@ -97,10 +97,12 @@ export class Registers {
 
 /** Each returns 0, or -errno. */
 export const ptrace = {
-  seize: (tid: number, options: number): number => systemCall(SYS.ptrace, PTRACE_REQUEST.seize, tid, 0, options),
+  seize: (tid: number, options: number): number =>
+    systemCall(SYS.ptrace, PTRACE_REQUEST.seize, tid, 0, options),
   interrupt: (tid: number): number => systemCall(SYS.ptrace, PTRACE_REQUEST.interrupt, tid, 0, 0),
   /** Detaches and delivers `signal` (0: none). */
-  detach: (tid: number, signal: number): number => systemCall(SYS.ptrace, PTRACE_REQUEST.detach, tid, 0, signal),
+  detach: (tid: number, signal: number): number =>
+    systemCall(SYS.ptrace, PTRACE_REQUEST.detach, tid, 0, signal),
   cont: (tid: number, signal: number): number => systemCall(SYS.ptrace, PTRACE_REQUEST.cont, tid, 0, signal),
   /**
    * Lets it run to the next entry into a system call, or the end of the one that it is in. There is no single-stepping here: a

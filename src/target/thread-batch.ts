@@ -60,7 +60,12 @@ const REGISTER_WORDS = REGISTER_NAMES.length;
 
 /** What a look at a thread that was asked to stop has found. */
 export type Look =
-  | { readonly kind: 'stopped'; readonly signal: number; readonly event: number; readonly registers: Registers }
+  | {
+      readonly kind: 'stopped';
+      readonly signal: number;
+      readonly event: number;
+      readonly registers: Registers;
+    }
   /** It goes; `at`: performance.now() when it was looked at. */
   | { readonly kind: 'late'; readonly at: number }
   | { readonly kind: 'gone' };

@@ -1,7 +1,17 @@
 import assert from 'node:assert/strict';
 import { spawn, spawnSync } from 'node:child_process';
-import { chmodSync, copyFileSync, mkdirSync, mkdtempSync, readFileSync, readdirSync } from 'node:fs';
+import {
+  chmodSync,
+  copyFileSync,
+  createReadStream,
+  createWriteStream,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  readdirSync,
+} from 'node:fs';
 import { join } from 'node:path';
+import { createInterface } from 'node:readline';
 import { test } from 'node:test';
 import { attach, run, type Session, type SessionStatus } from '../index.js';
 import {
@@ -118,7 +128,12 @@ function childrenOf(pid: number): number[] {
 }
 
 /** Ends the session and begins another, so often. */
-async function turnRound(first: Session, rounds: number, between = 30): Promise<void> {
+async function turnRound(
+  first: Session,
+  rounds: number,
+  between = 30,
+  filters?: readonly string[],
+): Promise<void> {
   let session = first;
   for (let i = 0; i < rounds; i++) {
     await pause(between);
@@ -128,7 +143,7 @@ async function turnRound(first: Session, rounds: number, between = 30): Promise<
       ['stopped', true, true],
       `round ${i}`,
     );
-    session = attach(first.pid, { inside: true });
+    session = attach(first.pid, { inside: true, ...(filters === undefined ? {} : { filters }) });
   }
   await pause(between);
   await session.stop();
@@ -140,6 +155,112 @@ test('sites are turned on and off under busy threads and a storm of signals, and
   await turnRound(session, 5);
   // It has compared every result, and says by its status whether all were right.
   assert.deepEqual(await ended, { kind: 'exited', status: 0 });
+});
+
+for (const letters of ['ans', 'cs']) {
+  test(`handlers that a program installs by raw system calls, before and while it works, are traced exactly: "${letters}"`, () => {
+    const traced = runTraced(['--inside'], build('raw.c'), '700', letters);
+    assert.equal(traced.status, 0, `${traced.stdout} ${traced.stderr}`);
+    assertCounted(traced);
+    assertNested(callsOf(traced.recording));
+  });
+}
+
+test('a handler that was installed by a raw system call has our shim once code has changed under running threads', async () => {
+  const running = Running.run(['--inside', '--duration', '200ms'], build('raw.c'), '1200', 'ano');
+  const { status, stdout, stderr } = await running.ended();
+  assert.equal(status, 0, stderr);
+  // All flags are those that it gave: SA_SIGINFO, SA_RESTORER, SA_ONSTACK, SA_RESTART, SA_NODEFER.
+  assert.match(stdout, /^wrong: 0\nfound: another, flags 5c000004$/m);
+});
+
+for (const letters of ['anq', 'ahq']) {
+  test(`sites are turned on and off under a storm of handlers that raw system calls install: "${letters}"`, async () => {
+    const session = run([build('raw.c'), '0', letters], { inside: true });
+    const ended = session.waitForTarget();
+    await turnRound(session, 5);
+    process.kill(session.pid, 'SIGTERM');
+    assert.deepEqual(await ended, { kind: 'exited', status: 0 });
+  });
+}
+
+test('where each handler installs itself by a raw system call code changes or is left alone, and no result is wrong', async () => {
+  const notes: string[] = [];
+  const filters = ['even', 'odd', 'inner', 'work', 'step'];
+  const options = { inside: true, filters, onNote: (line: string) => notes.push(line) };
+  const first = run([build('raw.c'), '0', 'anrq'], options);
+  const { pid } = first;
+  const ended = first.waitForTarget();
+  await pause(100);
+  assert.equal((await first.stop()).restored, true);
+  for (let i = 0; i < 5; i++) {
+    try {
+      const session = attach(pid, options);
+      for (const { reason } of session.refused) assert.match(reason, /^(handler-busy|thread-inside)$/);
+      assert.equal((await session.stop()).restored, true);
+    } catch (error) {
+      assert.match(String(error), /installs signal handlers again and again.*past the C library/);
+    }
+  }
+  for (const note of notes) assert.match(note, /the code stays mapped, unused|; trying on$/);
+  process.kill(pid, 'SIGTERM');
+  assert.deepEqual(await ended, { kind: 'exited', status: 0 });
+});
+
+test('a program with more handlers than there are shims keeps its code from being changed, and the reason is said', async () => {
+  const notes: string[] = [];
+  const session = run([build('many.c'), '3000'], { inside: true, onNote: (line) => notes.push(line) });
+  const ended = session.waitForTarget();
+  await pause(500);
+  const { restored, removed } = await session.stop();
+  assert.deepEqual([restored, removed], [true, false]);
+  assert.match(notes.join('\n'), /signal 10 is called without our shim.*more than 512 different ones/);
+  assert.throws(
+    () => attach(session.pid, { inside: true }),
+    /more than 512 different ones; trace it from outside/,
+  );
+  assert.equal(changedBytes(session.pid), 0);
+  assert.deepEqual(await ended, { kind: 'exited', status: 0 });
+});
+
+test('a process whose memory another shares without being its thread is refused from inside as well, and traced when that has ended', async (t) => {
+  const [lines, answers] = [fresh('lines'), fresh('answers')];
+  for (const path of [lines, answers]) assert.equal(spawnSync('mkfifo', [path]).status, 0);
+  const options = { inside: true, filters: ['step', 'work'] };
+  const session = run([build('shares.c'), lines, answers], options);
+  const { pid } = session;
+  const ended = session.waitForTarget();
+  let isOver = false;
+  t.after(() => {
+    if (!isOver) process.kill(pid, 'SIGKILL');
+  });
+  const target = createWriteStream(lines);
+  const said = createInterface({ input: createReadStream(answers) })[Symbol.asyncIterator]();
+  const says = async (expected: string): Promise<void> => {
+    const { value } = (await said.next()) as { value: string | undefined };
+    assert.equal(value, expected);
+  };
+  await says('ready');
+  const { removed } = await session.stop();
+  assert.equal(removed, true);
+  for (const kind of ['more', 'own']) {
+    target.write(`${kind}\n`);
+    await says('fine');
+    assert.throws(
+      () => attach(pid, options),
+      /shares its memory without being a thread of it.*has ended, or has executed a program/,
+    );
+    assert.equal(changedBytes(pid), 0);
+    for (const line of ['work', 'none']) {
+      target.write(`${line}\n`);
+      await says('fine');
+    }
+    const summary = await attach(pid, options).stop();
+    assert.deepEqual([summary.ended, summary.restored, summary.removed], ['stopped', true, true]);
+  }
+  target.end();
+  assert.deepEqual(await ended, { kind: 'exited', status: 0 });
+  isOver = true;
 });
 
 test('handlers that can open nothing let the agent’s thread make the change, and no result is wrong', async () => {
@@ -163,6 +284,15 @@ test('handlers that leap out by a plain longjmp leave their threads such that th
   const session = run([build('leaps.c'), '6000'], { inside: true });
   const ended = session.waitForTarget();
   await turnRound(session, 5, 100);
+  assert.deepEqual(await ended, { kind: 'exited', status: 0 });
+});
+
+test('exceptions that leave handlers, and threads that end in one, leave nothing behind that keeps code from being changed', async () => {
+  // None of them is open when an exception is thrown: what comes of swapped return addresses is another matter.
+  const filters = ['work', 'step'];
+  const session = run([build('leaves.cc'), '6000'], { inside: true, filters });
+  const ended = session.waitForTarget();
+  await turnRound(session, 5, 100, filters);
   assert.deepEqual(await ended, { kind: 'exited', status: 0 });
 });
 
@@ -254,6 +384,7 @@ const FILTERS = [
   { forbids: 'madvise and close', numbers: [28, 3] },
   { forbids: 'munmap', numbers: [11], stays: /may not unmap memory/ },
   { forbids: 'tgkill', numbers: [234], stays: /may not call tgkill \(EPERM\)/ },
+  { forbids: 'rt_sigaction', numbers: [13], stays: /may not call rt_sigaction \(EPERM\)/ },
   { forbids: 'pread64', numbers: [17], fails: /may not call pread64 \(EPERM\)/ },
   { forbids: 'mremap and pwrite64', numbers: [25, 18], fails: /EPERM.*forbids pwrite64/, leavesText: true },
   {

@@ -229,7 +229,11 @@ function patchInside(
     const choice = chooseWays(request, ready);
     const maps = readMaps(pid) ?? [];
     return withReader((readThreads(pid) ?? []).length, (reader) => {
-      all = hasBegun ? process.meet(times) : undefined;
+      if (hasBegun) {
+        awaitUnshared(pid);
+        all = process.meet(times);
+        refuseShared(pid);
+      }
       const standing = all ?? process.begin();
       const changing = change(request, standing, ready, choice, maps, reader);
       return settle(request, changing, agent, standing.threads, maps);

@@ -1,5 +1,5 @@
 import { isSafepokeError } from '../errors/index.js';
-import { CALL_REFUSED, type ProtocolCounts } from '../inside/index.js';
+import { CALL_REFUSED, UNCOUNTED_HANDLER, type ProtocolCounts } from '../inside/index.js';
 import { SYS, systemCall } from '../linux/index.js';
 import {
   NewestWriter,
@@ -50,8 +50,10 @@ const OTHER_TRACER_PAUSE_MS = 100;
 const REMOVE_TRIES = 14;
 const REMOVE_PAUSE_MS = 25;
 const MAX_REMOVE_PAUSE_MS = 400;
-/** Errors after which our code stays in a target that goes on: its threads cannot be made to stand still, or its filters forbid. */
-const KEPT: readonly string[] = ['WILL_NOT_STOP', CALL_REFUSED];
+/** Errors that may be over at the next try: threads cannot be made to stand still, or a handler would run uncounted. */
+const PASSING: readonly (string | undefined)[] = ['WILL_NOT_STOP', UNCOUNTED_HANDLER];
+/** Errors after which our code stays in a target that goes on: those, or its filters forbid. */
+const KEPT: readonly (string | undefined)[] = [...PASSING, CALL_REFUSED];
 /** The memory of a process goes a moment before it is seen to have ended. */
 const END_TRIES = 40;
 const NS_PER_US = 1000;
@@ -420,7 +422,7 @@ export class Session implements AsyncIterable<Call> {
           await new Promise((resolve) => setTimeout(resolve, OTHER_TRACER_PAUSE_MS));
           continue;
         }
-        if (code !== 'WILL_NOT_STOP' || tries >= RESTORE_TRIES) throw error;
+        if (!PASSING.includes(code) || tries >= RESTORE_TRIES) throw error;
         if (tries === 1) this.#parts.onNote(`${asError(error).message}; trying on`);
         await nextTurn();
       }

@@ -21,6 +21,7 @@ test('a listing becomes the machine code that the manuals give for it', () => {
     ['lock cmpxchg [rbx], rcx', 'f0480fb10b'],
     ['xadd [rcx], rax', '480fc101'],
     ['mov rax, 0x7f0000000000', '48b80000000000 7f0000'.replace(' ', '')],
+    ['movq rax, 15', '48c7c00f000000'],
     ['mov dword [rax+8], 4', 'c7400804000000'],
     ['mov qword [rsp], 0', '48c7042400000000'],
     ['lea rsp, [rsp-8]', '488d6424f8'],

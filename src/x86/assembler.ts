@@ -6,6 +6,7 @@
 //              `[rel label]`, `[rel 0x4000]`: counted from the instruction, so that the code runs wherever it lies
 //   sizes      byte, word, dword, qword in front of a memory operand; without one the other operand decides, else qword
 //   prefix     `lock`
+//   movq       `mov` of a sign-extended number of 32 bits to a register of 64, for who looks at the bytes; `mov` has all 64
 //
 // Branches to labels take the shortest form that reaches; branches to numbers are to absolute addresses.
 import {
@@ -179,6 +180,7 @@ function findCode(mnemonic: string, operands: readonly Operand[], line: string):
   }
   if (operands.length === 1 && operands[0].kind === 'immediate' && mnemonic === 'push')
     forms.unshift('Pushq_imm32');
+  if (mnemonic === 'movq') forms = ['Mov_rm64_imm32'];
   for (const form of forms) {
     const code = codes[form];
     if (code !== undefined) return code;
