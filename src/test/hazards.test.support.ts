@@ -1,4 +1,5 @@
 // All hazards: what `npm test` and `npm run soak` go through.
+import { clockHazards } from './hazards-clock.test.support.js';
 import { deathHazards } from './hazards-deaths.test.support.js';
 import { insideHazards } from './hazards-inside.test.support.js';
 import { limitHazards } from './hazards-limits.test.support.js';
@@ -13,6 +14,7 @@ export const hazards: readonly Hazard[] = [
   ...processHazards,
   ...limitHazards,
   ...tracerHazards,
+  ...clockHazards,
   ...wayHazards,
   ...deathHazards,
   ...insideHazards,
