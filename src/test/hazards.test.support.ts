@@ -4,6 +4,7 @@ import { deathHazards } from './hazards-deaths.test.support.js';
 import { insideHazards } from './hazards-inside.test.support.js';
 import { limitHazards } from './hazards-limits.test.support.js';
 import { processHazards } from './hazards-processes.test.support.js';
+import { readerHazards } from './hazards-readers.test.support.js';
 import { threadHazards } from './hazards-threads.test.support.js';
 import { tracerHazards } from './hazards-tracers.test.support.js';
 import { wayHazards } from './hazards-ways.test.support.js';
@@ -14,6 +15,7 @@ export const hazards: readonly Hazard[] = [
   ...processHazards,
   ...limitHazards,
   ...tracerHazards,
+  ...readerHazards,
   ...clockHazards,
   ...wayHazards,
   ...deathHazards,
