@@ -353,11 +353,10 @@ export class Agent {
     const { rings, sharedBytes } = this.geometry;
     // A dump of the target's memory is not to go through all of the empty rings; where it may not be said, it does.
     call(SYS.madvise, this.#shared, sharedBytes, MADV.dontDump);
-    expectSuccess(
-      call(SYS.madvise, this.control, PAGE, MADV.wipeOnFork),
-      `prepare process ${this.#pid} for fork`,
-      'use Linux 4.14 or later',
-    );
+    const wiped = call(SYS.madvise, this.control, PAGE, MADV.wipeOnFork);
+    // It splits a mapping. Where no more are allowed madvise says EAGAIN.
+    if ([ERRNO.ENOMEM, ERRNO.EAGAIN].includes(-wiped)) throw noMemory(this.#pid);
+    expectSuccess(wiped, `prepare process ${this.#pid} for fork`, 'use Linux 4.14 or later');
     this.#mapCode(clusters, call);
     this.#thread?.setMemory(this.control, this.#shared + rings, sharedBytes - rings);
   }

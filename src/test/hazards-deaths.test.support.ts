@@ -17,10 +17,16 @@ const THREADS = '2';
 const STRIDE = 7;
 /** More fault points than a session has. */
 const MANY = 10_000;
-/** The text is whole again within a second; a machine that others use gets longer. */
+/** The text is whole again within a second; a machine that others use gets longer, and how often it did is told. */
 const WHOLE_MS = 10_000;
-/** Longer than two sessions take, so that a kill finds any moment of one. */
-const SESSIONS_MS = 150;
+const PROMISED_MS = 1000;
+/** Of the time that a first session takes: so a moment within it is any of one, or of a later one, which is faster. */
+const MOMENTS = 1.5;
+
+/** That many sessions take longer than that. */
+const SESSIONS = 5;
+const SOME_MS = 200;
+const MINUTE_MS = 60_000;
 
 /** All that a session might leave behind in a process. */
 function stateOf(pid: number): Record<string, unknown> {
@@ -79,7 +85,13 @@ async function assertRecovers(
     assert.ok(performance.now() - died < WHOLE_MS, `${when}: the text is still changed`);
     await pause(1);
   }
-  rounds.note('ms until the text was whole', performance.now() - died);
+  const ms = performance.now() - died;
+  rounds.note('ms until the text was whole', ms);
+  rounds.count('deaths');
+  rounds.count(
+    `of them with text that was changed for longer than ${PROMISED_MS} ms`,
+    ms > PROMISED_MS ? 1 : 0,
+  );
   await assertWell(target, when);
   const session = attach(target.pid, { filters: ['fib', 'mix'], bufferBytes: 1 << 18 });
   const { restored, removed } = await session.stop();
@@ -93,14 +105,19 @@ async function assertRecovers(
   await assertWell(target, when);
 }
 
-/** Starts the program that traces; resolves with it when it is about to. */
-async function tracing(
-  pid: number,
-  most: number,
-  dieAt: number,
-): Promise<{ pid: number; ended: Promise<string | number | null> }> {
+/** A program that traces, one session after the other. */
+interface Tracer {
+  readonly pid: number;
+  /** Has it begin. */
+  readonly begin: () => void;
+  /** How it ended: a signal or a status. */
+  readonly ended: Promise<string | number | null>;
+}
+
+/** Starts one; resolves when it is about to trace. */
+async function tracerOf(pid: number, most: number, dieAt: number): Promise<Tracer> {
   const child = spawn(process.execPath, [sessions, String(pid), String(most)], {
-    stdio: ['ignore', 'pipe', 'inherit'],
+    stdio: ['pipe', 'pipe', 'inherit'],
     env: { ...process.env, SAFEPOKE_DIE_AT: String(dieAt) },
   });
   assert.ok(child.pid !== undefined);
@@ -108,7 +125,31 @@ async function tracing(
     child.once('exit', (status, signal) => resolve(signal ?? status));
   });
   await new Promise((resolve) => child.stdout.once('data', resolve));
-  return { pid: child.pid, ended };
+  return { pid: child.pid, ended, begin: () => child.stdin.end() };
+}
+
+/** So many tracers, each started while the one before it works, as most of its time goes by before it traces. */
+async function* tracersOf(pid: number, most: number, wanted: () => boolean): AsyncGenerator<Tracer, void> {
+  let next = tracerOf(pid, most, 0);
+  try {
+    while (wanted()) {
+      const tracer = await next;
+      next = tracerOf(pid, most, 0);
+      tracer.begin();
+      yield tracer;
+    }
+  } finally {
+    process.kill((await next).pid, 'SIGKILL');
+  }
+}
+
+/** So long it is until anything may be going on in a session. */
+async function momentsOf(pid: number): Promise<number> {
+  const tracer = await tracerOf(pid, 1, 0);
+  const began = performance.now();
+  tracer.begin();
+  assert.equal(await tracer.ended, 0);
+  return MOMENTS * (performance.now() - began);
 }
 
 /** Goes on where the turn before stopped, so that a long soak comes to all points with all leaders. */
@@ -126,8 +167,9 @@ async function atFaultPoints(rounds: Rounds): Promise<void> {
     for (let point = 1 + (Math.floor(turn / LEADERS.length) % STRIDE); ; point += STRIDE) {
       assert.ok(point < MANY);
       const when = `fault point ${point}, ${leader}`;
-      const { ended } = await tracing(target.pid, 1, point);
-      const how = await ended;
+      const tracer = await tracerOf(target.pid, 1, point);
+      tracer.begin();
+      const how = await tracer.ended;
       if (how !== 'SIGKILL') {
         assert.equal(how, 0, when);
         rounds.note('fault points', point - 1);
@@ -147,15 +189,44 @@ async function atAnyMoment(rounds: Rounds): Promise<void> {
   const target = await Target.ready(build('busy.c'), THREADS, leader);
   await assertWell(target, 'before');
   const before = stateOf(target.pid);
-  while (rounds.next(target.pid)) {
-    const tracer = await tracing(target.pid, MANY, 0);
-    const ms = Math.random() * SESSIONS_MS;
+  const moments = await momentsOf(target.pid);
+  for await (const tracer of tracersOf(target.pid, MANY, () => rounds.next(target.pid))) {
+    const ms = Math.random() * moments;
     await pause(ms);
     process.kill(tracer.pid, 'SIGKILL');
     assert.equal(await tracer.ended, 'SIGKILL');
     await assertRecovers(target, before, rounds, `killed after ${ms} ms, ${leader}`);
   }
   await target.finish();
+}
+
+/** Stopped at any moment, for long, and let go on or killed then. The target waits for it only if it was just holding its threads. */
+async function stoppedAnytime(rounds: Rounds): Promise<void> {
+  const target = await Target.ready(build('busy.c'), THREADS, 'compute');
+  await assertWell(target, 'before');
+  const before = stateOf(target.pid);
+  const moments = await momentsOf(target.pid);
+  for await (const tracer of tracersOf(target.pid, SESSIONS, () => rounds.next(target.pid))) {
+    const ms = Math.random() * moments;
+    const when = `stopped after ${ms} ms`;
+    await pause(ms);
+    let how: string | number | null | undefined;
+    void tracer.ended.then((end) => (how = end));
+    process.kill(tracer.pid, 'SIGSTOP');
+    await pause(rounds.isLong && rounds.done === 1 ? MINUTE_MS : SOME_MS);
+    const isHeld = heldThreads(target.pid) > 0;
+    rounds.count('times that threads were held meanwhile', isHeld ? 1 : 0);
+    if (!isHeld) await assertWell(target, when);
+    const dies = rounds.done % 2 === 0 && how === undefined;
+    process.kill(tracer.pid, dies ? 'SIGKILL' : 'SIGCONT');
+    assert.equal(await tracer.ended, dies ? 'SIGKILL' : 0, when);
+    await assertRecovers(target, before, rounds, when);
+  }
+  await target.finish();
+}
+
+function heldThreads(pid: number): number {
+  return readdirSync(`/proc/${pid}/task`).filter((tid) => /^t/.test(statusField(pid, 'State', tid))).length;
 }
 
 export const deathHazards: readonly Hazard[] = [
@@ -166,5 +237,9 @@ export const deathHazards: readonly Hazard[] = [
   {
     name: 'safepoke dies while it comes and goes: the target lives, its text is whole at once',
     run: atAnyMoment,
+  },
+  {
+    name: 'safepoke is stopped at any moment, for long, and goes on or is killed then: the target lives, its text is whole',
+    run: stoppedAnytime,
   },
 ];

@@ -1,8 +1,19 @@
 // Code that is changed, and switched, while no thread is held.
 import assert from 'node:assert/strict';
-import { attach } from '../index.js';
+import { readdirSync } from 'node:fs';
+import { attach, isSafepokeError, type SessionSummary } from '../index.js';
 import type { Hazard, Rounds } from './rounds.test.support.js';
-import { ONE_NOP, Target, answered, build, changedBytes } from './targets.test.support.js';
+import {
+  ONE_NOP,
+  Target,
+  answered,
+  build,
+  changedBytes,
+  mapsOf,
+  statusField,
+} from './targets.test.support.js';
+
+type WayName = 'held' | 'page-flip';
 
 const BUFFER = 1 << 20;
 const FUNCTIONS = ['step', 'mix', 'handle'];
@@ -59,6 +70,110 @@ async function countWhileSwitched(rounds: Rounds): Promise<void> {
   await target.finish();
 }
 
+/** Text that may not be moved, and how it is changed all the same; or the reason why the process is refused. */
+const PROTECTED: readonly { readonly how: string; readonly way?: WayName; readonly refused?: string }[] = [
+  { how: 'locked', way: 'held' },
+  { how: 'locked-page', way: 'held' },
+  { how: 'locked-later', way: 'held' },
+  { how: 'sealed', way: 'held' },
+  // What becomes executable is refused. What is moved is executable before.
+  { how: 'no-gain', way: 'page-flip' },
+  { how: 'mremap-kills', refused: 'SECCOMP' },
+  { how: 'mremap-fails', refused: 'SECCOMP' },
+  { how: 'space-0', refused: 'NO_MEMORY' },
+  // Enough to map something, and not to split it.
+  { how: 'maps-3', refused: 'NO_MEMORY' },
+  { how: 'maps-4', refused: 'NO_MEMORY' },
+];
+/** There is room for so many mappings more, or KiB: enough for nothing, for all but the copies of text, for all. */
+const MOST_MAPS = 20;
+const MOST_KIB = 4096;
+
+/** What became of an attempt: the error's code, or the names of the functions that are not traced. */
+type Outcome =
+  { readonly refused: string } | { readonly ways: SessionSummary['ways']; readonly off: string[] };
+
+/** Traces while everything runs; counts are exact, and afterwards the process is what it was, traced or refused. */
+async function tracesOrRefuses(target: Target, way: WayName | undefined): Promise<Outcome> {
+  const state = (): unknown => [
+    mapsOf(target.pid),
+    statusField(target.pid, 'VmLck'),
+    changedBytes(target.pid),
+    readdirSync(`/proc/${target.pid}/task`).length,
+  ];
+  const before = state();
+  let outcome: Outcome;
+  try {
+    const session = attach(target.pid, {
+      filters: FUNCTIONS,
+      entryOnly: true,
+      bufferBytes: 1 << 16,
+      ...(way === undefined ? {} : { way }),
+    });
+    target.say(`batch ${ROUNDS}`);
+    const counts = answered(await target.line());
+    const { ways, restored, removed, calls, dropped } = await session.stop();
+    const off = session.refused.map(({ function: { name } }) => name);
+    const seen = FUNCTIONS.map((name) => calls[name] ?? 0);
+    assert.deepEqual(
+      { restored, removed, dropped, seen },
+      {
+        restored: true,
+        removed: true,
+        dropped: 0,
+        seen: FUNCTIONS.map((f) => (off.includes(f) ? 0 : counts[f])),
+      },
+    );
+    outcome = { ways, off };
+  } catch (error) {
+    if (!isSafepokeError(error)) throw error;
+    outcome = { refused: error.code };
+  }
+  assert.deepEqual(state(), before);
+  target.say(`batch ${ROUNDS}`);
+  assert.equal(answered(await target.line())['wrong'], 0);
+  return outcome;
+}
+
+async function protectedText(rounds: Rounds): Promise<void> {
+  while (rounds.next()) {
+    for (const { how, way, refused } of PROTECTED) {
+      const target = new Target(build('flips.c', ...ONE_NOP), '4', how);
+      // A kernel that cannot seal says so.
+      const isProtected = (await target.expect(/^ready/)) === `ready, ${how}`;
+      const wanted = isProtected ? way : 'page-flip';
+      const outcome = await tracesOrRefuses(target, undefined);
+      assert.deepEqual(
+        { how, ...outcome },
+        wanted === undefined ? { how, refused } : { how, ways: { [wanted]: FUNCTIONS.length }, off: [] },
+      );
+      const flipped = await tracesOrRefuses(target, 'page-flip');
+      if (wanted === 'held') assert.deepEqual({ how, ...flipped }, { how, refused: 'NEEDS_HOLD' });
+      else assert.deepEqual({ how, ...flipped }, { how, ...outcome });
+      await target.finish();
+    }
+  }
+}
+
+async function noRoomToFlip(rounds: Rounds): Promise<void> {
+  while (rounds.next()) {
+    for (const how of [
+      `maps-${Math.floor(Math.random() * MOST_MAPS)}`,
+      `space-${Math.floor(Math.random() * MOST_KIB)}`,
+    ]) {
+      for (const way of [undefined, 'page-flip'] as const) {
+        const target = await Target.ready(build('flips.c', ...ONE_NOP), '4', how);
+        const outcome = await tracesOrRefuses(target, way);
+        if ('refused' in outcome)
+          assert.match(outcome.refused, /^(NO_MEMORY|NO_MEMORY_NEAR|NEEDS_HOLD)$/, how);
+        else if (way === undefined) assert.deepEqual({ how, off: outcome.off }, { how, off: [] });
+        rounds.count(`times ${'refused' in outcome ? outcome.refused : Object.keys(outcome.ways).join()}`);
+        await target.finish();
+      }
+    }
+  }
+}
+
 export const wayHazards: readonly Hazard[] = [
   {
     name: 'functions are switched by page flips while 50 threads, a timer storm, threads with all signals blocked and vfork children run them',
@@ -71,5 +186,13 @@ export const wayHazards: readonly Hazard[] = [
   {
     name: 'what is switched off is not recorded, and all else is, exactly, with nobody ever held to change code',
     run: countWhileSwitched,
+  },
+  {
+    name: 'text that is locked or sealed, a process that forbids mremap or to make anything executable: flipped, written in a hold, or refused',
+    run: protectedText,
+  },
+  {
+    name: 'room for a few mappings or pages more, so that any step may be the one that fails: traced exactly, or refused and untouched',
+    run: noRoomToFlip,
   },
 ];

@@ -3,7 +3,6 @@ import { spawnSync } from 'node:child_process';
 import { readFileSync, readdirSync, readlinkSync } from 'node:fs';
 import { test } from 'node:test';
 import { attach } from '../index.js';
-import { RecordingReader } from '../recording/index.js';
 import {
   Running,
   Target,
@@ -12,6 +11,7 @@ import {
   fresh,
   main,
   pause,
+  recordedMs,
   safepoke,
   statusField,
 } from './targets.test.support.js';
@@ -33,19 +33,6 @@ function stateOf(pid: number): unknown {
 async function fine(target: Target): Promise<void> {
   target.say('go on');
   await target.expect(/^fine$/);
-}
-
-/** Time between the first and the last reading of the clock in a recording: its session's, from its beginning to its end. */
-function recordedMs(path: string): number {
-  const readings: bigint[] = [];
-  const reader = new RecordingReader(path, {
-    onMessage: (message) => {
-      if (message.kind === 'clock') readings.push(BigInt(message.ns));
-    },
-  });
-  reader.push(readFileSync(path));
-  reader.finish();
-  return Number((readings.at(-1) ?? 0n) - readings[0]) / 1e6;
 }
 
 /** Timers may come so much early, as they count whole milliseconds. */

@@ -31,6 +31,7 @@ export class Rounds {
   readonly #uses = new Map<'target' | 'tracer', { early: number | undefined; late: number }>();
 
   readonly #notes = new Map<string, number>();
+  readonly #counts = new Map<string, number>();
 
   /** There is time for rounds that take half a minute. */
   get isLong(): boolean {
@@ -57,8 +58,16 @@ export class Rounds {
     this.#notes.set(what, Math.max(number, this.#notes.get(what) ?? 0));
   }
 
+  /** Adds up, likewise. */
+  count(what: string, number = 1): void {
+    this.#counts.set(what, number + (this.#counts.get(what) ?? 0));
+  }
+
   notes(): string[] {
-    return [...this.#notes].map(([what, number]) => `at most ${Math.round(number * 10) / 10} ${what}`);
+    return [
+      ...[...this.#notes].map(([what, number]) => `at most ${Math.round(number * 10) / 10} ${what}`),
+      ...[...this.#counts].map(([what, number]) => `${number} ${what}`),
+    ];
   }
 
   memory(of: 'target' | 'tracer'): MemoryUse | undefined {

@@ -18,6 +18,7 @@ import { createInterface } from 'node:readline';
 import { afterEach } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { JsonLinesOutput, openRecording, type SessionSummary } from '../index.js';
+import { RecordingReader } from '../recording/index.js';
 
 const sources = fileURLToPath(new URL('../../test/targets/', import.meta.url));
 export const main = fileURLToPath(new URL('../cli/main.js', import.meta.url));
@@ -171,6 +172,19 @@ export function callsOf(recording: string): JsonCall[] {
   return parseJsonLines(text);
 }
 
+/** Time between the first and the last reading of the clock in a recording: its session's, from its beginning to its end. */
+export function recordedMs(path: string): number {
+  const readings: bigint[] = [];
+  const reader = new RecordingReader(path, {
+    onMessage: (message) => {
+      if (message.kind === 'clock') readings.push(BigInt(message.ns));
+    },
+  });
+  reader.push(readFileSync(path));
+  reader.finish();
+  return Number((readings.at(-1) ?? 0n) - readings[0]) / 1e6;
+}
+
 /** How many calls of each function ended in each way: { 'f returned': 3 }. */
 export function tally(calls: readonly JsonCall[]): Record<string, number> {
   const result: Record<string, number> = {};
@@ -317,13 +331,19 @@ export class Running {
   stdout = '';
   stderr = '';
 
-  private constructor(command: 'attach' | 'run', options: readonly string[], recorded: boolean) {
+  private constructor(
+    command: 'attach' | 'run',
+    options: readonly string[],
+    recorded: boolean,
+    environment: NodeJS.ProcessEnv = process.env,
+  ) {
     this.summaryPath = fresh('summary.json');
     this.recording = fresh('recording');
     const outputs = [...(recorded ? ['-o', this.recording] : []), '--summary', this.summaryPath];
     this.child = spawn(process.execPath, [main, command, ...outputs, ...options], {
       cwd: folder,
       stdio: 'pipe',
+      env: environment,
     });
     started.add(this.child);
     this.child.stdout.on('data', (text: Buffer) => (this.stdout += text.toString()));
@@ -345,8 +365,23 @@ export class Running {
     return Running.#attach(pid, options, false);
   }
 
-  static async #attach(pid: number, options: readonly string[], recorded: boolean): Promise<Running> {
-    const running = new Running('attach', ['-p', String(pid), ...options], recorded);
+  /** The same, recorded or printed, in another environment than ours. */
+  static async attachUnder(
+    environment: NodeJS.ProcessEnv,
+    pid: number,
+    what: 'recorded' | 'printed',
+    ...options: string[]
+  ): Promise<Running> {
+    return Running.#attach(pid, options, what === 'recorded', environment);
+  }
+
+  static async #attach(
+    pid: number,
+    options: readonly string[],
+    recorded: boolean,
+    environment?: NodeJS.ProcessEnv,
+  ): Promise<Running> {
+    const running = new Running('attach', ['-p', String(pid), ...options], recorded, environment);
     while (!isTraced(pid)) {
       if (running.child.exitCode !== null) assert.fail(`safepoke ended: ${running.stderr}`);
       await pause(5);

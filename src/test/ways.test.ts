@@ -14,6 +14,21 @@ function maps(pid: number): string {
   return readFileSync(`/proc/${pid}/maps`, 'latin1');
 }
 
+/** The program's text as mappings of its file: addresses, permissions and offsets, neighbours that belong together taken as one. */
+function textOf(pid: number): string[] {
+  const texts: { start: number; end: number; shift: number; what: string }[] = [];
+  for (const line of maps(pid).split('\n')) {
+    const found = /^(\w+)-(\w+) (r-xp) (\w+) (\S+ \d+) +(\S*flips\S*)$/.exec(line);
+    if (found === null) continue;
+    const [start, end, offset] = [found[1], found[2], found[4]].map((digits) => parseInt(digits, 16));
+    const what = `${found[3]} ${found[5]} ${found[6]}`;
+    const last = texts.at(-1);
+    if (last?.end === start && last.shift === start - offset && last.what === what) last.end = end;
+    else texts.push({ start, end, shift: start - offset, what });
+  }
+  return texts.map(({ start, end, shift, what }) => `${start}-${end} ${shift} ${what}`);
+}
+
 /** The code of the error that attaching ends with. */
 function refusal(pid: number, options: Parameters<typeof attach>[1]): string {
   try {
@@ -28,8 +43,12 @@ function refusal(pid: number, options: Parameters<typeof attach>[1]): string {
 test('sites of one instruction are flipped without being asked for it, and the memory map is afterwards what it was', async () => {
   const target = await Target.ready(build('flips.c', ...ONE_NOP), '4');
   const before = maps(target.pid);
+  const text = textOf(target.pid);
+  assert.equal(text.length, 1);
   target.say('run');
   const session = attach(target.pid, { filters: FUNCTIONS, entryOnly: true, bufferBytes: BUFFER });
+  // Meanwhile the pages are still the file's, executable and not writable, each at its offset.
+  assert.deepEqual(textOf(target.pid), text);
   await pause(50);
   target.say('quiet');
   await target.expect(/wrong=0/);

@@ -391,8 +391,20 @@ export class Session implements AsyncIterable<Call> {
   /** Returns why nothing can be removed, if that is not for want of time. */
   async #removePatiently(): Promise<string | undefined> {
     const { target } = this.#parts;
+    let other: Error | undefined;
+    const tryRemove = (): boolean => {
+      other = undefined;
+      try {
+        return target.tryRemove();
+      } catch (error) {
+        // Sites may have been turned back with nobody held: here it is found that a debugger holds the threads.
+        if (!isSafepokeError(error) || error.code !== 'ALREADY_TRACED') throw error;
+        other = error;
+        return false;
+      }
+    };
     try {
-      for (let tries = 0; !target.tryRemove() && target.stay !== 'still' && tries < REMOVE_TRIES; tries++) {
+      for (let tries = 0; !tryRemove() && target.stay !== 'still' && tries < REMOVE_TRIES; tries++) {
         const ms = Math.min(REMOVE_PAUSE_MS * 2 ** tries, MAX_REMOVE_PAUSE_MS);
         await new Promise((resolve) => setTimeout(resolve, ms));
       }
@@ -401,7 +413,7 @@ export class Session implements AsyncIterable<Call> {
       if (!isKept) throw error;
       return error.message;
     }
-    return undefined;
+    return other?.message;
   }
 
   /**

@@ -1,13 +1,19 @@
 // Code that is switched while everything runs it: busy threads, a timer storm, threads with every signal blocked, vfork children,
-// and children that share the memory on a stack of their own. "flips THREADS [locked | sealed]"; told "run", "quiet" and "batch ROUNDS".
+// and children that share the memory on a stack of their own. "flips THREADS [PROTECTION]" (see protect); told "run", "quiet" and
+// "batch ROUNDS".
 #define _GNU_SOURCE
 #include <errno.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -93,13 +99,57 @@ static void *body(void *argument) {
 
 /** Since Linux 6.10, arch/x86/entry/syscalls/syscall_64.tbl */
 enum { SYS_MSEAL = 462 };
+/** Since Linux 6.3, include/uapi/linux/prctl.h: nothing that was not executable becomes so. */
+enum { SET_MDWE = 65, REFUSE_EXEC_GAIN = 1 };
 
-/** Protects the program's text from being moved. Returns what it is then. */
+static void filter(long number, unsigned action) {
+  struct sock_filter program[] = {
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (unsigned)number, 0, 1),
+      BPF_STMT(BPF_RET | BPF_K, action),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+  };
+  struct sock_fprog all = {4, program};
+  prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+  if (syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, &all) != 0) abort();
+}
+
+/** Mappings that do not merge, until only `left` more may be made. */
+static void many_maps(int left) {
+  long made = 0;
+  void *pages[1 << 17];
+  while (made < 1 << 17) {
+    void *page = mmap(0, 4096, made % 2 ? PROT_READ : PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (page == MAP_FAILED) break;
+    pages[made++] = page;
+  }
+  while (left-- > 0 && made > 0) munmap(pages[--made], 4096);
+}
+
+/** The process gets no more address space than it has, but for so many bytes. */
+static void narrow(long bytes) {
+  long pages = 0;
+  FILE *file = fopen("/proc/self/statm", "r");
+  if (!file || fscanf(file, "%ld", &pages) != 1) abort();
+  fclose(file);
+  struct rlimit limit = {pages * 4096 + bytes, pages * 4096 + bytes};
+  setrlimit(RLIMIT_AS, &limit);
+}
+
+/** Protects the program's text from being moved, or leaves no room for it. Returns what has been done; "" where the kernel cannot. */
 static const char *protect(const char *how) {
-  static char result[32];
+  static char result[64];
   unsigned long start = (unsigned long)step & ~0xffful, end = ((unsigned long)handle | 0xfff) + 1;
+  long n;
   if (strcmp(how, "locked") == 0 && mlockall(MCL_CURRENT) != 0) abort();
+  if (strcmp(how, "locked-page") == 0 && mlock((void *)step, 1) != 0) abort();
+  if (strcmp(how, "locked-later") == 0 && mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) != 0) abort();
   if (strcmp(how, "sealed") == 0 && syscall(SYS_MSEAL, start, end - start, 0) != 0) return "";
+  if (strcmp(how, "no-gain") == 0 && prctl(SET_MDWE, REFUSE_EXEC_GAIN, 0, 0, 0) != 0) return "";
+  if (strcmp(how, "mremap-kills") == 0) filter(SYS_mremap, SECCOMP_RET_KILL_PROCESS);
+  if (strcmp(how, "mremap-fails") == 0) filter(SYS_mremap, SECCOMP_RET_ERRNO | EPERM);
+  if (sscanf(how, "maps-%ld", &n) == 1) many_maps((int)n);
+  if (sscanf(how, "space-%ld", &n) == 1) narrow(n << 10);
   snprintf(result, sizeof result, ", %s", how);
   return result;
 }
