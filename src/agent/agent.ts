@@ -51,7 +51,13 @@ import {
   type ShadowPlaces,
 } from './journal.js';
 import { AGENT_THREAD_CALLS, AgentThread, TEXT_RUN_SIZE, agentThreadCode } from './agent-thread.js';
-import { areOnOwnStacks, readShadowEntries, restoreReturnAddresses, shadowBase } from './shadow-stacks.js';
+import {
+  areOnOwnStacks,
+  hasSwappedReturns,
+  readShadowEntries,
+  restoreReturnAddresses,
+  shadowBase,
+} from './shadow-stacks.js';
 import { freePlaces, mapAt, mapNear, noMemory, sizeShared, type Mapped } from './places.js';
 import { RingBudget } from './ring-budget.js';
 import { HEAD_SIZE, THREAD_POINTER_BY_REGISTER } from './recorder.js';
@@ -624,6 +630,11 @@ export class Agent {
         restored += restoreReturnAddresses(this.#memory, this.#places, lane);
     }
     return restored;
+  }
+
+  /** True if a call is open whose return address is swapped, or was until it was put back. */
+  hasSwappedReturns(): boolean {
+    return hasSwappedReturns(this.#memory, this.#places);
   }
 
   /** True if nobody returns through a swapped return address but the thread that it was swapped for. The sites have been restored. */

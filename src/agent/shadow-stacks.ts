@@ -69,6 +69,11 @@ function* openLanes(
   }
 }
 
+/** True if a return address is swapped in any lane. */
+export function hasSwappedReturns(memory: TargetMemory, places: ShadowPlaces): boolean {
+  return openLanes(memory, places).next().done !== true;
+}
+
 /**
  * True if each swapped return address is on the stack of the thread whose lane says so: then nobody else returns through it. Sites
  * have been restored, so that this stays so; threads may be running.

@@ -53,6 +53,8 @@ export const SYS = {
   madvise: 28,
   nanosleep: 35,
   getpid: 39,
+  socket: 41,
+  bind: 49,
   clone: 56,
   fork: 57,
   execve: 59,

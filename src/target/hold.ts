@@ -33,7 +33,7 @@ const FEW = 16;
 const POLL_PAUSE_MS = 0.05;
 const MAX_POLL_PAUSE_MS = 3;
 /** Asked to stop at once by who looks at threads one by one: each that has stopped stands while those before it are looked at. */
-const LOOKED_AT_ONCE = 128;
+const LOOKED_AT_ONCE = 64;
 /** What a thread takes to stop, once it has the processor. */
 const STOP_MS = 0.003;
 

@@ -8,6 +8,7 @@ export {
   RemoteCalls,
   STILL_LENT,
   hastenBeside,
+  holdCaller,
   borrowCode,
   expectSuccess,
   type CallMaker,

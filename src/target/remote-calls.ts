@@ -20,7 +20,7 @@ import {
   whilePreferred,
   type Registers,
 } from '../linux/index.js';
-import type { HeldThread } from './hold.js';
+import { Hold, type HeldThread, type HoldTimes } from './hold.js';
 import type { TargetMemory } from './memory.js';
 import {
   SYSCALL_LENGTH,
@@ -78,6 +78,16 @@ export function hastenBeside(pid: number): () => void {
   return () => {
     haste.end();
   };
+}
+
+/**
+ * Holds a thread to make calls with. In a crowd it would wait for a processor at each of them, for seconds in all: there all threads are
+ * held, but for `except`, so that nobody waits for longer than that takes.
+ *
+ * @throws CannotError as `Hold.all` does
+ */
+export function holdCaller(pid: number, tid: number, times: HoldTimes, except?: number): Hold {
+  return isCrowded(pid) ? Hold.all(pid, times, except) : Hold.one(pid, tid, times);
 }
 
 /** A series of remote system calls on one held thread. */

@@ -1,6 +1,15 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { assertCounted, assertNested, build, callsOf, runTraced } from './targets.test.support.js';
+import { attach } from '../index.js';
+import {
+  Target,
+  assertCounted,
+  assertNested,
+  build,
+  callsOf,
+  pause,
+  runTraced,
+} from './targets.test.support.js';
 
 test('pthread_exit, pthread_cancel, backtrace and dlsym find what they look for on a traced stack', () => {
   for (const flags of [[], ['-static', '-DSTATIC']]) {
@@ -42,4 +51,18 @@ test('C++ exceptions with everything of the C++ library traced as well', () => {
   const traced = runTraced(options, build('throws.cc', '-w'), 'single');
   assert.equal(traced.status, 0, `${traced.stdout} ${traced.stderr}`);
   assertCounted(traced);
+});
+
+test('exceptions find their way at every moment of a session that begins, goes on and ends', async () => {
+  const LONG_ENOUGH_MS = '600000';
+  const target = new Target(build('leaves.cc'), LONG_ENOUGH_MS);
+  const filters = ['on_user', 'throws', 'work', 'step'];
+  for (let i = 0; i < 12; i++) {
+    const session = attach(target.pid, { filters });
+    await pause(i * 3);
+    const { restored, removed } = await session.stop();
+    assert.deepEqual({ restored, removed }, { restored: true, removed: true });
+    assert.deepEqual([target.child.exitCode, target.child.signalCode], [null, null], target.stderr);
+  }
+  target.kill();
 });

@@ -1,7 +1,14 @@
 // From a process or a program to a session.
 import { CannotError, UsageError, isSafepokeError } from '../errors/index.js';
 import { InsideProcess, type ProtocolCounts } from '../inside/index.js';
-import { availableMemory, readCommandLine, readStatus, readThreads } from '../linux/index.js';
+import {
+  ProcessLock,
+  availableMemory,
+  readCommandLine,
+  readStartTime,
+  readStatus,
+  readThreads,
+} from '../linux/index.js';
 import type { RecordingHeader, RecordingSink } from '../recording/index.js';
 import { demangle, type Pattern } from '../symbols/index.js';
 import {
@@ -30,7 +37,7 @@ import {
   type TraceOptions,
 } from './options.js';
 import { patchTarget } from './patch-target.js';
-import { recover } from './recovery.js';
+import { recover, refuseTraced } from './recovery.js';
 import { ModuleFunctions, concernsModule, parsePatterns, selectFunctions } from './selection.js';
 import { Session } from './session.js';
 import {
@@ -72,6 +79,8 @@ interface Start {
   readonly isChild: boolean;
   readonly before: Preflight;
   readonly since: number;
+  /** Released when the session is over. */
+  readonly lock?: ProcessLock;
 }
 
 /** Refuses options that make no sense, before anything is done. @throws UsageError */
@@ -135,10 +144,12 @@ export function attachTo(pid: number, options: TraceOptions & Recorded = {}): Se
   const before = preflight(pid);
   const memory = new OutsideMemory(pid);
   const calm = hastenBeside(pid);
+  let lock: ProcessLock | undefined;
   try {
+    lock = takeLock(pid, memory);
     for (let tries = 1; ; tries++) {
       try {
-        return recoverAndStart(pid, options, memory, before, since);
+        return recoverAndStart(pid, options, memory, before, since, lock);
       } catch (error) {
         const isLent = isSafepokeError(error) && error.code === STILL_LENT;
         if (!isLent || tries >= LENT_TRIES) throw error;
@@ -146,6 +157,7 @@ export function attachTo(pid: number, options: TraceOptions & Recorded = {}): Se
       }
     }
   } catch (error) {
+    lock?.release();
     memory.close();
     throw error;
   } finally {
@@ -159,6 +171,7 @@ function recoverAndStart(
   memory: TargetMemory,
   before: Preflight,
   since: number,
+  lock: ProcessLock,
 ): Session {
   const times = new HoldTimes();
   const recovery = recover(pid, memory, times);
@@ -169,7 +182,19 @@ function recoverAndStart(
         : `an earlier safepoke, process ${recovery.tracerPid}, was killed while it traced this process: ${recovery.sites} functions have their code back`,
     );
   }
-  return start({ pid, options, memory, times, adopted: undefined, isChild: false, before, since });
+  return start({ pid, options, memory, times, adopted: undefined, isChild: false, before, since, lock });
+}
+
+/** Keeps others of us out from here on. @throws CannotError ALREADY_TRACED */
+function takeLock(pid: number, memory: TargetMemory): ProcessLock {
+  const lock = ProcessLock.take(pid, readStartTime(pid) ?? 0n);
+  if (lock !== undefined) return lock;
+  refuseTraced(pid, memory);
+  throw new CannotError('ALREADY_TRACED', {
+    tried: `trace process ${pid}`,
+    why: 'another safepoke begins to trace it, or is about to leave it',
+    next: 'end that one first, or try again in a moment',
+  });
 }
 
 /**
@@ -185,16 +210,19 @@ export function runProgram(command: readonly string[], options: TraceOptions & R
   if (options.inside === true) return runInside(path, command, options, since);
   const { pid } = spawnStopped(path, command, (child) => new OutsideMemory(child));
   let memory: TargetMemory | undefined;
+  let lock: ProcessLock | undefined;
   try {
     const times = new HoldTimes();
     // It has not begun: standing still costs it nothing, and is no holding.
     const adopted = Hold.adopt(pid, pid, new HoldTimes());
     memory = new OutsideMemory(pid);
     const before: Preflight = { threads: [pid], seccompFilter: false, shadowStack: false };
-    const session = start({ pid, options, memory, times, adopted, isChild: true, before, since });
+    lock = takeLock(pid, memory);
+    const session = start({ pid, options, memory, times, adopted, isChild: true, before, since, lock });
     adopted.release();
     return session;
   } catch (error) {
+    lock?.release();
     memory?.close();
     killStopped(pid);
     throw error;
@@ -338,7 +366,18 @@ function loadWatch(
   };
 }
 
-function start({ pid, options, memory, times, adopted, inside, isChild, before, since }: Start): Session {
+function start({
+  pid,
+  options,
+  memory,
+  times,
+  adopted,
+  inside,
+  isChild,
+  before,
+  since,
+  lock,
+}: Start): Session {
   const entryOnly = options.entryOnly ?? false;
   if (before.shadowStack && !entryOnly) {
     throw new CannotError('SHADOW_STACK', {
@@ -441,6 +480,7 @@ function start({ pid, options, memory, times, adopted, inside, isChild, before, 
       target.agent.close();
       watch.close();
       memory.close();
+      lock?.release();
     },
   };
   try {

@@ -19,6 +19,7 @@ import {
   checkSeccomp,
   borrowCode,
   awaitUnshared,
+  holdCaller,
   refuseShared,
   type HeldThread,
   type HoldTimes,
@@ -38,6 +39,12 @@ import { PageFlip, type WayName } from './ways.js';
 
 /** Clusters of modules are kept small enough that every stub reaches every site. */
 const MAX_CLUSTER = 1 << 30;
+
+/** What a C library does for some threads it does for all; each is asked while it stands still. */
+const COMPARED_THREADS = 8;
+
+/** More threads go on before they are given lanes. */
+const FEW_THREADS = 64;
 
 /** What to put into a target. */
 export interface PatchRequest {
@@ -170,7 +177,8 @@ function holdAndChange(
     const changing = change(request, all, ready, choice, maps, reader);
     const { threads } = all;
     isInUse = true;
-    all.release();
+    // Of few threads it takes no time. Of many, what comes before is not recorded, and nobody can have asked for it yet.
+    if (threads.length > FEW_THREADS) all.release();
     return settle(request, changing, agent, threads, maps);
   } catch (error) {
     if (isInUse) agent.abandon();
@@ -189,7 +197,7 @@ function mapByOne(request: PatchRequest, arranged: Arranged, callsOf: CallsOf): 
   const tid = anyThread(pid);
   // Looked at before we hold it: a thread that is held is `t`, whatever it was.
   const isStopped = (readStatus(pid, tid)?.get('State') ?? '').startsWith('T');
-  const one = Hold.one(pid, tid, times);
+  const one = holdCaller(pid, tid, times);
   try {
     if (seccompFilter) checkSeccomp(pid, one.callableThread().tid, AGENT_CALLS);
     // Where job control has stopped the process, the agent's thread could not run.
@@ -207,7 +215,7 @@ function mapAgent(
   withThread: boolean,
 ): Agent {
   const { pid, memory, modules } = request;
-  const tidOffset = findTidOffset(pid, hold.threads, memory, modules);
+  const tidOffset = findTidOffset(pid, hold.threads.slice(0, COMPARED_THREADS), memory, modules);
   return Agent.map(pid, callsOf(hold), memory, clusters, { ...request.agent, tidOffset, withThread });
 }
 
@@ -273,7 +281,7 @@ function prepareText(pid: number, agent: Agent, memory: TargetMemory, changes: S
 /** Takes an agent away of which nothing is in use; where no thread can be held now, a session to come will. */
 function withdraw(pid: number, agent: Agent, times: HoldTimes, removeFrom: (hold: Hold) => void): void {
   try {
-    const one = Hold.one(pid, anyThread(pid, agent.thread?.tid), times);
+    const one = holdCaller(pid, anyThread(pid, agent.thread?.tid), times, agent.thread?.tid);
     try {
       removeFrom(one);
     } finally {
@@ -399,7 +407,7 @@ function change(
 }
 
 /**
- * Gives the threads that were held lanes, and begins to record. They may run meanwhile: as long as nothing is recorded no thread
+ * Gives the threads that are held, or were, lanes, and begins to record. They may run meanwhile: as long as nothing is recorded no thread
  * takes a lane by itself, and one that has ended is found by its id as any other.
  */
 function settle(

@@ -5,6 +5,7 @@ import { CALL_REFUSED } from '../inside/index.js';
 import { processesSharing, readMaps, readThreads, type Mapping } from '../linux/index.js';
 import {
   Hold,
+  pause,
   type HeldThread,
   type HoldTimes,
   type Standstill,
@@ -22,6 +23,10 @@ import type { PlannedSite, RefusedFunction } from './site-plan.js';
 import { isOnlyOurs, type TextRuns } from './text-runs.js';
 import { savedInstructionPointersOf } from './thread-facts.js';
 import type { WayName } from './ways.js';
+
+/** How long text waits for threads to be out of our code, so that no swapped return address outlives the unwinders' hooks. */
+const RETURNS_PATIENCE_MS = 200;
+const RETURNS_PAUSE_MS = 2;
 
 /** What detaching achieved. */
 export interface DetachResult {
@@ -104,6 +109,7 @@ export class PatchedTarget {
    */
   restore(): DetachResult {
     this.#stopRecording();
+    this.#putReturnsBackFirst();
     const back = this.#changes.reversed();
     this.#takeTextAway();
     const undone = back.without(appliedOnes(this.#memory, back));
@@ -198,13 +204,9 @@ export class PatchedTarget {
 
   /**
    * Sees whether every thread is out of our code, and will not return into it. With the sites restored no way into it is left but
-   * swapped return addresses, and these are put back. None is moved out: each leaves by itself. Threads are looked at one after the
-   * other, each held for a moment (side by side where they are many), unless a return address is on a stack that its thread does not own: a coroutine's perhaps, on which
-   * any thread may go on.
+   * swapped return addresses, and these are put back.
    */
   #tryLeaveCode(): boolean {
-    const isOurs = (rip: bigint): boolean => this.agent.ownsCode(rip);
-    const agentTid = this.agent.thread?.tid;
     // Such processes are not held. Those that come from now on do not get into our code.
     this.#sharing ??= processesSharing(this.#pid);
     if (this.#sharing.length > 0) {
@@ -214,33 +216,54 @@ export class PatchedTarget {
       if (this.#sharing.length > 0) return false;
       this.#stay = 'inside';
     }
+    this.#isUnused = this.#putReturnsBack(this.#outside);
+    return this.#isUnused;
+  }
+
+  /**
+   * Whoever walks a stack, for an exception above all, must find true return addresses, and the hooks that see to it go with the text.
+   * So these are put back while hooks are still there: recording is off, and none is swapped any more. Where a thread stays within our
+   * code for longer the text goes back all the same, and what that thread returns through is put back when it has left.
+   */
+  #putReturnsBackFirst(): void {
+    if (!this.sites.some((site) => site.kind === 'hook') || !this.agent.hasSwappedReturns()) return;
+    const done = new Set<number>();
+    const until = performance.now() + RETURNS_PATIENCE_MS;
+    while (!this.#putReturnsBack(done) && performance.now() < until) pause(RETURNS_PAUSE_MS);
+  }
+
+  /**
+   * Puts swapped return addresses back, of threads that are out of our code and will not return into it from a handler; `done` has
+   * those for which that was so already. True: it is so for all. None is moved out: each leaves by itself. Threads are looked at one
+   * after the other, each held for a moment (side by side where they are many), unless a return address is on a stack that its thread
+   * does not own: a coroutine's perhaps, on which any thread may go on.
+   */
+  #putReturnsBack(done: Set<number>): boolean {
+    const isOurs = (rip: bigint): boolean => this.agent.ownsCode(rip);
+    const agentTid = this.agent.thread?.tid;
     if (this.#reach.mustStandAll || !this.agent.areReturnsOwn()) {
       const hold = this.#reach.standAll(this.#times, agentTid);
       try {
         if (anyoneInside(this.#pid, hold, this.#memory, isOurs)) return false;
         this.agent.restoreReturnAddresses();
-        if (!this.#reach.stillStand()) return false;
-        this.#isUnused = true;
+        return this.#reach.stillStand();
       } finally {
         hold.release();
       }
-      return true;
     }
     for (;;) {
       const threads = readThreads(this.#pid) ?? [];
-      const left = threads.filter((tid) => tid !== agentTid && !this.#outside.has(tid));
-      if (left.length === 0) break;
+      const left = threads.filter((tid) => tid !== agentTid && !done.has(tid));
+      if (left.length === 0) return true;
       const maps = readMaps(this.#pid) ?? [];
       const inside = new Set<number>();
       Hold.each(this.#pid, left, this.#times, (thread) => {
         if (isInside(thread, maps, this.#memory, isOurs)) inside.add(thread.tid);
         else this.agent.restoreReturnAddresses(thread.registers.get('fs_base'));
       });
-      for (const tid of left) if (!inside.has(tid)) this.#outside.add(tid);
+      for (const tid of left) if (!inside.has(tid)) done.add(tid);
       if (inside.size > 0) return false;
     }
-    this.#isUnused = true;
-    return true;
   }
 }
 

@@ -5,6 +5,7 @@ import {
   Hold,
   RemoteCalls,
   borrowCode,
+  holdCaller,
   type CallMaker,
   type HoldTimes,
   type Standstill,
@@ -31,7 +32,7 @@ export function fromOutside(pid: number, memory: TargetMemory): Reach {
     standAll: (times, except) => Hold.all(pid, times, except),
     withCalls: (times, except, work) => {
       const borrowed = borrowCode(pid, memory);
-      const one = Hold.one(pid, anyThread(pid, except), times);
+      const one = holdCaller(pid, anyThread(pid, except), times, except);
       try {
         return work(new RemoteCalls(pid, one.callableThread(), memory, borrowed));
       } finally {

@@ -55,13 +55,7 @@ export function recover(pid: number, memory: TargetMemory, times: HoldTimes): Re
       next: 'attach once with that version, which puts everything back, or start the process again',
     });
   }
-  if (readStartTime(page.tracerPid) === page.tracerStart) {
-    throw new CannotError('ALREADY_TRACED', {
-      tried,
-      why: `another safepoke, process ${page.tracerPid}, traces it`,
-      next: 'end that one first',
-    });
-  }
+  refuseTracedBy(pid, page);
   // The session was about to map or to unmap what it lists: each may be there or not. What is not in the journal has no name.
   const isThere = ({ address, length }: { address: number; length: number }): boolean =>
     address === shared?.start ||
@@ -111,6 +105,25 @@ export function recover(pid: number, memory: TargetMemory, times: HoldTimes): Re
     why: 'a signal handler of it will return into code of a session that was killed',
     next: 'try again in a moment; its functions have their own code back already',
   });
+}
+
+function refuseTracedBy(
+  pid: number,
+  { tracerPid, tracerStart }: { readonly tracerPid: number; readonly tracerStart: bigint },
+): void {
+  if (readStartTime(tracerPid) !== tracerStart) return;
+  throw new CannotError('ALREADY_TRACED', {
+    tried: `trace process ${pid}`,
+    why: `another safepoke, process ${tracerPid}, traces it`,
+    next: 'end that one first',
+  });
+}
+
+/** Refuses a process in which the agent of a session is that goes on. @throws CannotError ALREADY_TRACED */
+export function refuseTraced(pid: number, memory: TargetMemory): void {
+  const shared = (readMaps(pid) ?? []).find((m) => m.path === SHARED_PATH);
+  const page = shared === undefined ? undefined : readAgentPage(memory, shared.start);
+  if (page !== undefined) refuseTracedBy(pid, page);
 }
 
 /** True if a mapping may be address space that was reserved for copies of text, or such a copy. */
