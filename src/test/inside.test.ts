@@ -7,13 +7,13 @@ import {
   createWriteStream,
   mkdirSync,
   mkdtempSync,
-  readFileSync,
   readdirSync,
 } from 'node:fs';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { test } from 'node:test';
 import { attach, run, type Session, type SessionStatus } from '../index.js';
+import { Sandboxed, childrenOf } from './sandboxed.test.support.js';
 import {
   MUSL,
   ONE_NOP,
@@ -122,10 +122,6 @@ test('exceptions, cancellation and backtraces go through the shim and the wrappe
   const unwound = runTraced(['--inside'], program);
   assert.equal(unwound.stdout, alone.stdout);
 });
-
-function childrenOf(pid: number): number[] {
-  return readFileSync(`/proc/${pid}/task/${pid}/children`, 'utf8').trim().split(' ').map(Number);
-}
 
 /** Ends the session and begins another, so often. */
 async function turnRound(
@@ -404,56 +400,27 @@ const FILTERS = [
 for (const filter of FILTERS) {
   test(`a program that forbids itself ${filter.forbids} lives on, and what cannot be put back is said`, async (t) => {
     const summary = fresh('summary.json');
-    // A shell keeps the program's standard input open where safepoke ends before the program.
-    const shell = spawn(
-      'sh',
-      [
-        ...[
-          '-c',
-          '"$@"; echo "status $?" >&2; exec sleep 1000',
-          'sh',
-          process.execPath,
-          main,
-          'run',
-          '--inside',
-        ],
-        ...['-F', 'step', '-F', 'handle', '-o', fresh('recording'), '--summary', summary, '--'],
-        ...[build('sandbox.c'), ...filter.numbers.map(String)],
-      ],
-      { stdio: 'pipe' },
-    );
-    t.after(() => shell.kill('SIGKILL'));
-    let [said, told] = ['', ''];
-    shell.stdout.on('data', (text: Buffer) => (said += text.toString()));
-    shell.stderr.on('data', (text: Buffer) => (told += text.toString()));
-    const says = async (lines: string): Promise<void> => {
-      while (said.length < lines.length) await pause(10);
-      assert.equal(said, lines);
-    };
-    await says('ready\n');
-    const [tracer] = childrenOf(shell.pid ?? 0);
-    const [pid] = childrenOf(tracer);
-    shell.stdin.write('confine\n');
-    await says('ready\nfine\n');
+    const confined = await Sandboxed.ready(t, filter.numbers, ['--summary', summary]);
+    confined.shell.stdin.write('confine\n');
+    await confined.says('ready\nfine\n');
     // The program does not mind the signal that ends the session.
-    process.kill(tracer, 'SIGHUP');
-    const isOver = (): boolean => told.includes('fails' in filter ? 'status' : 'traced functions');
-    while (!isOver()) await pause(10);
-    while (!('leavesText' in filter) && changedBytes(pid) > 0) await pause(10);
-    shell.stdin.write('work\n');
-    await says('ready\nfine\nfine\n');
-    shell.stdin.end();
-    while (!told.includes('status')) await pause(10);
+    process.kill(confined.tracer, 'SIGHUP');
+    await confined.tells('fails' in filter ? 'status' : 'traced functions');
+    while (!('leavesText' in filter) && changedBytes(confined.pid) > 0) await pause(10);
+    confined.shell.stdin.write('work\n');
+    await confined.says('ready\nfine\nfine\n');
+    confined.shell.stdin.end();
+    await confined.tells('status');
     if ('fails' in filter) {
-      assert.match(told, /status 1$/m);
-      assert.match(told, filter.fails);
+      assert.match(confined.told, /status 1$/m);
+      assert.match(confined.told, filter.fails);
       return;
     }
-    assert.match(told, /status 0$/m);
+    assert.match(confined.told, /status 0$/m);
     const { ended, restored, removed } = readSummary(summary);
     const stays = 'stays' in filter;
-    assert.deepEqual([ended, restored, removed], ['stopped', true, !stays], told);
-    if (stays) assert.match(told, filter.stays);
+    assert.deepEqual([ended, restored, removed], ['stopped', true, !stays], confined.told);
+    if (stays) assert.match(confined.told, filter.stays);
   });
 }
 

@@ -6,6 +6,7 @@ import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { OBJECT_DATA, TEXT } from '../inside/layout.js';
 import type { ConfinedRounds } from './confined-rounds.test.support.js';
+import { Sandboxed, childrenOf } from './sandboxed.test.support.js';
 import {
   assertCounted,
   assertNested,
@@ -147,14 +148,6 @@ test('where code can be made writable neither way the program is refused with bo
   }
 });
 
-function childrenOf(pid: number): number[] {
-  return readFileSync(`/proc/${pid}/task/${pid}/children`, 'utf8')
-    .trim()
-    .split(' ')
-    .filter(Boolean)
-    .map(Number);
-}
-
 function hasAgent(pid: number): boolean {
   return readdirSync(`/proc/${pid}/task`).some(
     (tid) => readFileSync(`/proc/${pid}/task/${tid}/comm`, 'utf8') === 'safepoke\n',
@@ -206,47 +199,15 @@ test('safepoke dies between two changes, whichever: the program has its code, ri
 });
 
 test('a program that forbids itself mprotect and mremap keeps its changed code, lives on, and that is said', async (t) => {
-  const [mprotect, mremap] = ['10', '25'];
-  // A shell keeps the program's standard input open where safepoke ends before the program.
-  const shell = spawn(
-    'sh',
-    [
-      ...['-c', '"$@"; echo "status $?" >&2; exec sleep 1000', 'sh', place('SYS_open')],
-      ...[
-        process.execPath,
-        main,
-        'run',
-        '--inside',
-        '-F',
-        'step',
-        '-F',
-        'handle',
-        '-o',
-        fresh('recording'),
-        '--',
-      ],
-      ...[build('sandbox.c'), mprotect, mremap],
-    ],
-    { cwd: folder, stdio: 'pipe' },
-  );
-  t.after(() => shell.kill('SIGKILL'));
-  let [said, told] = ['', ''];
-  shell.stdout.on('data', (text: Buffer) => (said += text.toString()));
-  shell.stderr.on('data', (text: Buffer) => (told += text.toString()));
-  const says = async (lines: string): Promise<void> => {
-    while (said.length < lines.length) await pause(10);
-    assert.equal(said, lines);
-  };
-  await says('ready\n');
-  const [tracer] = childrenOf(shell.pid ?? 0);
-  const [pid] = childrenOf(tracer);
-  shell.stdin.write('confine\n');
-  await says('ready\nfine\n');
-  process.kill(tracer, 'SIGHUP');
-  while (!told.includes('status')) await pause(10);
-  assert.match(told, /EPERM: mprotect says EPERM(.|\n)*status 1$/m);
-  assert.ok(changedBytes(pid) > 0);
-  assert.ok(textMapsOf(pid).every((line) => !/ .wx/.test(line)));
-  shell.stdin.write('work\n');
-  await says('ready\nfine\nfine\n');
+  const [mprotect, mremap] = [10, 25];
+  const run = await Sandboxed.ready(t, [mprotect, mremap], [], [place('SYS_open')]);
+  run.shell.stdin.write('confine\n');
+  await run.says('ready\nfine\n');
+  process.kill(run.tracer, 'SIGHUP');
+  await run.tells('status');
+  assert.match(run.told, /EPERM: mprotect says EPERM(.|\n)*status 1$/m);
+  assert.ok(changedBytes(run.pid) > 0);
+  assert.ok(textMapsOf(run.pid).every((line) => !/ .wx/.test(line)));
+  run.shell.stdin.write('work\n');
+  await run.says('ready\nfine\nfine\n');
 });
