@@ -3,7 +3,8 @@ export { Loader } from './loader.js';
 export { OutsideMemory, TargetMemory } from './memory.js';
 export { readModules, type Module, type UnusableModule } from './modules.js';
 export { ownPermissions } from './permission.js';
-export { SECCOMP_FILTER, checkMachine, hasFsgsbase, preflight, type Preflight } from './preflight.js';
+export { hasFsgsbase } from './fsgsbase.js';
+export { SECCOMP_FILTER, checkMachine, preflight, type Preflight } from './preflight.js';
 export {
   RemoteCalls,
   STILL_LENT,

@@ -1,6 +1,7 @@
 // What can be known of a process before anything is done to it. Each refusal says what to do.
 import { CannotError } from '../errors/index.js';
-import { readAuxiliaryVector, readExecutableHead, readStatus, readThreads } from '../linux/index.js';
+import { readExecutableHead, readStatus, readThreads } from '../linux/index.js';
+import { hasFsgsbase } from './fsgsbase.js';
 import { permissionAdvice } from './permission.js';
 
 /** ELF identification: class 2 is 64-bit, machine 62 is x86-64 (System V gABI, "ELF Header"; psABI 4.1). */
@@ -9,10 +10,6 @@ const EM_X86_64 = 62;
 const EI_CLASS = 4;
 const E_MACHINE = 18;
 export const ELF_HEAD_BYTES = 64;
-
-/** AT_HWCAP2 and its bit for rdfsbase in user mode (arch/x86/include/uapi/asm/hwcap2.h). */
-const AT_HWCAP2 = 26;
-const HWCAP2_FSGSBASE = 2n;
 
 /** /proc/PID/status "Seccomp:" values, seccomp(2). */
 const SECCOMP_STRICT = '1';
@@ -25,11 +22,6 @@ export interface Preflight {
   readonly seccompFilter: boolean;
   /** The shadow stacks of CET are on: a swapped return address would be a control-protection fault. */
   readonly shadowStack: boolean;
-}
-
-/** True if user code may execute rdfsbase, which the recorder needs. */
-export function hasFsgsbase(): boolean {
-  return ((readAuxiliaryVector('self')?.get(AT_HWCAP2) ?? 0n) & HWCAP2_FSGSBASE) !== 0n;
 }
 
 /** Refuses what is not a 64-bit x86-64 program; `head` is the beginning of its file. @throws CannotError NOT_X86_64 */

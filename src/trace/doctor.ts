@@ -47,11 +47,11 @@ function kernel(): Finding {
 
 function fsgsbase(): Finding {
   const what = 'rdfsbase in user mode';
-  if (hasFsgsbase()) return ok(what, 'the processor has it and the kernel allows it');
+  if (hasFsgsbase()) return ok(what, 'programs may execute it');
   return {
     what,
     state: 'missing',
-    found: 'AT_HWCAP2 does not name it',
+    found: 'it is an illegal instruction here',
     remedy: 'use a processor with FSGSBASE and a kernel without nofsgsbase on its command line',
   };
 }
