@@ -246,7 +246,7 @@ export class Meetings {
       .set('rip', this.#longs[at + PLACE.rip / 8])
       .set('rsp', this.#longs[at + PLACE.rsp / 8])
       .set('fs_base', this.#longs[at + PLACE.fsBase / 8]);
-    return { tid, pendingSignal: 0, registers, since };
+    return { tid, kind: 'asked', pendingSignal: 0, registers, since };
   }
 
   #dismiss(): void {

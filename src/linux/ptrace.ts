@@ -118,13 +118,17 @@ export const ptrace = {
 /** siginfo_t: si_signo, and si_code, in which the kernel tells of an event of ptrace's above the low byte. */
 const SIGNAL_INFO_SIZE = 128;
 const SI_CODE = 8;
+/** si_code of a stop at a system call: SIGTRAP with the bit that PTRACE_O_TRACESYSGOOD sets (ptrace_notify in kernel/signal.c). */
+const SYSTEM_CALL_STOP_CODE = 5 | SYSCALL_STOP_BIT;
 
 /** The signal that a stopped thread is about to get; 0 if it stopped for ptrace, or runs. */
 export function stoppedBySignal(tid: number): number {
   const info = new Uint8Array(SIGNAL_INFO_SIZE);
   if (systemCallBuffer4(SYS.ptrace, PTRACE_REQUEST.getSignalInfo, tid, 0, info) < 0) return 0;
   const view = new DataView(info.buffer);
-  return view.getInt32(SI_CODE, true) >> 8 === PTRACE_EVENT_STOP ? 0 : view.getInt32(0, true);
+  const code = view.getInt32(SI_CODE, true);
+  const isOurs = code >> 8 === PTRACE_EVENT_STOP || code === SYSTEM_CALL_STOP_CODE;
+  return isOurs ? 0 : view.getInt32(0, true);
 }
 
 /** NT_X86_XSTATE, include/uapi/linux/elf.h: the floating-point and vector registers as the processor saves them. */

@@ -4,11 +4,12 @@ import { once } from 'node:events';
 import { test } from 'node:test';
 import { setTimeout } from 'node:timers/promises';
 import { readStatus, SYS } from '../linux/index.js';
-import { Hold, HoldTimes } from './hold.js';
+import { Hold } from './hold.js';
 import { OutsideMemory } from './memory.js';
 import { preflight } from './preflight.js';
 import { RemoteCalls, borrowCode } from './remote-calls.js';
 import { findProgram, killStopped, spawnStopped } from './spawn.js';
+import { HoldTimes } from './stops.js';
 
 async function withSleeper(body: (pid: number, child: ChildProcess) => void | Promise<void>): Promise<void> {
   const child = spawn('/bin/sleep', ['60']);

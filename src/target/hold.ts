@@ -12,86 +12,27 @@ import {
   ptrace,
   readStatus,
   readThreads,
-  stoppedBySignal,
-  tellNothingOfStops,
   urgency,
 } from '../linux/index.js';
+import { Latches, type MayWait } from './latches.js';
 import { permissionAdvice } from './permission.js';
+import {
+  awaitStop,
+  gatherStops,
+  pause,
+  stragglers,
+  watchStragglers,
+  type HeldThread,
+  type HoldTimes,
+} from './stops.js';
 import { threadBatch } from './thread-batch.js';
 
-/**
- * How long a thread may take to stop while the others are held already. One that waits for a vfork child, or for a device, does
- * not stop before that is over; the others must not wait for it, so all are let go and held again a little later.
- */
-const STOP_PATIENCE_MS = 50;
 const HOLD_TRIES = 60;
 const RETRY_PAUSE_MS = 50;
-const STRAGGLER_POLL_MS = 2;
-/** First looks are immediate, where there are few to look at; then the processor is left to the thread that is to stop, and to the others. */
-const EAGER_LOOKS = 4;
-const FEW = 16;
-const POLL_PAUSE_MS = 0.05;
-const MAX_POLL_PAUSE_MS = 3;
 /** Asked to stop at once by who looks at threads one by one: each that has stopped stands while those before it are looked at. */
 const LOOKED_AT_ONCE = 64;
-/** What a thread takes to stop, once it has the processor. */
-const STOP_MS = 0.003;
-
-const pauseCell = new Int32Array(new SharedArrayBuffer(4));
-
 /** A thread that is let go to take its signal is asked to stop again at once. */
 const CALLABLE_PATIENCE_MS = 1000;
-
-/** Blocks this thread, and with it Node's event loop, for a time that may be below a millisecond. */
-export function pause(milliseconds: number): void {
-  Atomics.wait(pauseCell, 0, 0, milliseconds);
-}
-
-/**
- * System calls that report a false EINTR when a ptrace stop interrupts them, though no signal came (signal(7), "Interruption
- * of system calls and library functions by stop signals"; found true of each on Linux 6.18).
- */
-export const FALSE_EINTR: ReadonlySet<bigint> = new Set([
-  0n, // read, of a socket with a timeout, as the next three
-  1n, // write
-  19n, // readv
-  20n, // writev
-  45n, // recvfrom
-  47n, // recvmsg
-  43n, // accept
-  288n, // accept4
-  42n, // connect
-  44n, // sendto
-  46n, // sendmsg
-  65n, // semop
-  220n, // semtimedop
-  128n, // rt_sigtimedwait
-  208n, // io_getevents
-  232n, // epoll_wait
-  281n, // epoll_pwait
-  441n, // epoll_pwait2
-  299n, // recvmmsg
-  307n, // sendmmsg
-  333n, // io_pgetevents
-  426n, // io_uring_enter
-]);
-const EINTR_RESULT = -4n;
-/**
- * -ERESTARTNOHAND (include/linux/errno.h): the kernel makes the call again when the thread goes on, unless a signal has come
- * by then for which there is a handler: then the call fails with EINTR, as the program expects.
- */
-const ERESTARTNOHAND_RESULT = -514n;
-
-/** A thread that stands still because we hold it. */
-export interface HeldThread {
-  readonly tid: number;
-  /** Signal that was about to be delivered when it stopped; delivered when it is released. 0: none. */
-  readonly pendingSignal: number;
-  /** Registers as they are in the thread; after changing them, call `writeRegisters`. */
-  readonly registers: Registers;
-  /** performance.now() at which it was seen going for the last time. */
-  readonly since: number;
-}
 
 /** Threads of a process that stand still, however they were made to. */
 export interface Standstill {
@@ -126,109 +67,13 @@ function seize(pid: number, tid: number, options: number): SeizeResult {
   });
 }
 
-/** A set of signals as /proc/PID/status shows it. */
-function signalSet(status: ReadonlyMap<string, string>, name: string): bigint {
-  return BigInt(`0x${status.get(name) ?? '0'}`);
-}
-
-/** What became of a thread that was asked to stop. */
-type Stop = HeldThread | 'gone' | 'late';
-
-/** What became of those that are late no more. Of the others it is noted in `asked` that they were seen going now. */
-function stopsOf(asked: Map<number, number>): [number, HeldThread | 'gone'][] {
-  const tids = [...asked.keys()];
-  const stops: [number, HeldThread | 'gone'][] = [];
-  threadBatch.look(tids).forEach((look, i) => {
-    const tid = tids[i];
-    if (look.kind === 'late') {
-      asked.set(tid, look.at);
-    } else if (look.kind === 'gone') {
-      stops.push([tid, 'gone']);
-    } else {
-      const pendingSignal = look.event === 0 ? look.signal : 0;
-      stops.push([tid, { tid, pendingSignal, registers: look.registers, since: asked.get(tid) ?? 0 }]);
-    }
-  });
-  return stops;
-}
-
-function stopOf(tid: number, since: number): Stop {
-  return stopsOf(new Map([[tid, since]])).at(0)?.[1] ?? 'late';
-}
-
-/**
- * The same for one that should have stopped long ago. A look for the end of a child may have been told that it has. And what it was asked may be lost: threads were seen that executed a program meanwhile
- * and never stopped. So it is asked again.
- */
-function overdueStopOf(tid: number, since: number): Stop {
-  const registers = new Registers();
-  const hasStopped = ptrace.getRegisters(tid, registers) === 0;
-  const told = stopOf(tid, since);
-  if (told !== 'late') return told;
-  if (hasStopped) return { tid, pendingSignal: stoppedBySignal(tid), registers, since };
-  ptrace.interrupt(tid);
-  return 'late';
-}
-
-function overdueStopsOf(asked: ReadonlyMap<number, number>): [number, HeldThread | 'gone'][] {
-  const stops: [number, HeldThread | 'gone'][] = [];
-  for (const [tid, since] of asked) {
-    const stop = overdueStopOf(tid, since);
-    if (stop !== 'late') stops.push([tid, stop]);
-  }
-  return stops;
-}
-
-function awaitStop(tid: number, since: number, patienceMs: number): Stop {
-  const from = performance.now();
-  for (let polls = 0; ; polls++) {
-    const stop = stopOf(tid, since);
-    if (stop !== 'late') return stop;
-    if (performance.now() - from > patienceMs) return overdueStopOf(tid, since);
-    if (polls > EAGER_LOOKS) pause(POLL_PAUSE_MS);
-  }
-}
-
-/**
- * Threads that were asked to stop and have not yet done so: they are seized by us, and only a stopped thread can be let go. When
- * nobody holds them, a timer waits for them, so that none stands still a moment longer than it takes to see that it does.
- */
-const stragglers = new Set<number>();
-let stragglerTimer: NodeJS.Timeout | undefined;
-
-function watchStragglers(): void {
-  if (stragglers.size === 0 || stragglerTimer !== undefined) return;
-  tellNothingOfStops();
-  stragglerTimer = setTimeout(() => {
-    stragglerTimer = undefined;
-    for (const tid of stragglers) {
-      const stop = overdueStopOf(tid, performance.now());
-      if (stop === 'late') continue;
-      stragglers.delete(tid);
-      if (stop !== 'gone') ptrace.detach(tid, stop.pendingSignal);
-    }
-    watchStragglers();
-  }, STRAGGLER_POLL_MS);
-}
-
-/** Times of holds of one session, in microseconds. */
-export class HoldTimes {
-  longestUs = 0;
-  totalUs = 0;
-
-  /** Notes that a thread was held from `since` to `until` (performance.now()). */
-  note(since: number, until = performance.now()): void {
-    const us = (until - since) * 1000;
-    this.longestUs = Math.max(this.longestUs, us);
-  }
-}
-
 /** All threads, or one, of a process, standing still. Release it as soon as can be. */
 export class Hold implements Standstill {
   readonly #pid: number;
   readonly #times: HoldTimes;
   readonly #threads = new Map<number, HeldThread>();
   readonly #since = performance.now();
+  #latches: Latches | undefined;
   #isUrgent = false;
   #isReleased = false;
 
@@ -239,15 +84,21 @@ export class Hold implements Standstill {
 
   /**
    * Holds every thread of the process, those included that others create meanwhile, but for `except`: the agent's, which has work
-   * to do then.
+   * to do then. Of many, those that wait in system calls are latched instead, where they `mayWait` (src/target/latches.ts).
    *
    * @throws CannotError NOT_PERMITTED, ALREADY_TRACED, WILL_NOT_STOP
    */
-  static all(pid: number, times: HoldTimes, except = 0): Hold {
+  static all(pid: number, times: HoldTimes, except = 0, mayWait?: MayWait): Hold {
+    let latches = mayWait === undefined ? undefined : Latches.in(pid, times, except, mayWait);
     return Hold.#patiently(pid, times, (hold) => {
+      hold.#latches = latches;
+      // Should one be late, all are let go, and are not latched again.
+      latches = undefined;
       const known = new Set([except]);
       for (;;) {
-        const fresh = (readThreads(pid) ?? []).filter((tid) => !known.has(tid));
+        const fresh = (readThreads(pid) ?? []).filter(
+          (tid) => !known.has(tid) && hold.#latches?.has(tid) !== true,
+        );
         if (fresh.length === 0) return undefined;
         const late = hold.#add(fresh);
         if (late !== undefined) return late;
@@ -316,15 +167,15 @@ export class Hold implements Standstill {
     const hold = new Hold(pid, times);
     const registers = new Registers();
     ptrace.getRegisters(tid, registers);
-    hold.#threads.set(tid, { tid, pendingSignal: 0, registers, since: performance.now() });
+    hold.#threads.set(tid, { tid, kind: 'untold', pendingSignal: 0, registers, since: performance.now() });
     return hold;
   }
 
   get threads(): readonly HeldThread[] {
-    return [...this.#threads.values()];
+    return [...this.#threads.values(), ...(this.#latches?.threads ?? [])];
   }
 
-  /** Writes changed registers into their thread. */
+  /** Writes changed registers into their thread, which is not one that `mayWait`. */
   writeRegisters(thread: HeldThread): void {
     faultPoint();
     ptrace.setRegisters(thread.tid, thread.registers);
@@ -336,10 +187,11 @@ export class Hold implements Standstill {
    */
   callableThread(): HeldThread {
     for (let attempts = 0; attempts < 1000; attempts++) {
-      const free = this.threads.find((thread) => thread.pendingSignal === 0);
+      const held = [...this.#threads.values()];
+      const free = held.find((thread) => thread.pendingSignal === 0);
       if (free !== undefined) return free;
-      const [busy] = this.threads;
-      if (this.#threads.size === 0) break;
+      const [busy] = held;
+      if (held.length === 0) break;
       ptrace.cont(busy.tid, busy.pendingSignal);
       ptrace.interrupt(busy.tid);
       const again = awaitStop(busy.tid, busy.since, CALLABLE_PATIENCE_MS);
@@ -361,9 +213,10 @@ export class Hold implements Standstill {
   release(): void {
     if (this.#isReleased) return;
     this.#isReleased = true;
-    this.#letGo(this.threads);
+    this.#letGo([...this.#threads.values()]);
     this.#threads.clear();
     this.#calmDown();
+    this.#latches?.release();
     watchStragglers();
     this.#times.totalUs += (performance.now() - this.#since) * 1000;
   }
@@ -411,51 +264,8 @@ export class Hold implements Standstill {
       const fresh = seized.filter((tid) => !stragglers.has(tid));
       const times = threadBatch.interrupt(fresh);
       fresh.forEach((tid, i) => asked.set(tid, times[i]));
-      late = this.#gather(asked, take);
+      late = gatherStops(this.#pid, asked, take);
     }
     return late;
-  }
-
-  /**
-   * Waits until all have stopped, in whatever order they do: `asked` says since when each may stand still. Between two looks the
-   * processor is theirs: a thread needs it to stop. Returns one that did not stop though for a while no other did either.
-   */
-  #gather(asked: Map<number, number>, take: (thread: HeldThread) => void): number | undefined {
-    let progress = performance.now();
-    try {
-      for (let looks = 0; ; looks++) {
-        if (looks > EAGER_LOOKS || asked.size > FEW)
-          pause(Math.max(POLL_PAUSE_MS, Math.min(MAX_POLL_PAUSE_MS, asked.size * STOP_MS)));
-        const before = asked.size;
-        const isOverdue = performance.now() - progress > STOP_PATIENCE_MS;
-        for (const [tid, stop] of isOverdue ? overdueStopsOf(asked) : stopsOf(asked)) {
-          asked.delete(tid);
-          stragglers.delete(tid);
-          if (stop === 'gone') continue;
-          this.#undoFalseEintr(stop);
-          take(stop);
-        }
-        if (asked.size === 0) return undefined;
-        if (isOverdue) return [...asked.keys()][0];
-        if (asked.size < before) progress = performance.now();
-      }
-    } finally {
-      for (const tid of asked.keys()) stragglers.add(tid);
-    }
-  }
-
-  /** At once, not on release: should we be killed, the thread goes on with what it has now. */
-  #undoFalseEintr(thread: HeldThread): void {
-    const { registers, tid } = thread;
-    if (BigInt.asIntN(64, registers.get('rax')) !== EINTR_RESULT) return;
-    const call = BigInt.asIntN(64, registers.get('orig_rax'));
-    if (thread.pendingSignal !== 0 || !FALSE_EINTR.has(call)) return;
-    // Where a real signal waits, EINTR is the truth.
-    const status = readStatus(this.#pid, tid);
-    if (status === undefined) return;
-    const pending = signalSet(status, 'SigPnd') | signalSet(status, 'ShdPnd');
-    if ((pending & ~signalSet(status, 'SigBlk')) !== 0n) return;
-    registers.set('rax', ERESTARTNOHAND_RESULT);
-    ptrace.setRegisters(tid, registers);
   }
 }

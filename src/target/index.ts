@@ -1,4 +1,6 @@
-export { FALSE_EINTR, Hold, HoldTimes, pause, type HeldThread, type Standstill } from './hold.js';
+export { Hold, type Standstill } from './hold.js';
+export type { MayWait } from './latches.js';
+export { FALSE_EINTR, HoldTimes, pause, type HeldThread } from './stops.js';
 export { Loader } from './loader.js';
 export { OutsideMemory, TargetMemory } from './memory.js';
 export { readModules, type Module, type UnusableModule } from './modules.js';

@@ -20,7 +20,7 @@ import {
   whilePreferred,
   type Registers,
 } from '../linux/index.js';
-import { Hold, type HeldThread, type HoldTimes } from './hold.js';
+import { Hold } from './hold.js';
 import type { TargetMemory } from './memory.js';
 import {
   SYSCALL_LENGTH,
@@ -29,6 +29,7 @@ import {
   type BorrowedCode,
   type ReturnFrame,
 } from './return-frame.js';
+import type { HeldThread, HoldTimes } from './stops.js';
 
 /** Bytes below the stack pointer that belong to the function that runs (System V ABI, 3.2.2), and then some. */
 const BELOW_RED_ZONE = 512;

@@ -2,7 +2,7 @@
 // of what is changed. Where they have no thread block of their own, they and their parent would also be taken for one thread.
 import { CannotError } from '../errors/index.js';
 import { processesSharing } from '../linux/index.js';
-import { pause } from './hold.js';
+import { pause } from './stops.js';
 
 /** A child of vfork shares memory until it executes a program, as a rule at once. */
 const PATIENCE_MS = 2000;

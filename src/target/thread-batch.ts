@@ -58,14 +58,17 @@ done:
 const TWO_TO_32 = 2 ** 32;
 const REGISTER_WORDS = REGISTER_NAMES.length;
 
+/** A thread that has stopped: what wait4 says of it, and its registers. */
+export interface Stopped {
+  readonly kind: 'stopped';
+  readonly signal: number;
+  readonly event: number;
+  readonly registers: Registers;
+}
+
 /** What a look at a thread that was asked to stop has found. */
 export type Look =
-  | {
-      readonly kind: 'stopped';
-      readonly signal: number;
-      readonly event: number;
-      readonly registers: Registers;
-    }
+  | Stopped
   /** It goes; `at`: performance.now() when it was looked at. */
   | { readonly kind: 'late'; readonly at: number }
   | { readonly kind: 'gone' };

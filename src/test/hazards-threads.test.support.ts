@@ -14,6 +14,14 @@ function assertLeft(summary: SessionSummary, pid: number): void {
   );
 }
 
+/** What a target counted itself, and nothing wrong, against what was recorded. */
+function assertExact(answer: string, summary: SessionSummary): void {
+  const { wrong, ...counts } = answered(answer);
+  assert.equal(wrong, 0);
+  const seen = Object.fromEntries(Object.keys(counts).map((name) => [name, summary.calls[name] ?? 0]));
+  assert.deepEqual({ ...seen, dropped: summary.dropped }, { ...counts, dropped: 0 });
+}
+
 /** Attaches to and leaves a crowd that is busy; every eighth time counts what it does. */
 async function toggleCrowd(rounds: Rounds, threads: number, flags: string, size: number): Promise<void> {
   const target = new Target(build('crowd.c'), String(threads), flags);
@@ -31,12 +39,41 @@ async function toggleCrowd(rounds: Rounds, threads: number, flags: string, size:
     assert.equal(answered(await target.line())['wrong'], 0);
     const session = attach(target.pid, { filters: ['round_of', 'step', 'mix', 'inner', 'handle'] });
     target.say(`batch ${size}`);
-    const { wrong, ...counts } = answered(await target.line());
+    const answer = await target.line();
     const summary = await session.stop();
     assertLeft(summary, target.pid);
-    assert.equal(wrong, 0);
-    const seen = Object.fromEntries(Object.keys(counts).map((name) => [name, summary.calls[name] ?? 0]));
-    assert.deepEqual({ ...seen, dropped: summary.dropped }, { ...counts, dropped: 0 });
+    assertExact(answer, summary);
+    target.say('run');
+  }
+  target.say('quiet');
+  assert.equal(answered(await target.line())['wrong'], 0);
+  await target.finish();
+}
+
+/** Comes and goes beside threads that wait and wake up; every eighth time counts what they do. */
+async function toggleWaiters(rounds: Rounds): Promise<void> {
+  const target = await Target.ready(build('waiters.c'));
+  target.say('run');
+  while (rounds.next(target.pid)) {
+    const session = attach(target.pid, {
+      bufferBytes: BUFFER,
+      filters: [[], ['turn'], ['caught', 'nap']][rounds.done % 3],
+    });
+    if (rounds.done % 3 === 0) await pause(rounds.done % 50);
+    const summary = await session.stop();
+    assertLeft(summary, target.pid);
+    rounds.note('ms held', summary.held_us / 1000);
+    if (rounds.done % 8 !== 1) continue;
+    target.say('quiet');
+    assert.equal(answered(await target.line())['wrong'], 0);
+    const exact = attach(target.pid, { filters: ['turn', 'caught', 'nap'] });
+    target.say('run');
+    await pause(100);
+    target.say('quiet');
+    const answer = await target.line();
+    const whole = await exact.stop();
+    assertLeft(whole, target.pid);
+    assertExact(answer, whole);
     target.say('run');
   }
   target.say('quiet');
@@ -107,6 +144,10 @@ export const threadHazards: readonly Hazard[] = [
   {
     name: 'fifty busy threads on sites that come and go: every result right, every count exact',
     run: (rounds) => toggleCrowd(rounds, 50, '', 200),
+  },
+  {
+    name: 'two hundred threads that wait in system calls and wake up: every call returns what it should, no signal is lost',
+    run: toggleWaiters,
   },
   {
     name: 'fifty threads, each with a timer of its own and handlers that are traced, nested, on alternate stacks',

@@ -23,6 +23,7 @@ import {
   refuseShared,
   type HeldThread,
   type HoldTimes,
+  type MayWait,
   type Standstill,
   type TargetMemory,
 } from '../target/index.js';
@@ -164,7 +165,7 @@ function holdAndChange(
   removeFrom: (hold: Hold) => void,
 ): PatchedTarget {
   const { pid, times } = request;
-  const { agent } = ready;
+  const { agent, interior } = ready;
   let all: Hold | undefined;
   // Threads may be in our code.
   let isInUse = wasFlipped;
@@ -172,7 +173,9 @@ function holdAndChange(
     // A mapping that is made between this and the hold is missed: its thread's stack is not known at once, no more.
     const maps = readMaps(pid) ?? [];
     awaitUnshared(pid);
-    all = Hold.all(pid, times, agent.thread?.tid);
+    // Whoever stands within what is overwritten has to be moved.
+    const mayWait: MayWait = (registers) => interior.siteAround(Number(registers.get('rip'))) === undefined;
+    all = Hold.all(pid, times, agent.thread?.tid, mayWait);
     refuseShared(pid);
     const changing = change(request, all, ready, choice, maps, reader);
     const { threads } = all;

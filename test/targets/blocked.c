@@ -1,4 +1,5 @@
-// A thread in each system call that a stop may make fail with EINTR though no signal came. Any such failure is reported.
+// A thread in each system call that a stop may make fail with EINTR though no signal came, or so many as the argument says. Any such
+// failure is reported.
 #define _GNU_SOURCE
 #include <errno.h>
 #include <mqueue.h>
@@ -93,12 +94,14 @@ __attribute__((noinline)) long work(long n) {
   return n + 1;
 }
 
-int main(void) {
+int main(int argc, char **argv) {
+  int times = argc > 1 ? atoi(argv[1]) : 1;
   semaphores = semget(IPC_PRIVATE, 1, 0600);
   messages = msgget(IPC_PRIVATE, 0600);
-  pthread_t threads[CASES];
-  for (long i = 0; i < CASES; i++) pthread_create(&threads[i], 0, body, (void *)i);
-  while (waiting < CASES) usleep(1000);
+  pthread_t thread;
+  for (long i = 0; i < CASES * times; i++)
+    if (pthread_create(&thread, 0, body, (void *)(i % CASES)) != 0) abort();
+  while (waiting < CASES * times) usleep(1000);
   usleep(100000);
   puts("ready");
   fflush(stdout);

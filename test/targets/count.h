@@ -5,6 +5,10 @@
 
 #define NOINLINE __attribute__((noinline, noclone))
 
+// Bytes of an alternate stack: where a processor is waited for, handlers that may be interrupted pile up, and a signal frame of a
+// processor with wide registers takes 3 KiB and more.
+#define ALTERNATE (4 << 20)
+
 static atomic_long count_of[32];
 static const char *const count_names[];
 

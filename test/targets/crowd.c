@@ -56,7 +56,7 @@ NOINLINE long round_of(long n) {
 
 static void *body(void *unused) {
   (void)unused;
-  stack_t stack = {.ss_sp = malloc(1 << 16), .ss_size = 1 << 16};
+  stack_t stack = {.ss_sp = malloc(ALTERNATE), .ss_size = ALTERNATE};
   if (has_alternate) sigaltstack(&stack, 0);
   if (blocks_all) {
     sigset_t all;

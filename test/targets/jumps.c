@@ -108,7 +108,7 @@ NOINLINE void handler(int signal) {
 }
 
 NOINLINE void overflow_case(void) {
-  stack_t stack = {.ss_sp = malloc(1 << 16), .ss_size = 1 << 16};
+  stack_t stack = {.ss_sp = malloc(ALTERNATE), .ss_size = ALTERNATE};
   sigaltstack(&stack, 0);
   struct sigaction action = {.sa_handler = handler, .sa_flags = SA_ONSTACK};
   sigaction(SIGSEGV, &action, 0);

@@ -52,7 +52,7 @@ static void end(int signal) {
 }
 
 static void *thread(void *rounds) {
-  stack_t stack = {.ss_sp = malloc(1 << 16), .ss_size = 1 << 16};
+  stack_t stack = {.ss_sp = malloc(ALTERNATE), .ss_size = ALTERNATE};
   sigaltstack(&stack, 0);
   timer_t timer;
   struct sigevent event = {.sigev_notify = SIGEV_THREAD_ID, .sigev_signo = SIGUSR1};
