@@ -1,6 +1,6 @@
 export { Hold, type Standstill } from './hold.js';
 export type { MayWait } from './latches.js';
-export { FALSE_EINTR, HoldTimes, pause, type HeldThread } from './stops.js';
+export { FALSE_EINTR, HoldTimes, makesCallAgain, pause, type HeldThread } from './stops.js';
 export { Loader } from './loader.js';
 export { OutsideMemory, TargetMemory } from './memory.js';
 export { readModules, type Module, type UnusableModule } from './modules.js';
@@ -17,7 +17,7 @@ export {
   type CallMaker,
   type RemoteCall,
 } from './remote-calls.js';
-export type { BorrowedCode } from './return-frame.js';
+export { SYSCALL_LENGTH, type BorrowedCode } from './return-frame.js';
 export { checkSeccomp, type PlannedCall } from './seccomp.js';
 export { awaitUnshared, refuseShared } from './sharers.js';
 export {

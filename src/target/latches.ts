@@ -10,7 +10,14 @@ import {
   urgency,
   type Registers,
 } from '../linux/index.js';
-import { gatherStops, heldThread, watchStragglers, type HeldThread, type HoldTimes } from './stops.js';
+import {
+  gatherStops,
+  heldThread,
+  makesCallAgain,
+  watchStragglers,
+  type HeldThread,
+  type HoldTimes,
+} from './stops.js';
 import { threadBatch } from './thread-batch.js';
 
 /** Fewer are held sooner than latched: each is interrupted twice for it. */
@@ -19,23 +26,13 @@ const MIN_THREADS = 128;
 const MAX_RUNNABLE = 32;
 /** However that may be: so long, and the rest is held. */
 const PATIENCE_MS = 500;
+/** When latching is given up. */
+const BOUNDS = { runnable: MAX_RUNNABLE, ms: PATIENCE_MS } as const;
 /** Asked to stop at once: each stands still while those before it are let go on. */
 const GROUP = 32;
 
-/** -ERESTARTSYS, -ERESTARTNOINTR, -ERESTARTNOHAND, -ERESTART_RESTARTBLOCK (include/linux/errno.h): the call is made again. */
-const RESTARTS: ReadonlySet<bigint> = new Set([-512n, -513n, -514n, -516n]);
-
 /** Whether a thread may be where it is, with these registers, while code is changed. */
 export type MayWait = (registers: Registers) => boolean;
-
-/** Where a thread stands in a system call that it makes again when it goes on. */
-function makesCallAgain({ kind, registers }: HeldThread): boolean {
-  return (
-    kind === 'asked' &&
-    BigInt.asIntN(64, registers.get('orig_rax')) >= 0n &&
-    RESTARTS.has(BigInt.asIntN(64, registers.get('rax')))
-  );
-}
 
 /** Where a thread is about to make the call again that it stood in before. */
 function isBackAt(call: HeldThread, { kind, registers }: HeldThread): boolean {
@@ -59,13 +56,19 @@ export class Latches {
   }
 
   /** Latches what waits in a process of many threads, but for its first thread and `except`, where that is worth while. */
-  static in(pid: number, times: HoldTimes, except: number, mayWait: MayWait): Latches {
+  static in(
+    pid: number,
+    times: HoldTimes,
+    except: number,
+    mayWait: MayWait,
+    bounds: { runnable: number; ms: number } = BOUNDS,
+  ): Latches {
     const latches = new Latches(pid, times);
     const tids = (readThreads(pid) ?? []).filter((tid) => tid !== pid && tid !== except);
-    if (tids.length < MIN_THREADS || (runnableThreads() ?? Infinity) > MAX_RUNNABLE) return latches;
+    if (tids.length < MIN_THREADS || (runnableThreads() ?? Infinity) > bounds.runnable) return latches;
     // Somebody must be left to make calls for us.
     if (hasEnded(pid)) return latches;
-    const until = performance.now() + PATIENCE_MS;
+    const until = performance.now() + bounds.ms;
     try {
       for (let at = 0; at < tids.length && performance.now() < until; at += GROUP) {
         const isGoingWell = latches.#hurried(() => latches.#latch(tids.slice(at, at + GROUP), mayWait));
@@ -115,8 +118,14 @@ export class Latches {
     const seized = tids.filter((_, i) => results[i] === 0);
     const calls = new Map<number, HeldThread>();
     const haveStopped = this.#gather(seized, (thread) => {
-      if (makesCallAgain(thread) && mayWait(thread.registers) && ptrace.contToSystemCall(thread.tid) === 0)
-        calls.set(thread.tid, thread);
+      const { tid, kind, registers } = thread;
+      if (
+        kind === 'asked' &&
+        makesCallAgain(registers) &&
+        mayWait(registers) &&
+        ptrace.contToSystemCall(tid) === 0
+      )
+        calls.set(tid, thread);
       else this.#letGo(thread);
     });
     const entering = new Map([...calls.values()].map(({ tid, since }) => [tid, since]));

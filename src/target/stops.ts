@@ -1,5 +1,12 @@
 // How threads that were asked to stop do so: what was seen of each, what its stop must not leave behind, and those that have yet to.
-import { Registers, SYSCALL_STOP_BIT, ptrace, readStatus, stoppedBySignal, tellNothingOfStops } from '../linux/index.js';
+import {
+  Registers,
+  SYSCALL_STOP_BIT,
+  ptrace,
+  readStatus,
+  stoppedBySignal,
+  tellNothingOfStops,
+} from '../linux/index.js';
 import { threadBatch, type Stopped } from './thread-batch.js';
 
 /**
@@ -75,6 +82,17 @@ export interface HeldThread {
   readonly registers: Registers;
   /** performance.now() at which it was seen going for the last time. */
   readonly since: number;
+}
+
+/** -ERESTARTSYS, -ERESTARTNOINTR, -ERESTARTNOHAND, -ERESTART_RESTARTBLOCK (include/linux/errno.h): the call is made again. */
+const RESTARTS: ReadonlySet<bigint> = new Set([-512n, -513n, ERESTARTNOHAND_RESULT, -516n]);
+
+/** True if a thread with these registers stands in a system call, to which the kernel takes it back when it goes on. */
+export function makesCallAgain(registers: Registers): boolean {
+  return (
+    BigInt.asIntN(64, registers.get('orig_rax')) >= 0n &&
+    RESTARTS.has(BigInt.asIntN(64, registers.get('rax')))
+  );
 }
 
 /** A set of signals as /proc/PID/status shows it. */

@@ -1,8 +1,16 @@
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import { test } from 'node:test';
-import { listFunctions } from '../index.js';
-import { assertNested, build, callsOf, runTraced, tally } from './targets.test.support.js';
+import { attach, listFunctions } from '../index.js';
+import {
+  Target,
+  assertNested,
+  build,
+  callsOf,
+  changedBytes,
+  runTraced,
+  tally,
+} from './targets.test.support.js';
 
 /** Ways to compile a program, and the kind of site that fib then has. */
 const WAYS: readonly (readonly [kind: string, ...flags: string[]])[] = [
@@ -46,6 +54,23 @@ for (const [kind, ...flags] of WAYS) {
     );
   });
 }
+
+test('a thread that waits in a system call among the first bytes of a function is not led astray', async () => {
+  const target = await Target.ready(build('restarts.c'));
+  for (let i = 0; i < 5; i++) {
+    const session = attach(target.pid, { filters: ['wait_here', 'other'], bufferBytes: 1 << 16 });
+    target.say('wake');
+    assert.equal(await target.line(), 'wrong=0 other=3');
+    const summary = await session.stop();
+    assert.equal(summary.restored, true);
+    assert.ok(summary.removed);
+    assert.ok((summary.calls['other'] ?? 0) > 0);
+    target.say('wake');
+    assert.equal(await target.line(), 'wrong=0 other=3');
+  }
+  assert.equal(changedBytes(target.pid), 0);
+  await target.finish();
+});
 
 test('whatever a call carries arrives, and no register changes', () => {
   for (const flags of [

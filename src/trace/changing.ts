@@ -1,5 +1,7 @@
 // The changes of a session, once it is known which site is to be changed in which way.
 import type { Agent } from '../agent/index.js';
+import type { Registers } from '../linux/index.js';
+import { SYSCALL_LENGTH, makesCallAgain } from '../target/index.js';
 import type { PatchRequest } from './patch-target.js';
 import { PatchedTarget } from './patched-target.js';
 import type { PreparedChanges, SiteChanges } from './patch.js';
@@ -139,6 +141,13 @@ export class Interior {
     if (index === 0) return undefined;
     const site = this.sites[index - 1];
     return address < site.address + site.displacedLength ? site : undefined;
+  }
+
+  /** The site within which a thread with these registers waits in a system call: it goes on with that instruction, or behind it. */
+  siteOfCall(registers: Registers): PlannedSite | undefined {
+    if (!makesCallAgain(registers)) return undefined;
+    const rip = Number(registers.get('rip'));
+    return this.siteAround(rip - Number(SYSCALL_LENGTH)) ?? this.siteAround(rip);
   }
 
   #firstFrom(address: number): number {

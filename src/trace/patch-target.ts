@@ -173,8 +173,8 @@ function holdAndChange(
     // A mapping that is made between this and the hold is missed: its thread's stack is not known at once, no more.
     const maps = readMaps(pid) ?? [];
     awaitUnshared(pid);
-    // Whoever stands within what is overwritten has to be moved.
-    const mayWait: MayWait = (registers) => interior.siteAround(Number(registers.get('rip'))) === undefined;
+    // Whoever stands within what is overwritten has to be moved, or is looked at once more.
+    const mayWait: MayWait = (registers) => interior.siteOfCall(registers) === undefined;
     all = Hold.all(pid, times, agent.thread?.tid, mayWait);
     refuseShared(pid);
     const changing = change(request, all, ready, choice, maps, reader);
@@ -386,7 +386,10 @@ function change(
   for (const thread of hold.threads) {
     const rip = Number(thread.registers.get('rip'));
     const site = interior.siteAround(rip);
-    if (site !== undefined) {
+    const waitsIn = interior.siteOfCall(thread.registers);
+    if (waitsIn !== undefined) {
+      impossible.add(waitsIn);
+    } else if (site !== undefined) {
       const moved = site.movedTo(rip);
       if (moved === undefined) {
         impossible.add(site);
