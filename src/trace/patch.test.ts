@@ -110,6 +110,22 @@ test('sites across the end of a page are written whole before the rest is', () =
   // What is as it is to be already is not written.
   prepared.others(changes).apply();
   assert.equal(whole.length, 4);
+  // Nor what has been left out, nor where something else has come to stand.
+  bytes.fill(0);
+  whole.length = 0;
+  const others = PreparedChanges.of(memory, changes, (sites) => {
+    for (const { address, bytes: jump } of sites) {
+      whole.push(address);
+      bytes.set(jump, address);
+    }
+  }).without(new Set([1, 4]));
+  bytes[16_383] = 0xcc;
+  assert.deepEqual([...others.apply()], [3]);
+  assert.deepEqual(whole, [8191]);
+  assert.deepEqual(others.changes.addresses[3], 16_383);
+  assert.ok(areApplied(memory, others.changes.without(new Set([3]))));
+  assert.deepEqual([...bytes.slice(16_383, 16_388)], [0xcc, 0, 0, 0, 0]);
+  assert.deepEqual(bytes.slice(4092, 4097), new Uint8Array(5));
 });
 
 test('sites that are close are written in one go', () => {

@@ -116,6 +116,8 @@ export class PreparedChanges {
   readonly #memory: TargetMemory;
   readonly #writeWhole: WriteWhole | undefined;
   readonly #spans: readonly Span[];
+  /** Those that lie across the end of a page, where they can be written whole. */
+  readonly #across: readonly AcrossPages[];
   /** For any batch of spans when changes are applied: memory that the kernel has found for us already. */
   readonly #room: Uint8Array;
 
@@ -124,12 +126,14 @@ export class PreparedChanges {
     changes: SiteChanges,
     writeWhole: WriteWhole | undefined,
     spans: readonly Span[],
+    across: readonly AcrossPages[],
     room: Uint8Array,
   ) {
     this.#memory = memory;
     this.#writeWhole = writeWhole;
     this.changes = changes;
     this.#spans = spans;
+    this.#across = across;
     this.#room = room;
   }
 
@@ -141,7 +145,8 @@ export class PreparedChanges {
     const room = new Uint8Array(Math.min(largest, bytesOf(spans)));
     // New memory is there when it is first written to.
     room.fill(0);
-    return new PreparedChanges(memory, changes, writeWhole, spans, room);
+    const across = writeWhole === undefined ? [] : spans.flatMap((span) => acrossPages(span, changes));
+    return new PreparedChanges(memory, changes, writeWhole, spans, across, room);
   }
 
   /** Others in the same memory, made ready now. */
@@ -163,7 +168,9 @@ export class PreparedChanges {
         spans.push({ ...span, from, to, foreign: movedBy(span.foreign, from - span.from) });
       else if (to > from) spans.push(spanOf(changes, from, to, span.start, span.before));
     }
-    return new PreparedChanges(this.#memory, changes, this.#writeWhole, spans, this.#room);
+    const out = new Set([...indices].map((i) => this.changes.addresses[i]));
+    const across = this.#across.filter(({ address }) => !out.has(address));
+    return new PreparedChanges(this.#memory, changes, this.#writeWhole, spans, across, this.#room);
   }
 
   /**
@@ -195,17 +202,19 @@ export class PreparedChanges {
     return foreign;
   }
 
-  /** Writes the sites of all spans that lie across the end of a page, in one go: each time somebody else has to do it for us. */
+  /** Writes the sites that lie across the end of a page, all in one go: each time somebody else has to do it for us. */
   #writeAcross(): void {
-    if (this.#writeWhole === undefined) return;
-    const across = this.#spans.flatMap((span) => acrossPages(span, this.changes));
-    if (across.length === 0) return;
+    const across = this.#across;
+    if (this.#writeWhole === undefined || across.length === 0) return;
     const now = new Uint8Array(across.length * SITE_LENGTH);
     this.#memory.readInto(
       across.map(({ address }) => ({ address, length: SITE_LENGTH })),
       now,
     );
-    const asBefore = across.filter(({ before }, i) => Buffer.compare(before, siteBytes(now, i)) === 0);
+    const asBefore = across.filter(
+      ({ before, bytes }, i) =>
+        Buffer.compare(before, siteBytes(now, i)) === 0 && Buffer.compare(before, bytes) !== 0,
+    );
     if (asBefore.length === 0) return;
     this.#writeWhole(asBefore);
     for (const { before, bytes } of asBefore) before.set(bytes);
@@ -255,21 +264,21 @@ function movedBy(indices: readonly number[], distance: number): readonly number[
   return distance === 0 ? indices : indices.map((index) => index + distance);
 }
 
-/** The sites of a span that lie across the end of a page, as they are to be; `before` is the part of the span's own. */
-function acrossPages(
-  { from, to, start, before, after }: Span,
-  { addresses }: SiteChanges,
-): (WholeSite & { readonly before: Uint8Array })[] {
-  const across = [];
+/** A site across the end of a page, as it is to be; `before` is the part of its span's own. */
+interface AcrossPages extends WholeSite {
+  readonly before: Uint8Array;
+}
+
+function acrossPages({ from, to, start, before, after }: Span, { addresses }: SiteChanges): AcrossPages[] {
+  const across: AcrossPages[] = [];
   for (let i = from; i < to; i++) {
     if (addresses[i] % PAGE <= PAGE - SITE_LENGTH) continue;
     const at = addresses[i] - start;
-    const site = {
+    across.push({
       address: addresses[i],
       bytes: after.subarray(at, at + SITE_LENGTH),
       before: before.subarray(at, at + SITE_LENGTH),
-    };
-    if (Buffer.compare(site.bytes, site.before) !== 0) across.push(site);
+    });
   }
   return across;
 }
