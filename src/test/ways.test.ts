@@ -69,6 +69,31 @@ test('a site of several instructions is changed in a hold, or refused where page
   await target.finish();
 });
 
+test('a function into whose first instructions a handler will return is left alone, and its neighbours are traced exactly', async () => {
+  const target = await Target.ready(build('within.c'));
+  const sum = (n: number): number => (24 * n * (n + 1)) / 2 + 10 * n;
+  for (const calls of [1, 1000]) {
+    const session = attach(target.pid, { filters: ['step_*', 'probe'], bufferBytes: BUFFER });
+    assert.deepEqual(
+      session.refused.map(({ function: f, reason }) => [f.name, reason]),
+      [['probe', 'thread-inside']],
+    );
+    target.say(String(calls));
+    await target.expect(new RegExp(`^sum=${sum(calls)}$`));
+    // It returns into what was left alone, while its neighbours are changed.
+    if (calls > 1) {
+      target.say('');
+      await target.expect(/^probe=42$/);
+    }
+    const { calls: counts, refused } = await session.stop();
+    const steps = ['step_a', 'step_b', 'step_c', 'step_d'];
+    assert.deepEqual(counts, Object.fromEntries(steps.map((name) => [name, calls])));
+    assert.deepEqual(refused, { 'thread-inside': 1 });
+    if (calls === 1) assert.equal(changedBytes(target.pid), 0);
+  }
+  await target.finish();
+});
+
 test('where exits are recorded, hooks for exceptions need a hold: page flips alone are refused with the reason', async () => {
   const target = await Target.ready(build('flips.c', ...ONE_NOP), '4');
   assert.equal(refusal(target.pid, { filters: FUNCTIONS, way: 'page-flip' }), 'NEEDS_HOLD');

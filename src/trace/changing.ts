@@ -60,6 +60,7 @@ export class Changing {
   }
 
   flip(): this {
+    if (this.#choice.flipped.size === 0) return this;
     const { pid, memory } = this.#request;
     const { agent, text } = this.#ready;
     this.#apply(new PageFlip(pid, agent, memory, text), this.#choice.flipped);
@@ -83,8 +84,16 @@ export class Changing {
         for (const i of some) this.#refused.set(i, 'handler-busy');
         continue;
       }
-      const way = new HeldWay(name, prepared);
-      this.#apply(way, some, some.size === indices.size ? prepared.changes : undefined);
+      const others = new Set<number>();
+      if (some.size < indices.size) {
+        let inPart = 0;
+        for (const i of indices) {
+          if (!some.has(i)) others.add(inPart);
+          inPart++;
+        }
+      }
+      const rest = prepared.without(others);
+      this.#apply(new HeldWay(name, rest), some, rest.changes);
       isGivenUp = [...this.#refused.keys()].some((i) => some.has(i) && sites[i].kind === 'hook');
     }
     return this;

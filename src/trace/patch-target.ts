@@ -28,6 +28,7 @@ import {
   type TargetMemory,
 } from '../target/index.js';
 import { Changing, Interior, type Choice, type Ready } from './changing.js';
+import { collectGarbage } from './garbage.js';
 import type { PatchedTarget } from './patched-target.js';
 import { PreparedChanges, SiteChanges, putJump } from './patch.js';
 import { anyThread } from './reach.js';
@@ -43,6 +44,9 @@ const MAX_CLUSTER = 1 << 30;
 
 /** What a C library does for some threads it does for all; each is asked while it stands still. */
 const COMPARED_THREADS = 8;
+
+/** So many leave garbage whose collection would take longer than all else that is done while threads are held. */
+const MANY_SITES = 10_000;
 
 /** More threads go on before they are given lanes. */
 const FEW_THREADS = 64;
@@ -124,7 +128,9 @@ function patchWaiting(
   const ready = getReady(request, agent, arranged.sites);
   const maps = readMaps(pid) ?? [];
   const choice = chooseWays(request, ready);
-  const changing = withReader(1, (reader) => change(request, adopted, ready, choice, maps, reader));
+  const changing = withReader(1, (reader) =>
+    change(request, adopted, ready, new Changing(request, ready, choice), maps, reader),
+  );
   return settle(request, changing, agent, adopted.threads, maps);
 }
 
@@ -170,6 +176,8 @@ function holdAndChange(
   // Threads may be in our code.
   let isInUse = wasFlipped;
   try {
+    const changing = new Changing(request, ready, choice);
+    if (ready.sites.length >= MANY_SITES) collectGarbage();
     // A mapping that is made between this and the hold is missed: its thread's stack is not known at once, no more.
     const maps = readMaps(pid) ?? [];
     awaitUnshared(pid);
@@ -177,7 +185,7 @@ function holdAndChange(
     const mayWait: MayWait = (registers) => interior.siteOfCall(registers) === undefined;
     all = Hold.all(pid, times, agent.thread?.tid, mayWait);
     refuseShared(pid);
-    const changing = change(request, all, ready, choice, maps, reader);
+    change(request, all, ready, changing, maps, reader);
     const { threads } = all;
     isInUse = true;
     // Of few threads it takes no time. Of many, what comes before is not recorded, and nobody can have asked for it yet.
@@ -238,15 +246,17 @@ function patchInside(
     agent.emit(clusters, (readThreads(pid) ?? []).length);
     const ready = getReady(request, agent, sites);
     const choice = chooseWays(request, ready);
-    const maps = readMaps(pid) ?? [];
+    const waiting = new Changing(request, ready, choice);
     return withReader((readThreads(pid) ?? []).length, (reader) => {
+      if (hasBegun && sites.length >= MANY_SITES) collectGarbage();
+      const maps = readMaps(pid) ?? [];
       if (hasBegun) {
         awaitUnshared(pid);
         all = process.meet(times);
         refuseShared(pid);
       }
       const standing = all ?? process.begin();
-      const changing = change(request, standing, ready, choice, maps, reader);
+      const changing = change(request, standing, ready, waiting, maps, reader);
       return settle(request, changing, agent, standing.threads, maps);
     });
   } catch (error) {
@@ -320,12 +330,13 @@ function getReady(request: PatchRequest, agent: Agent, sites: readonly PlannedSi
   // From inside handlers may keep us from making some changes: no function is changed then before the hooks are.
   const isHook = (index: number): boolean => sites[index].kind === 'hook';
   const groups = inside === undefined ? [(): boolean => true] : [isHook, (index: number) => !isHook(index)];
+  // First: it has text that is in use come from the file again, and spans are read after it, so that it is there when threads are held.
+  const text = prepareText(pid, agent, memory, changes);
   const parts = groups.map((belongs) => {
     const others = new Set([...sites.keys()].filter((index) => !belongs(index)));
     const indices = new Set([...sites.keys()].filter(belongs));
-    return { indices, prepared: new PreparedChanges(memory, changes.without(others), writeWhole) };
+    return { indices, prepared: PreparedChanges.of(memory, changes.without(others), writeWhole) };
   });
-  const text = prepareText(pid, agent, memory, changes);
   return { agent, sites, interior: new Interior(sites), changes, parts, text };
 }
 
@@ -376,12 +387,12 @@ function change(
   request: PatchRequest,
   hold: Standstill,
   ready: Ready,
-  choice: Choice,
+  changing: Changing,
   maps: readonly Mapping[],
   reader: ThreadReader,
 ): Changing {
   const { pid, memory } = request;
-  const { agent, sites, interior } = ready;
+  const { agent, interior } = ready;
   const impossible = new Set<PlannedSite>();
   for (const thread of hold.threads) {
     const rip = Number(thread.registers.get('rip'));
@@ -406,10 +417,8 @@ function change(
     const inside = interior.siteAround(rip);
     if (inside !== undefined) impossible.add(inside);
   }
-  if (sites.some((site) => site.kind === 'hook' && impossible.has(site))) throw busyUnwinder(pid);
-  const changing = new Changing(request, ready, choice);
-  if (choice.flipped.size > 0) changing.flip();
-  return changing.write(impossible);
+  if ([...impossible].some((site) => site.kind === 'hook')) throw busyUnwinder(pid);
+  return changing.flip().write(impossible);
 }
 
 /**

@@ -1,4 +1,4 @@
-// Changing sites: whole spans at a time, each read, compared with what must be there, and written back in one go. Every
+// Changing sites: whole spans at a time, read, compared with what must be there, and each written back in one go. Every
 // thread is held while changes are applied.
 import type { WholeSite } from '../agent/index.js';
 import { isSafepokeError } from '../errors/index.js';
@@ -54,23 +54,36 @@ export class SiteChanges {
     return new SiteChanges(this.addresses, this.wanted, this.expected);
   }
 
-  /** The others than those of these indices. */
+  /** The others than those of these indices. What stays is copied in whole pieces: threads may stand still meanwhile. */
   without(indices: ReadonlySet<number>): SiteChanges {
     if (indices.size === 0) return this;
-    const kept = Array.from(this.addresses.keys()).filter((i) => !indices.has(i));
-    return SiteChanges.of(
-      kept.map((i) => ({
-        address: this.addresses[i],
-        expected: siteBytes(this.expected, i),
-        wanted: siteBytes(this.wanted, i),
-      })),
+    const gaps = [...indices].filter((i) => i >= 0 && i < this.length).sort((a, b) => a - b);
+    const kept = this.length - gaps.length;
+    const others = new SiteChanges(
+      new Float64Array(kept),
+      new Uint8Array(kept * SITE_LENGTH),
+      new Uint8Array(kept * SITE_LENGTH),
     );
+    let from = 0;
+    gaps.concat(this.length).forEach((to, before) => {
+      const at = from - before;
+      if (to > from) {
+        const bytes = [from * SITE_LENGTH, to * SITE_LENGTH] as const;
+        others.addresses.set(this.addresses.subarray(from, to), at);
+        others.expected.set(this.expected.subarray(...bytes), at * SITE_LENGTH);
+        others.wanted.set(this.wanted.subarray(...bytes), at * SITE_LENGTH);
+      }
+      from = to + 1;
+    });
+    return others;
   }
 }
 
 /** Sites further apart than this are written separately: copying bytes that stay costs less than a system call. */
 const MAX_GAP = PAGE;
 const MAX_SPAN = 4 << 20;
+/** Bytes of spans that are looked at in one go. */
+const MAX_BATCH = 256 << 10;
 
 /** A run of sites that are near each other, with the bytes that stand there and those that are to. */
 interface Span {
@@ -78,6 +91,7 @@ interface Span {
   readonly from: number;
   readonly to: number;
   readonly start: number;
+  /** Kept as it is to be found when the span is written. */
   readonly before: Uint8Array;
   readonly after: Uint8Array;
   /** Indices of the sites that had other bytes than expected. */
@@ -102,19 +116,61 @@ export class PreparedChanges {
   readonly #memory: TargetMemory;
   readonly #writeWhole: WriteWhole | undefined;
   readonly #spans: readonly Span[];
+  /** Those that lie across the end of a page, where they can be written whole. */
+  readonly #across: readonly AcrossPages[];
+  /** For any batch of spans when changes are applied: memory that the kernel has found for us already. */
+  readonly #room: Uint8Array;
 
-  constructor(memory: TargetMemory, changes: SiteChanges, writeWhole?: WriteWhole) {
+  private constructor(
+    memory: TargetMemory,
+    changes: SiteChanges,
+    writeWhole: WriteWhole | undefined,
+    spans: readonly Span[],
+    across: readonly AcrossPages[],
+    room: Uint8Array,
+  ) {
     this.#memory = memory;
     this.#writeWhole = writeWhole;
     this.changes = changes;
-    this.#spans = [...spansOf(memory, changes)].map(({ from, to, bytes }) =>
-      spanOf(changes, from, to, bytes),
+    this.#spans = spans;
+    this.#across = across;
+    this.#room = room;
+  }
+
+  static of(memory: TargetMemory, changes: SiteChanges, writeWhole?: WriteWhole): PreparedChanges {
+    const spans = [...spansOf(memory, changes)].map(({ from, to, start, bytes }) =>
+      spanOf(changes, from, to, start, bytes),
     );
+    const largest = spans.reduce((most, { before }) => Math.max(most, before.length), MAX_BATCH);
+    const room = new Uint8Array(Math.min(largest, bytesOf(spans)));
+    // New memory is there when it is first written to.
+    room.fill(0);
+    const across = writeWhole === undefined ? [] : spans.flatMap((span) => acrossPages(span, changes));
+    return new PreparedChanges(memory, changes, writeWhole, spans, across, room);
   }
 
   /** Others in the same memory, made ready now. */
   others(changes: SiteChanges): PreparedChanges {
-    return changes === this.changes ? this : new PreparedChanges(this.#memory, changes, this.#writeWhole);
+    return changes === this.changes ? this : PreparedChanges.of(this.#memory, changes, this.#writeWhole);
+  }
+
+  /** The others than those of these indices, as they are ready already. In little time, where these are few. */
+  without(indices: ReadonlySet<number>): PreparedChanges {
+    if (indices.size === 0) return this;
+    const changes = this.changes.without(indices);
+    const spans: Span[] = [];
+    let gone = 0;
+    for (const span of this.#spans) {
+      const from = span.from - gone;
+      for (let i = span.from; i < span.to; i++) if (indices.has(i)) gone++;
+      const to = span.to - gone;
+      if (to - from === span.to - span.from)
+        spans.push({ ...span, from, to, foreign: movedBy(span.foreign, from - span.from) });
+      else if (to > from) spans.push(spanOf(changes, from, to, span.start, span.before));
+    }
+    const out = new Set([...indices].map((i) => this.changes.addresses[i]));
+    const across = this.#across.filter(({ address }) => !out.has(address));
+    return new PreparedChanges(this.#memory, changes, this.#writeWhole, spans, across, this.#room);
   }
 
   /**
@@ -126,45 +182,110 @@ export class PreparedChanges {
   apply(): Set<number> {
     const { changes } = this;
     const foreign = new Set<number>();
-    for (const prepared of this.#spans) {
-      const { from, to, start, before } = prepared;
-      const now = this.#memory.readSome(start, before.length);
-      if (now.length < before.length) continue;
-      const span = Buffer.compare(now, before) === 0 ? prepared : spanOf(changes, from, to, now);
-      for (const index of span.foreign) foreign.add(index);
-      if (Buffer.compare(span.before, span.after) === 0) continue;
-      this.#writeWhole?.(acrossPages(span, changes));
-      try {
-        this.#memory.changeCode(start, span.before, span.after);
-      } catch (error) {
-        if (!isSafepokeError(error) || error.code !== 'HANDLER_BUSY') throw error;
-        // Each site is as it was or as it is to be: those that are as they were are left so.
-        const left = new Set(changes.addresses.keys());
-        for (const index of appliedOnes(this.#memory, changes)) left.delete(index);
-        for (const index of left) this.left.add(index);
-        return foreign;
+    this.#writeAcross();
+    for (const some of batchesOf(this.#spans)) {
+      for (const { start, before, after, foreign: others } of this.#lookAgain(some)) {
+        for (const index of others) foreign.add(index);
+        if (Buffer.compare(before, after) === 0) continue;
+        try {
+          this.#memory.changeCode(start, before, after);
+        } catch (error) {
+          if (!isSafepokeError(error) || error.code !== 'HANDLER_BUSY') throw error;
+          // Each site is as it was or as it is to be: those that are as they were are left so.
+          const left = new Set(changes.addresses.keys());
+          for (const index of appliedOnes(this.#memory, changes)) left.delete(index);
+          for (const index of left) this.left.add(index);
+          return foreign;
+        }
       }
     }
     return foreign;
   }
+
+  /** Writes the sites that lie across the end of a page, all in one go: each time somebody else has to do it for us. */
+  #writeAcross(): void {
+    const across = this.#across;
+    if (this.#writeWhole === undefined || across.length === 0) return;
+    const now = new Uint8Array(across.length * SITE_LENGTH);
+    this.#memory.readInto(
+      across.map(({ address }) => ({ address, length: SITE_LENGTH })),
+      now,
+    );
+    const asBefore = across.filter(
+      ({ before, bytes }, i) =>
+        Buffer.compare(before, siteBytes(now, i)) === 0 && Buffer.compare(before, bytes) !== 0,
+    );
+    if (asBefore.length === 0) return;
+    this.#writeWhole(asBefore);
+    for (const { before, bytes } of asBefore) before.set(bytes);
+  }
+
+  /** Spans as they are now; those left out whose memory is no more. All are read at once. */
+  #lookAgain(prepared: readonly Span[]): Span[] {
+    const ranges = prepared.map(({ start, before }) => ({ address: start, length: before.length }));
+    this.#memory.readInto(ranges, this.#room.subarray(0, bytesOf(prepared)));
+    const spans: Span[] = [];
+    let at = 0;
+    for (const span of prepared) {
+      const { from, to, start, before } = span;
+      const now = this.#room.subarray(at, (at += before.length));
+      if (Buffer.compare(now, before) === 0) {
+        spans.push(span);
+        continue;
+      }
+      // What cannot be read is zero in `now`, which may be what stands there too.
+      const again = this.#memory.readSome(start, before.length);
+      if (again.length === before.length) spans.push(spanOf(this.changes, from, to, start, again));
+    }
+    return spans;
+  }
 }
 
-/** The sites of a span that lie across the end of a page, as they are to be. */
-function acrossPages({ from, to, start, before, after }: Span, { addresses }: SiteChanges): WholeSite[] {
-  const across: WholeSite[] = [];
+function bytesOf(spans: readonly Span[]): number {
+  return spans.reduce((sum, { before }) => sum + before.length, 0);
+}
+
+/** Spans that are looked at in one go: with as few calls as can be, and each shortly before it is written. */
+function batchesOf(spans: readonly Span[]): Span[][] {
+  const batches: Span[][] = [];
+  let bytes = MAX_BATCH;
+  for (const span of spans) {
+    bytes += span.before.length;
+    if (bytes > MAX_BATCH) {
+      batches.push([]);
+      bytes = span.before.length;
+    }
+    batches[batches.length - 1].push(span);
+  }
+  return batches;
+}
+
+function movedBy(indices: readonly number[], distance: number): readonly number[] {
+  return distance === 0 ? indices : indices.map((index) => index + distance);
+}
+
+/** A site across the end of a page, as it is to be; `before` is the part of its span's own. */
+interface AcrossPages extends WholeSite {
+  readonly before: Uint8Array;
+}
+
+function acrossPages({ from, to, start, before, after }: Span, { addresses }: SiteChanges): AcrossPages[] {
+  const across: AcrossPages[] = [];
   for (let i = from; i < to; i++) {
     if (addresses[i] % PAGE <= PAGE - SITE_LENGTH) continue;
     const at = addresses[i] - start;
-    const bytes = after.subarray(at, at + SITE_LENGTH);
-    if (Buffer.compare(bytes, before.subarray(at, at + SITE_LENGTH)) !== 0)
-      across.push({ address: addresses[i], bytes });
+    across.push({
+      address: addresses[i],
+      bytes: after.subarray(at, at + SITE_LENGTH),
+      before: before.subarray(at, at + SITE_LENGTH),
+    });
   }
   return across;
 }
 
 /** Applies changes that are not prepared. @throws CannotError MEMORY */
 export function applyChanges(memory: TargetMemory, changes: SiteChanges): Set<number> {
-  return new PreparedChanges(memory, changes).apply();
+  return PreparedChanges.of(memory, changes).apply();
 }
 
 /**
@@ -176,10 +297,9 @@ function extent({ addresses }: SiteChanges, from: number, to: number): [number, 
   return [start, addresses[to - 1] + SITE_LENGTH - start];
 }
 
-/** Looks at each site of a span in which `before` stands. */
-function spanOf(changes: SiteChanges, from: number, to: number, before: Uint8Array): Span {
+/** Looks at each site of a span that begins at `start` and in which `before` stands. */
+function spanOf(changes: SiteChanges, from: number, to: number, start: number, before: Uint8Array): Span {
   const { addresses, expected, wanted } = changes;
-  const [start] = extent(changes, from, to);
   const after = before.slice();
   const foreign: number[] = [];
   for (let i = from; i < to; i++) {
@@ -202,8 +322,7 @@ export function areApplied(memory: TargetMemory, changes: SiteChanges): boolean 
 /** Indices of the changes whose wanted bytes stand in memory, or whose memory is no more. */
 export function appliedOnes(memory: TargetMemory, changes: SiteChanges): Set<number> {
   const others = new Set(changes.addresses.keys());
-  for (const { from, to, bytes } of spansOf(memory, changes)) {
-    const [start] = extent(changes, from, to);
+  for (const { from, to, start, bytes } of spansOf(memory, changes)) {
     for (let i = from; i < to; i++) {
       if (!isSame(bytes, changes.addresses[i] - start, changes.wanted, i * SITE_LENGTH)) others.delete(i);
     }
@@ -215,21 +334,21 @@ export function appliedOnes(memory: TargetMemory, changes: SiteChanges): Set<num
 function* spansOf(
   memory: TargetMemory,
   changes: SiteChanges,
-): Generator<{ from: number; to: number; bytes: Uint8Array }> {
-  const read = (from: number, to: number): Uint8Array | undefined => {
+): Generator<{ from: number; to: number; start: number; bytes: Uint8Array }> {
+  const read = (from: number, to: number): { start: number; bytes: Uint8Array } | undefined => {
     const [start, length] = extent(changes, from, to);
     const bytes = memory.readSome(start, length);
-    return bytes.length === length ? bytes : undefined;
+    return bytes.length === length ? { start, bytes } : undefined;
   };
   for (let from = 0; from < changes.length;) {
     const to = spanEnd(changes.addresses, from);
     const whole = read(from, to);
     if (whole !== undefined) {
-      yield { from, to, bytes: whole };
+      yield { from, to, ...whole };
     } else {
       for (let i = from; i < to; i++) {
         const single = read(i, i + 1);
-        if (single !== undefined) yield { from: i, to: i + 1, bytes: single };
+        if (single !== undefined) yield { from: i, to: i + 1, ...single };
       }
     }
     from = to;

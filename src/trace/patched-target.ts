@@ -114,7 +114,7 @@ export class PatchedTarget {
     this.#takeTextAway();
     const undone = back.without(appliedOnes(this.#memory, back));
     if (undone.length === 0) return { restored: true, foreign: 0, breakpoints: 0 };
-    const prepared = new PreparedChanges(this.#memory, undone);
+    const prepared = PreparedChanges.of(this.#memory, undone);
     const isOurs = (address: number): boolean => this.agent.ownsCode(BigInt(address));
     const hold = this.#reach.standAll(this.#times, this.agent.thread?.tid);
     try {
