@@ -52,7 +52,8 @@ export function savedInstructionPointers(
         // As a rule: it was interrupted on the same stack.
         if (contains(some[piece], stackPointer)) continue;
         const below = stackBelow(stackPointer, maps, seen);
-        if (below === undefined || further.length + seen.length > stacks.length + MAX_FURTHER_STACKS) continue;
+        if (below === undefined || further.length + seen.length > stacks.length + MAX_FURTHER_STACKS)
+          continue;
         furtherBytes += below.length;
         if (furtherBytes > MAX_FURTHER_BYTES) continue;
         seen.push(below);

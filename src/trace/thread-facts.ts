@@ -209,5 +209,7 @@ export function savedInstructionPointersOf(
   memory: TargetMemory,
 ): readonly number[] {
   const stack = stackFrom(Number(thread.registers.get('rsp')), maps);
-  return savedInstructionPointers([stack], maps, 0, ([range]) => memory.readSome(range.address, range.length));
+  return savedInstructionPointers([stack], maps, 0, ([range]) =>
+    memory.readSome(range.address, range.length),
+  );
 }
