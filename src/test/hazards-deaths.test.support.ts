@@ -1,12 +1,22 @@
 // The tracer dies: between any two changes in a target, and at any moment.
 import assert from 'node:assert/strict';
-import { spawn } from 'node:child_process';
-import { closeSync, openSync, readSync, readdirSync } from 'node:fs';
+import { spawn, type ChildProcessByStdio } from 'node:child_process';
+import { readdirSync } from 'node:fs';
+import type { Readable, Writable } from 'node:stream';
 import { fileURLToPath } from 'node:url';
+import { SHARED_PATH, readAgentPage } from '../agent/index.js';
 import { attach } from '../index.js';
 import { readMaps } from '../linux/index.js';
+import { OutsideMemory } from '../target/index.js';
+import {
+  assertAsBefore,
+  assertWell,
+  stateOf,
+  textOf,
+  type ProcessState,
+} from './process-state.test.support.js';
 import type { Hazard, Rounds } from './rounds.test.support.js';
-import { Target, build, mapsOf, pause, statusField } from './targets.test.support.js';
+import { Target, build, pause, statusField } from './targets.test.support.js';
 
 const sessions = fileURLToPath(new URL('sessions.js', import.meta.url));
 
@@ -28,60 +38,15 @@ const SESSIONS = 5;
 const SOME_MS = 200;
 const MINUTE_MS = 60_000;
 
-/** All that a session might leave behind in a process. */
-function stateOf(pid: number): Record<string, unknown> {
-  const threads = readdirSync(`/proc/${pid}/task`);
-  return {
-    maps: mapsOf(pid),
-    text: textOf(pid),
-    files: readdirSync(`/proc/${pid}/fd`),
-    masks: threads.map((tid) => `${tid} ${statusField(pid, 'SigBlk', tid)}`),
-    handlers: statusField(pid, 'SigCgt'),
-  };
-}
-
-/** A tracer that dies leaves its own code behind, which is none of the program's. */
-const OUR_CODE = '/memfd:safepoke';
-
-/** The code of the program and its libraries, as it is in memory. */
-function textOf(pid: number): string {
-  const memory = openSync(`/proc/${pid}/mem`, 'r');
-  try {
-    const parts = (readMaps(pid) ?? [])
-      .filter(
-        ({ permissions, path }) =>
-          permissions.startsWith('r-x') && path.startsWith('/') && !path.startsWith(OUR_CODE),
-      )
-      .map(({ start, end }) => {
-        const bytes = Buffer.alloc(end - start);
-        try {
-          return bytes.subarray(0, readSync(memory, bytes, 0, bytes.length, start));
-        } catch {
-          // Text that was just taken away: it was still in the list.
-          return Buffer.alloc(0);
-        }
-      });
-    return Buffer.concat(parts).toString('latin1');
-  } finally {
-    closeSync(memory);
-  }
-}
-
-/** Its results are right, and go on being so. */
-async function assertWell(target: Target, when: string): Promise<void> {
-  target.say('go on');
-  assert.equal(await target.line(), 'fine', when);
-}
-
 /** A tracer has died: the target goes on, its text is turned back, and whatever else was left the next session takes away. */
 async function assertRecovers(
   target: Target,
-  before: Record<string, unknown>,
+  before: ProcessState,
   rounds: Rounds,
   when: string,
 ): Promise<void> {
   const died = performance.now();
-  while (textOf(target.pid) !== before['text']) {
+  while (!textOf(target.pid).equals(before.text)) {
     assert.ok(performance.now() - died < WHOLE_MS, `${when}: the text is still changed`);
     await pause(1);
   }
@@ -96,45 +61,92 @@ async function assertRecovers(
   const session = attach(target.pid, { filters: ['fib', 'mix'], bufferBytes: 1 << 18 });
   const { restored, removed } = await session.stop();
   assert.deepEqual({ when, restored, removed }, { when, restored: true, removed: true });
-  const after = stateOf(target.pid);
-  for (const what of Object.keys(before)) {
-    // Megabytes would say nothing to anybody.
-    if (what === 'text') assert.ok(after[what] === before[what], `${when}: ${what}`);
-    else assert.deepEqual(after[what], before[what], `${when}: ${what}`);
-  }
+  assertAsBefore(target.pid, before, when);
   await assertWell(target, when);
 }
 
+/** What sessions.ts says when it begins to do it, once per session. */
+const STEPS = { attach: 'a', trace: 't', detach: 'd' } as const;
+type Step = keyof typeof STEPS;
+
 /** A program that traces, one session after the other. */
-interface Tracer {
+class Tracer {
   readonly pid: number;
-  /** Has it begin. */
-  readonly begin: () => void;
   /** How it ended: a signal or a status. */
   readonly ended: Promise<string | number | null>;
-}
+  readonly #child: ChildProcessByStdio<Writable, Readable, null>;
+  readonly #began: Record<Step, number[]> = { attach: [], trace: [], detach: [] };
+  #wake: (() => void) | undefined;
+  #isOver = false;
 
-/** Starts one; resolves when it is about to trace. */
-async function tracerOf(pid: number, most: number, dieAt: number): Promise<Tracer> {
-  const child = spawn(process.execPath, [sessions, String(pid), String(most)], {
-    stdio: ['pipe', 'pipe', 'inherit'],
-    env: { ...process.env, SAFEPOKE_DIE_AT: String(dieAt) },
-  });
-  assert.ok(child.pid !== undefined);
-  const ended = new Promise<string | number | null>((resolve) => {
-    child.once('exit', (status, signal) => resolve(signal ?? status));
-  });
-  await new Promise((resolve) => child.stdout.once('data', resolve));
-  return { pid: child.pid, ended, begin: () => child.stdin.end() };
+  private constructor(pid: number, most: number, dieAt: number) {
+    this.#child = spawn(process.execPath, [sessions, String(pid), String(most)], {
+      stdio: ['pipe', 'pipe', 'inherit'],
+      env: { ...process.env, SAFEPOKE_DIE_AT: String(dieAt) },
+    });
+    assert.ok(this.#child.pid !== undefined);
+    this.pid = this.#child.pid;
+    this.ended = new Promise((resolve) => {
+      this.#child.once('exit', (status, signal) => {
+        this.#isOver = true;
+        this.#wake?.();
+        resolve(signal ?? status);
+      });
+    });
+  }
+
+  /** Starts one; resolves when it is about to trace. It dies at its fault point `dieAt`, if that is not 0. */
+  static async ready(pid: number, most: number, dieAt: number): Promise<Tracer> {
+    const tracer = new Tracer(pid, most, dieAt);
+    const { stdout } = tracer.#child;
+    await new Promise((resolve) => stdout.once('data', resolve));
+    stdout.on('data', (text: Buffer) => {
+      tracer.#hear(text.toString());
+    });
+    return tracer;
+  }
+
+  begin(): void {
+    this.#child.stdin.end();
+  }
+
+  /** Resolves when it begins with this step, or has ended. `session` counts from 0. */
+  async reaches(step: Step, session: number): Promise<void> {
+    const isOver = (): boolean => this.#isOver;
+    while (this.#began[step].length <= session && !isOver())
+      await new Promise<void>((resolve) => (this.#wake = resolve));
+  }
+
+  /** The step that it was at when it was last heard of; undefined: it had not begun. */
+  get step(): Step | undefined {
+    const { attach: a, trace: t, detach: d } = this.#began;
+    if (a.length === 0) return undefined;
+    return d.length === a.length ? 'detach' : t.length === a.length ? 'trace' : 'attach';
+  }
+
+  /** How long a step took in its first session, in ms; undefined: it did not get through it. */
+  took(step: Step): number | undefined {
+    const { attach: a, trace: t, detach: d } = this.#began;
+    const [from, to] = { attach: [a[0], t[0]], trace: [t[0], d[0]], detach: [d[0], a[1]] }[step];
+    return (to as number | undefined) === undefined ? undefined : to - from;
+  }
+
+  #hear(text: string): void {
+    for (const step of Object.keys(STEPS) as Step[]) {
+      const times = text.split(STEPS[step]).length - 1;
+      for (let i = 0; i < times; i++) this.#began[step].push(performance.now());
+    }
+    this.#wake?.();
+  }
 }
 
 /** So many tracers, each started while the one before it works, as most of its time goes by before it traces. */
 async function* tracersOf(pid: number, most: number, wanted: () => boolean): AsyncGenerator<Tracer, void> {
-  let next = tracerOf(pid, most, 0);
+  let next = Tracer.ready(pid, most, 0);
   try {
     while (wanted()) {
       const tracer = await next;
-      next = tracerOf(pid, most, 0);
+      next = Tracer.ready(pid, most, 0);
       tracer.begin();
       yield tracer;
     }
@@ -145,7 +157,7 @@ async function* tracersOf(pid: number, most: number, wanted: () => boolean): Asy
 
 /** So long it is until anything may be going on in a session. */
 async function momentsOf(pid: number): Promise<number> {
-  const tracer = await tracerOf(pid, 1, 0);
+  const tracer = await Tracer.ready(pid, 1, 0);
   const began = performance.now();
   tracer.begin();
   assert.equal(await tracer.ended, 0);
@@ -167,7 +179,7 @@ async function atFaultPoints(rounds: Rounds): Promise<void> {
     for (let point = 1 + (Math.floor(turn / LEADERS.length) % STRIDE); ; point += STRIDE) {
       assert.ok(point < MANY);
       const when = `fault point ${point}, ${leader}`;
-      const tracer = await tracerOf(target.pid, 1, point);
+      const tracer = await Tracer.ready(target.pid, 1, point);
       tracer.begin();
       const how = await tracer.ended;
       if (how !== 'SIGKILL') {
@@ -181,23 +193,62 @@ async function atFaultPoints(rounds: Rounds): Promise<void> {
   }
 }
 
-/** Killed at any moment of sessions that come and go. */
+/** The steps of sessions in which a tracer is killed, in turn; attaching has most of what can go wrong. */
+const KILLED_IN: readonly Step[] = ['attach', 'trace', 'attach', 'detach'];
+/** One of so many is killed in its second session, the others in their first. */
+const SECOND = 4;
+/** Deaths of one target; then another has its turn, whose thread that works for the tracer does something else. */
+const DEATHS = 60;
+/** A step takes so long at most when it is asked for, in parts of what it has taken in the sessions before. */
+const STEP_PART = 1.1;
+/** Until one has been seen to its end. */
+const FIRST_GUESS_MS = 100;
+
+/** Where it was in the target's life when it died. From the journal on, sites may be changed. */
+function phaseAtDeath(pid: number, step: Step | undefined): string {
+  if (step !== 'attach') return step === undefined ? 'before its first session' : step;
+  const shared = (readMaps(pid) ?? []).find(({ path }) => path === SHARED_PATH);
+  if (shared === undefined) return 'attach, before anything was there';
+  const memory = new OutsideMemory(pid);
+  try {
+    const hasJournal = readAgentPage(memory, shared.start)?.hasJournal === true;
+    return hasJournal ? 'attach, while sites were changed' : 'attach, while code was mapped';
+  } finally {
+    memory.close();
+  }
+}
+
+/** Killed at any moment of sessions that come and go: at a random moment of each of their steps. */
 async function atAnyMoment(rounds: Rounds): Promise<void> {
   // A thread in epoll_wait gets a false EINTR if the tracer dies before it has seen it stop: nobody can keep it from that.
   const leaders = LEADERS.filter((leader) => leader !== 'wait');
-  const leader = leaders[++turn % leaders.length];
-  const target = await Target.ready(build('busy.c'), THREADS, leader);
-  await assertWell(target, 'before');
-  const before = stateOf(target.pid);
-  const moments = await momentsOf(target.pid);
-  for await (const tracer of tracersOf(target.pid, MANY, () => rounds.next(target.pid))) {
-    const ms = Math.random() * moments;
-    await pause(ms);
-    process.kill(tracer.pid, 'SIGKILL');
-    assert.equal(await tracer.ended, 'SIGKILL');
-    await assertRecovers(target, before, rounds, `killed after ${ms} ms, ${leader}`);
+  let hasTime = true;
+  while (hasTime) {
+    const leader = leaders[++turn % leaders.length];
+    const target = await Target.ready(build('busy.c'), THREADS, leader);
+    await assertWell(target, 'before');
+    const before = stateOf(target.pid);
+    const lengths: Record<Step, number> = { attach: 0, trace: 0, detach: 0 };
+    let deaths = 0;
+    const wanted = (): boolean => deaths++ < DEATHS && (hasTime = rounds.next(target.pid));
+    for await (const tracer of tracersOf(target.pid, MANY, wanted)) {
+      const step = KILLED_IN[rounds.done % KILLED_IN.length];
+      await tracer.reaches(step, rounds.done % SECOND === 0 ? 1 : 0);
+      const ms = Math.random() * (lengths[step] || FIRST_GUESS_MS) * STEP_PART;
+      await pause(ms);
+      process.kill(tracer.pid, 'SIGKILL');
+      const when = `killed ${ms} ms after the beginning of ${step}, ${leader}`;
+      assert.equal(await tracer.ended, 'SIGKILL', when);
+      for (const one of Object.keys(lengths) as Step[])
+        lengths[one] = Math.max(
+          tracer.took(one) ?? 0,
+          (lengths[one] + (tracer.took(one) ?? lengths[one])) / 2,
+        );
+      rounds.count(`deaths: ${phaseAtDeath(target.pid, tracer.step)}`);
+      await assertRecovers(target, before, rounds, when);
+    }
+    await target.finish();
   }
-  await target.finish();
 }
 
 /** Stopped at any moment, for long, and let go on or killed then. The target waits for it only if it was just holding its threads. */

@@ -40,6 +40,8 @@ async function switchWhileRunning(rounds: Rounds, way: 'held' | 'page-flip'): Pr
       assert.equal(session.switch([name], true), 1);
     }
     assert.equal(session.status.held_us, held);
+    rounds.count('switches', switches * 2);
+    rounds.note('us for which a thread was held to put the agent in', held);
     target.say('quiet');
     assert.match(await target.line(), /^done wrong=0 /);
     const summary = await session.stop();
@@ -155,9 +157,13 @@ async function protectedText(rounds: Rounds): Promise<void> {
   }
 }
 
+/** With so many its pages can be moved, and not copied. */
+const MAPS_TO_MOVE = 12;
+
 async function noRoomToFlip(rounds: Rounds): Promise<void> {
   while (rounds.next()) {
     for (const how of [
+      `maps-${MAPS_TO_MOVE}`,
       `maps-${Math.floor(Math.random() * MOST_MAPS)}`,
       `space-${Math.floor(Math.random() * MOST_KIB)}`,
     ]) {
@@ -167,6 +173,8 @@ async function noRoomToFlip(rounds: Rounds): Promise<void> {
         if ('refused' in outcome)
           assert.match(outcome.refused, /^(NO_MEMORY|NO_MEMORY_NEAR|NEEDS_HOLD)$/, how);
         else if (way === undefined) assert.deepEqual({ how, off: outcome.off }, { how, off: [] });
+        // A session that traces nothing is none.
+        else assert.ok((outcome.ways[way] ?? 0) > 0, how);
         rounds.count(`times ${'refused' in outcome ? outcome.refused : Object.keys(outcome.ways).join()}`);
         await target.finish();
       }

@@ -1,5 +1,6 @@
 // All hazards: what `npm test` and `npm run soak` go through.
 import { clockHazards } from './hazards-clock.test.support.js';
+import { contestHazards } from './hazards-contest.test.support.js';
 import { deathHazards } from './hazards-deaths.test.support.js';
 import { insideHazards } from './hazards-inside.test.support.js';
 import { limitHazards } from './hazards-limits.test.support.js';
@@ -21,5 +22,6 @@ export const hazards: readonly Hazard[] = [
   ...clockHazards,
   ...wayHazards,
   ...deathHazards,
+  ...contestHazards,
   ...insideHazards,
 ];

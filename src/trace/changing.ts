@@ -52,6 +52,16 @@ export class Changing {
     });
   }
 
+  /** Number of sites that have been changed. */
+  get made(): number {
+    return Object.values(this.#ways).reduce((sum, made) => sum + made, 0);
+  }
+
+  /** At least one function, and not hooks alone, is traced. */
+  get hasFunction(): boolean {
+    return this.#ready.sites.some(({ kind }, i) => kind !== 'hook' && !this.#refused.has(i));
+  }
+
   /** From here on changed sites record. */
   enable(): this {
     this.#request.onEnable();

@@ -131,6 +131,7 @@ function patchWaiting(
   const changing = withReader(1, (reader) =>
     change(request, adopted, ready, new Changing(request, ready, choice), maps, reader),
   );
+  if (request.way === 'page-flip' && !changing.hasFunction) throw cannotFlip(pid);
   return settle(request, changing, agent, adopted.threads, maps);
 }
 
@@ -153,7 +154,10 @@ function patchRunning(request: PatchRequest, arranged: Arranged, callsOf: CallsO
     throw error;
   }
   const canFlip = choice.held.size === 0;
-  const flipped = canFlip ? flipPages(request, ready, choice) : undefined;
+  const giveUp = (): void => {
+    withdraw(pid, agent, times, removeFrom);
+  };
+  const flipped = canFlip ? flipPages(request, ready, choice, giveUp) : undefined;
   if (flipped !== undefined) return flipped;
   if (canFlip) choice = { flipped: new Set(), held: new Set(arranged.sites.keys()) };
   return withReader((readThreads(pid) ?? []).length, (reader) =>
@@ -368,18 +372,40 @@ function chooseWays({ pid, memory, way, adopted, inside }: PatchRequest, ready: 
   });
 }
 
-/** Changes the sites with nobody held. Undefined: not all could be changed so, and another way may be taken. */
-function flipPages(request: PatchRequest, ready: Ready, choice: Choice): PatchedTarget | undefined {
+/**
+ * Changes the sites with nobody held. Undefined: not all could be changed so, and another way may be taken. `giveUp` takes the agent away
+ * as long as nothing leads into it.
+ */
+function flipPages(
+  request: PatchRequest,
+  ready: Ready,
+  choice: Choice,
+  giveUp: () => void,
+): PatchedTarget | undefined {
   const { agent } = ready;
   // Nobody has looked at the threads. They get lanes when they first record, as threads do that start later.
   agent.distrustThreadPointers();
+  const changing = new Changing(request, ready, choice);
+  let isUnchanged = false;
   try {
-    return new Changing(request, ready, choice).enable().flip().finish(new Map());
+    changing.enable().flip();
+    isUnchanged = changing.made === 0;
+    if (request.way !== undefined && !changing.hasFunction) throw cannotFlip(request.pid);
+    return changing.finish(new Map());
   } catch (error) {
+    if (isUnchanged) giveUp();
     // Threads may be in our code by now: its thread turns it back, and the next session takes it away.
-    agent.abandon();
+    else agent.abandon();
     throw error;
   }
+}
+
+function cannotFlip(pid: number): CannotError {
+  return new CannotError('NEEDS_HOLD', {
+    tried: `change the code of process ${pid} by page flips only`,
+    why: 'the kernel would not copy its pages: it has no room for further mappings or pages, or they may not be moved',
+    next: 'leave --way out, or give it room: see vm.max_map_count and its limits on memory',
+  });
 }
 
 /** All threads are held: moves them out of the sites, and changes the sites. Nothing is recorded before `settle`. */

@@ -9,11 +9,13 @@ import { assemble } from '../x86/index.js';
  */
 const CS = 16;
 const SS = 22;
+/** The saved rsp stands before the saved rip. */
+const RSP = -8;
 const USER_CS = 0x33;
 const USER_SS = 0x2b;
 const WORD = 8;
 
-/** rdi: a word, rsi: the last at which a frame may begin, rdx: where found words go, rcx: behind the last place. rax: where the next would go. */
+/** rdi: a word, rsi: the last at which a frame may begin, rdx: where the addresses of found words go, rcx: behind the last place. rax: where the next would go. */
 const LISTING = `
     mov rax, rdx
 next:
@@ -25,8 +27,7 @@ next:
     jne on
     cmp rax, rcx
     jae done
-    mov rdx, [rdi]
-    mov [rax], rdx
+    mov [rax], rdi
     add rax, ${WORD}
 on:
     add rdi, ${WORD}
@@ -46,11 +47,19 @@ export function prepareToFindFrames(): OwnCode {
   return code;
 }
 
+/** A frame that a signal has left, to be gone back to when its handler returns. */
+export interface SignalFrame {
+  /** Of its saved rip, counted from the beginning of what was looked through. */
+  readonly offset: number;
+  readonly instructionPointer: number;
+  readonly stackPointer: number;
+}
+
 /**
- * The saved instruction pointers in pieces of stacks that lie one behind the other, each a whole number of words. Where a piece ends
- * in what looks like the beginning of a frame and the next goes on like it, there may be one too many.
+ * The signal frames in pieces of stacks that lie one behind the other, each a whole number of words. Where a piece ends in what looks
+ * like the beginning of a frame and the next goes on like it, there may be one too many.
  */
-export function savedInstructionPointers(bytes: Uint8Array, room = ROOM): number[] {
+export function signalFrames(bytes: Uint8Array, room = ROOM): SignalFrame[] {
   if (bytes.length < SS + 2) return [];
   const found = new BigUint64Array(room);
   const from = addressOf(bytes);
@@ -59,6 +68,11 @@ export function savedInstructionPointers(bytes: Uint8Array, room = ROOM): number
   const end = prepareToFindFrames().call(0, from, last, to, to + BigInt(room * WORD));
   const count = Number(end - to) / WORD;
   // Full: there may be more.
-  if (count === room) return savedInstructionPointers(bytes, room * 4);
-  return Array.from(found.subarray(0, count), Number);
+  if (count === room) return signalFrames(bytes, room * 4);
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+  const wordAt = (offset: number): number => (offset < 0 ? 0 : Number(view.getBigUint64(offset, true)));
+  return Array.from(found.subarray(0, count), (address) => {
+    const offset = Number(address - from);
+    return { offset, instructionPointer: wordAt(offset), stackPointer: wordAt(offset + RSP) };
+  });
 }

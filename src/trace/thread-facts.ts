@@ -9,11 +9,11 @@ import {
   readStatus,
   roundToPage,
   type Mapping,
-  type MemoryRange,
   type OwnMapping,
 } from '../linux/index.js';
 import type { HeldThread, Module, TargetMemory } from '../target/index.js';
-import { prepareToFindFrames, savedInstructionPointers } from './signal-frames.js';
+import { prepareToFindFrames } from './signal-frames.js';
+import { savedInstructionPointers, stackFrom } from './stacks.js';
 
 /**
  * Where C libraries keep a thread's id, counted from the thread pointer: glibc's struct pthread.tid (behind a tcbhead_t of
@@ -148,7 +148,6 @@ export function knownThreads(
   return result;
 }
 
-const MAX_SCANNED_STACK = 64 << 20;
 const POINTER_SIZE = 8;
 /** What is read at once, and room for what a thread's stack holds as a rule, found before threads are held. */
 const READ_AT_ONCE = 64 << 20;
@@ -175,18 +174,13 @@ export class ThreadReader {
   }
 
   look(threads: readonly HeldThread[], maps: readonly Mapping[], memory: TargetMemory): ThreadLook {
-    const stacks = threads.map((thread) => stackInUse(thread, maps));
-    const found: number[] = [];
-    for (let from = 0; from < stacks.length;) {
-      let to = from;
-      let bytes = 0;
-      do bytes += stacks[to++].length;
-      while (to < stacks.length && bytes + stacks[to].length <= READ_AT_ONCE);
+    const stacks = threads.map(({ registers }) => stackFrom(Number(registers.get('rsp')), maps));
+    const found = savedInstructionPointers(stacks, maps, READ_AT_ONCE, (ranges) => {
+      const bytes = ranges.reduce((sum, { length }) => sum + length, 0);
       const into = new Uint8Array(this.#room.bytes, 0, bytes);
-      memory.readInto(stacks.slice(from, to), into);
-      found.push(...savedInstructionPointers(into));
-      from = to;
-    }
+      memory.readInto(ranges, into);
+      return into;
+    });
     return { savedInstructionPointers: found, pointToThemselves: this.#pointToThemselves(threads, memory) };
   }
 
@@ -208,20 +202,14 @@ export class ThreadReader {
   }
 }
 
-/** The stack that a thread is on, from its stack pointer to the end of the mapping. */
-function stackInUse(thread: HeldThread, maps: readonly Mapping[]): MemoryRange {
-  const address = Math.floor(Number(thread.registers.get('rsp')) / POINTER_SIZE) * POINTER_SIZE;
-  const stack = maps.at(mappingAt(maps, address));
-  const isThere = stack !== undefined && address >= stack.start && address < stack.end;
-  return { address, length: isThere ? Math.min(stack.end - address, MAX_SCANNED_STACK) : 0 };
-}
-
 /** Where handlers that run on one held thread will return to. */
 export function savedInstructionPointersOf(
   thread: HeldThread,
   maps: readonly Mapping[],
   memory: TargetMemory,
 ): readonly number[] {
-  const { address, length } = stackInUse(thread, maps);
-  return savedInstructionPointers(memory.readSome(address, length));
+  const stack = stackFrom(Number(thread.registers.get('rsp')), maps);
+  return savedInstructionPointers([stack], maps, 0, ([range]) =>
+    memory.readSome(range.address, range.length),
+  );
 }
