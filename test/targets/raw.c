@@ -82,7 +82,7 @@ NOINLINE void odd(int signal, siginfo_t *info, void *context) {
 static void end(int signal) { over = signal; }
 
 static void *thread(void *unused) {
-  stack_t stack = {.ss_sp = malloc(1 << 16), .ss_size = 1 << 16};
+  stack_t stack = {.ss_sp = malloc(1 << 20), .ss_size = 1 << 20};
   sigaltstack(&stack, 0);
   timer_t timer;
   struct sigevent event = {.sigev_notify = SIGEV_THREAD_ID, .sigev_signo = SIGUSR1};
