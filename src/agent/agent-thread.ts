@@ -8,19 +8,22 @@
 // new one; the next fetch faults the file's own page in. So the text is afterwards what it was, and so is its mapping.
 import { CannotError } from '../errors/index.js';
 import {
+  FUTEX,
   FUTEX_OWNER_DIED,
   MADV,
   MREMAP,
   OwnerWord,
   PAGE,
   SYS,
+  addressOf,
   faultPoint,
   preferThread,
   readStatus,
   readThreads,
+  systemCall,
   type OwnMapping,
 } from '../linux/index.js';
-import { pause, type PlannedCall, type RemoteCall } from '../target/index.js';
+import { type PlannedCall, type RemoteCall } from '../target/index.js';
 import { SITE_LENGTH, assemble } from '../x86/index.js';
 import { AGENT, CALL, CALLS_MAX, CONTROL, WRITE } from './layout.js';
 
@@ -72,9 +75,11 @@ const NAME = 'safepoke';
 const MEMORY_PATH = '/proc/self/mem';
 /** The thread gets the processor when the target lets it: a group of processes may be out of its share for a while. */
 const PATIENCE_MS = 5000;
-/** It is awake within some tens of microseconds, and a pause of ours lasts longer than we want it to. */
-const SPIN_MS = 0.2;
-const POLL_MS = 0.1;
+/** On a processor of its own it answers within this time; else it may be ours that it waits for. */
+const SPIN_MS = 0.02;
+/** It wakes us when it has done; but a filter of the program's may forbid it to. */
+const POLL_NS = 100_000n;
+const pollTime = new BigInt64Array([0n, POLL_NS]);
 /** A look at the list of threads takes longer than a poll. */
 const POLLS_PER_LOOK = 16;
 
@@ -92,9 +97,14 @@ export interface AgentThreadPlaces {
 
 /**
  * The thread's code, for any place. It begins with the address of the agent's pages in r9, and ends by exit(2). `onOrphaned` is
- * called when the tracer has died, with those in rbx, which it keeps.
+ * called when the tracer has died, with those in rbx, which it keeps. `idle` stands before it sleeps: it may wait there for a command
+ * other than eax, and keeps all registers but rcx.
  */
-export function agentThreadListing(more: readonly AgentAction[] = [], onOrphaned?: string): string {
+export function agentThreadListing(
+  more: readonly AgentAction[] = [],
+  onOrphaned?: string,
+  idle = '',
+): string {
   return `
     mov rbx, r9
     lea rdi, [rbx+${AGENT.name}]
@@ -109,6 +119,7 @@ next:
     mov edx, [rbx+${AGENT.owner}]
     test edx, ${FUTEX_OWNER_DIED}
     jne orphaned
+${idle}
     lea rdi, [rbx+${AGENT.owner}]
     xor esi, esi                     ; FUTEX_WAIT, shared
     xor r10d, r10d                   ; for ever
@@ -141,6 +152,11 @@ ${more.map(({ action, label }) => `    cmp dword [rbx+${AGENT.action}], ${action
     mov [rbx+${AGENT.failed}], eax
 served:
     mov [rbx+${AGENT.done}], r14d
+    lea rdi, [rbx+${AGENT.done}]
+    mov esi, ${FUTEX.wake}
+    mov edx, 1
+    mov eax, ${SYS.futex}
+    syscall
     jmp next
 
 make_calls:
@@ -264,6 +280,8 @@ export class AgentThread {
   readonly #words: Uint32Array;
   readonly #longs: BigInt64Array;
   readonly #bytes: Uint8Array;
+  /** Address of the number of the command that was done last. */
+  readonly #done: bigint;
   #isForgotten = false;
 
   /** `ownTid` is its id as the process knows it. */
@@ -274,6 +292,7 @@ export class AgentThread {
     this.#words = new Uint32Array(mapping.bytes);
     this.#longs = new BigInt64Array(mapping.bytes);
     this.#bytes = new Uint8Array(mapping.bytes);
+    this.#done = mapping.address + BigInt(AGENT.done);
   }
 
   /**
@@ -440,7 +459,9 @@ export class AgentThread {
 
   #await(isReached: () => boolean): void {
     const since = performance.now();
-    for (let polls = 0; !isReached(); polls++) {
+    for (let polls = 0; ; polls++) {
+      const done = this.#words[AGENT.done / 4];
+      if (isReached()) return;
       if (performance.now() - since < SPIN_MS) continue;
       const isGone = polls % POLLS_PER_LOOK === 0 && !this.isPresent;
       // What it did last it may have done since.
@@ -454,7 +475,7 @@ export class AgentThread {
       }
       // It may have looked for a command just before there was one.
       this.#owner.wake();
-      pause(POLL_MS);
+      systemCall(SYS.futex, this.#done, FUTEX.wait, done, addressOf(new Uint8Array(pollTime.buffer)));
     }
   }
 }

@@ -74,7 +74,7 @@ export class InsideProcess {
     this.resident = { thread, page: block, address };
     this.code = { start: object + TEXT, end: object + STUBS };
     this.memory = new InsideMemory(pid, thread, block, address, object + addressOfWord('nmi_running'));
-    this.#meetings = new Meetings(pid, thread, block);
+    this.#meetings = new Meetings(pid, thread, block, this.memory, object);
     [this.leader] = this.#meetings.first().threads;
   }
 

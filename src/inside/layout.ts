@@ -21,6 +21,16 @@ export const STUBS = OBJECT_DATA - HANDLERS_MAX * STUB_SIZE;
 
 const PRIVATE_START = OBJECT_DATA + DYNAMIC_ROOM;
 
+/**
+ * What a thread has counted in the protocol's word: all u32. It outlives the thread, so that what one has left behind which ended
+ * within a handler can be taken back.
+ */
+export const OWN_COUNT = { tid: 0, count: 4, size: 8 } as const;
+/** A power of two. Threads that find no room are not known when they have ended. */
+export const OWN_COUNTS_MAX = 1024;
+/** Offset of the thread's id from its thread pointer in glibc on x86-64 (struct pthread, tid): looked at before it is relied on. */
+export const C_LIBRARY_TID = 720;
+
 /** Addresses in the object's data. All u64 unless said. */
 export const PRIVATE = {
   /** Distance of our thread-local word from the thread pointer, as the loader finds it. */
@@ -52,7 +62,11 @@ export const PRIVATE = {
   names: PRIVATE_START + 1536,
   /** The program's handlers; 0: free. */
   handlers: PRIVATE_START + 2560,
-  end: PRIVATE_START + 2560 + HANDLERS_MAX * 8,
+  /** u32: 1: threads can be told by the C library's words. */
+  knowsThreads: PRIVATE_START + 48,
+  /** What each thread has counted: see OWN_COUNT. Private, as a forked child counts for itself. */
+  counts: PRIVATE_START + 2560 + HANDLERS_MAX * 8,
+  end: PRIVATE_START + 2560 + HANDLERS_MAX * 8 + OWN_COUNTS_MAX * 8,
 } as const;
 
 export const PRIVATE_SIZE = PRIVATE.end - PRIVATE_START;
@@ -110,6 +124,8 @@ export const BLOCK = {
   adopted: AGENT.size + 140,
   unadopted: AGENT.size + 144,
   adoptStatus: AGENT.size + 148,
+  /** How often the agent's thread looks for a command before it sleeps: while threads stand none of theirs wants the processor. */
+  linger: AGENT.size + 152,
   places: AGENT.size + PAGE,
   buffer: AGENT.size + PAGE + 64 * PAGE,
   size: AGENT.size + PAGE + 64 * PAGE + (4 << 20),

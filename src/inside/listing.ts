@@ -21,8 +21,11 @@ import {
   BLOCK,
   BUFFER_SIZE,
   CHANGE,
+  C_LIBRARY_TID,
   HANDLERS_MAX,
   OBJECT_DATA,
+  OWN_COUNT,
+  OWN_COUNTS_MAX,
   PLACE,
   PLACES_MAX,
   PRIVATE,
@@ -41,6 +44,7 @@ export const MAKE_CHANGES = FURTHER_ACTION;
 export const ADOPT_HANDLERS = FURTHER_ACTION + 1;
 
 const ALL_SIGNALS = -1;
+const SIG_BLOCK = 0;
 const SIG_UNBLOCK = 1;
 const SIG_SETMASK = 2;
 const SIGNAL_SET_BYTES = 8;
@@ -72,12 +76,36 @@ const RESTARTED = [...FALSE_EINTR, 7, 23, 34, 35, 69, 70, 130, 202, 230, 270, 27
 
 /**
  * Our thread-local storage. All u32: counts of the protocol that the thread holds, one for each handler that it is in; handlers that
- * it has ever begun; 1: the rendezvous is masked, for a handler; the number of the rendezvous in which it stands, or 0.
+ * it has ever begun; 1: the rendezvous is masked, for a handler; the number of the rendezvous in which it stands, or 0. u64: where its
+ * counts stand (layout.ts), 0: not known yet, NOWHERE: there is no room; signals that wait until a handler of theirs need not wait.
  */
-export const THREAD_LOCAL = { nested: 0, begun: 4, masked: 8, standing: 12, size: 16 } as const;
+export const THREAD_LOCAL = {
+  nested: 0,
+  begun: 4,
+  masked: 8,
+  standing: 12,
+  ownCount: 16,
+  withheld: 24,
+  size: 32,
+} as const;
+const NOWHERE = 1;
+/** Places at which a thread looks for room. */
+const OWN_COUNT_PROBES = 16;
 
-/** Below rbp in the shim: r15, rbx, the three arguments, the handler's number, counts held before; then the protocol's frame. */
-const SHIM = { signal: 24, info: 32, context: 40, handler: 48, held: 56, room: 64 } as const;
+/**
+ * Below rbp in the shim: r15, rbx, the three arguments, the handler's number, counts held before, 1 once it is counted among the
+ * thread's own, the signal (as a mask) that waits meanwhile or 0; then the protocol's frame.
+ */
+const SHIM = {
+  signal: 24,
+  info: 32,
+  context: 40,
+  handler: 48,
+  held: 56,
+  isCounted: 64,
+  withheld: 72,
+  room: 80,
+} as const;
 
 /** On the stack of a thread in the rendezvous: counts still to be taken back and made again, handlers begun, a mask. */
 const STAND = { toLeave: 0, toEnter: 8, begun: 16, mask: 24, size: 40 } as const;
@@ -188,6 +216,11 @@ init_found_${name}:
     mov eax, ${SYS.gettid}
     syscall
     mov [r14+${PLACE.tid}], rax
+    rdfsbase rcx
+    cmp eax, [rcx+${C_LIBRARY_TID}]
+    jne init_tid_elsewhere
+    mov dword [rel ${PRIVATE.knowsThreads}], 1
+init_tid_elsewhere:
     mov dword [rbx+${BLOCK.waiting}], 1
 init_wait:
     cmp dword [rbx+${BLOCK.go}], 0
@@ -331,6 +364,17 @@ ${agentThreadListing(
     { action: ADOPT_HANDLERS, label: 'adopt_handlers' },
   ],
   'release_all',
+  `
+    mov ecx, [rbx+${BLOCK.linger}]
+linger:
+    sub ecx, 1
+    js linger_over
+    pause
+    cmp eax, [rbx+${AGENT.command}]
+    jne next
+    cmp dword [rbx+${BLOCK.linger}], 0
+    jne linger
+linger_over:`,
 )}
 
 agent_protect:                              ; edx rights of all of this text: its mapping stays whole
@@ -473,6 +517,15 @@ write_text:
     cmp rax, ${AGENT.size}
     mov edi, [rel ${PRIVATE.memoryFile}]
     jb write_text_now                       ; on the agent's stack
+    mov r8, [rsp+24]                        ; rbx of whom has called the protocol
+    lea rcx, [r8${shimFrame}]
+    cmp rcx, rbp
+    jne write_text_help                     ; not the shim
+    cmp qword [r8-${SHIM.isCounted}], 0
+    jne write_text_help                     ; not on the way in
+    call withhold_signal
+    mov rbx, [rel ${PRIVATE.block}]
+write_text_help:
     cmp dword [rbx+${BLOCK.unlocking}], 0
     jne write_text_cannot
     mov eax, ${SYS.open}
@@ -663,6 +716,8 @@ leave_handlers:
     je leave_done
     mov dword [rax+${THREAD_LOCAL.masked}], 0
     mov r10, ${RENDEZVOUS_ALONE}
+    or r10, [rax+${THREAD_LOCAL.withheld}]  ; of handlers that still waited
+    mov qword [rax+${THREAD_LOCAL.withheld}], 0
     mov [rsp], r10
     mov eax, ${SYS.rt_sigprocmask}
     mov edi, ${SIG_UNBLOCK}
@@ -684,12 +739,148 @@ leave_one:
     mov ecx, [rax+${THREAD_LOCAL.nested}]
     test ecx, ecx
     je leave_done
-    sub dword [rax+${THREAD_LOCAL.nested}], 1
+    call count_down
     call ftrace_nmi_exit
     jmp leave_next
 leave_done:
     add rsp, 16
     pop r15
+    ret
+
+; A handler that helps, or has to wait: its signal waits meanwhile, as one does whose thread has no processor. Else handlers that may
+; interrupt themselves (SA_NODEFER) would pile up on the stack, one in each system call that takes longer than it does until the next
+; signal comes. r8 the shim's frame; changes what lowered code changes, and rbx
+withhold_signal:
+    mov rbx, r8
+    call count_handler                      ; a jump of a handler on top, from now on, takes this one's count back
+    sub rsp, 16
+    mov rcx, [rbx-${SHIM.signal}]
+    mov eax, 1
+withhold_shift:
+    sub ecx, 1
+    je withhold_block
+    add rax, rax
+    jmp withhold_shift
+withhold_block:
+    mov [rsp], rax
+    mov eax, ${SYS.rt_sigprocmask}
+    mov edi, ${SIG_BLOCK}
+    mov rsi, rsp
+    lea rdx, [rsp+8]
+    mov r10d, ${SIGNAL_SET_BYTES}
+    syscall
+    test eax, eax
+    jne withhold_done
+    mov rax, [rsp+8]
+    and rax, [rsp]
+    jne withhold_done                       ; the kernel has blocked it, as it does without that flag
+    mov rdx, [rsp]
+    mov [rbx-${SHIM.withheld}], rdx
+    call thread_local
+    test rax, rax
+    je withhold_done                        ; of a thread without words only the handler itself gives it back
+    or [rax+${THREAD_LOCAL.withheld}], rdx
+withhold_done:
+    add rsp, 16
+    ret
+
+; A handler begins: what waited for it comes again, and what waits for one below it, which would go on if this one were not there.
+give_signals_back:                          ; rbx the shim's frame
+    mov rdx, [rbx-${SHIM.withheld}]
+    call thread_local
+    test rax, rax
+    je give_back
+    mov rcx, rdx
+    not rcx
+    or rdx, [rax+${THREAD_LOCAL.withheld}]
+    and [rax+${THREAD_LOCAL.withheld}], rcx
+give_back:
+    test rdx, rdx
+    je give_nothing_back
+    push rdx
+    mov eax, ${SYS.rt_sigprocmask}
+    mov edi, ${SIG_UNBLOCK}
+    mov rsi, rsp
+    xor edx, edx
+    mov r10d, ${SIGNAL_SET_BYTES}
+    syscall
+    pop rdx
+give_nothing_back:
+    ret
+
+; A handler that the protocol has counted becomes one of the thread's own. rbx the shim's frame
+count_handler:
+    mov qword [rbx-${SHIM.isCounted}], 1
+    mov qword [rbx-${SHIM.held}], 0
+    call thread_local
+    test rax, rax
+    je count_handler_done
+    mov ecx, [rax+${THREAD_LOCAL.nested}]
+    mov [rbx-${SHIM.held}], rcx
+    mov dword [rax+${THREAD_LOCAL.masked}], 1
+    call count_up
+    add dword [rax+${THREAD_LOCAL.begun}], 1
+count_handler_done:
+    ret
+
+; The thread's own counts, rax its words: up when it stands in the protocol's word already, down while it still does. So what is found
+; of a thread that has ended is never more than it has left there. They change rcx, rdx, r10 and r11
+count_up:
+    call own_count
+    test rcx, rcx
+    je count_up_words
+    add dword [rcx], 1
+count_up_words:
+    add dword [rax+${THREAD_LOCAL.nested}], 1
+    ret
+count_down:
+    sub dword [rax+${THREAD_LOCAL.nested}], 1
+    call own_count
+    test rcx, rcx
+    je count_down_done
+    sub dword [rcx], 1
+count_down_done:
+    ret
+
+own_count:                                  ; rcx: where they stand outside of the thread, or 0
+    mov rcx, [rax+${THREAD_LOCAL.ownCount}]
+    test rcx, rcx
+    je own_count_look
+    cmp rcx, ${NOWHERE}
+    jne own_count_done
+    xor ecx, ecx
+own_count_done:
+    ret
+own_count_look:
+    cmp dword [rel ${PRIVATE.knowsThreads}], 0
+    je own_count_none
+    push rax
+    rdfsbase rdx
+    mov edx, [rdx+${C_LIBRARY_TID}]
+    test edx, edx
+    je own_count_pop
+    mov r10d, edx
+    mov ecx, ${OWN_COUNT_PROBES}
+own_count_next:
+    and r10d, ${OWN_COUNTS_MAX - 1}
+    lea r11, [rel ${PRIVATE.counts}]
+    lea r11, [r11+r10*${OWN_COUNT.size}]
+    xor eax, eax
+    lock cmpxchg qword [r11], rdx
+    je own_count_got
+    add r10d, 1
+    sub ecx, 1
+    jne own_count_next
+own_count_pop:
+    pop rax
+own_count_none:
+    mov qword [rax+${THREAD_LOCAL.ownCount}], ${NOWHERE}
+    xor ecx, ecx
+    ret
+own_count_got:
+    pop rax
+    lea rcx, [r11+${OWN_COUNT.count}]
+    mov [rax+${THREAD_LOCAL.ownCount}], rcx
     ret
 
 thread_local:                               ; rax: the thread's own words; 0 where it has no thread block
@@ -731,6 +922,8 @@ shim:                                       ; eax number of the handler; rdi, rs
     mov [rbp-${SHIM.info}], rsi
     mov [rbp-${SHIM.context}], rdx
     mov [rbp-${SHIM.handler}], rax
+    mov qword [rbp-${SHIM.isCounted}], 0
+    mov qword [rbp-${SHIM.withheld}], 0
     mov rbx, rbp
     lea rbp, [rbx${shimFrame}]
     lea r15, [rel ${PRIVATE.protocol}]
@@ -746,16 +939,11 @@ traced_lockdep_off:
     ret
 
 traced_handlers:                            ; rbx the shim's frame
-    mov qword [rbx-${SHIM.held}], 0
-    call thread_local
-    test rax, rax
-    je handler_begin
-    mov ecx, [rax+${THREAD_LOCAL.nested}]
-    mov [rbx-${SHIM.held}], rcx
-    mov dword [rax+${THREAD_LOCAL.masked}], 1
-    add dword [rax+${THREAD_LOCAL.nested}], 1
-    add dword [rax+${THREAD_LOCAL.begun}], 1
+    cmp qword [rbx-${SHIM.isCounted}], 0
+    jne handler_begin
+    call count_handler
 handler_begin:
+    call give_signals_back
     mov rbp, rbx
     mov rdi, [rbp-${SHIM.signal}]
     mov rsi, [rbp-${SHIM.info}]
@@ -778,14 +966,15 @@ handler_return:
     sub rcx, 1
     js handler_released
     je handler_last
-    sub dword [rax+${THREAD_LOCAL.nested}], 1 ; of a handler on top of it that has not returned, and never will
+    call count_down                         ; of a handler on top of it that has not returned, and never will
     call ftrace_nmi_exit
     jmp handler_return
 handler_released:                           ; by a jump within it: the count that is about to be taken back is made again
     call ftrace_nmi_enter
     ret
 handler_last:
-    sub dword [rax+${THREAD_LOCAL.nested}], 1 ; before it is taken out of the count: too high a count harms nobody
+    call count_down                         ; before it is taken out of the count: too high a count harms nobody
+    cmp dword [rax+${THREAD_LOCAL.nested}], 0
     jne handler_end
     mov dword [rax+${THREAD_LOCAL.masked}], 0
 handler_end:
@@ -843,7 +1032,7 @@ rendezvous_uncount:                         ; a thread that stands here is in no
     sub qword [rsp+${STAND.toLeave}], 1
     js rendezvous_uncounted
     call thread_local
-    sub dword [rax+${THREAD_LOCAL.nested}], 1
+    call count_down
     lea rbp, [rsp+${STAND.size}]
     call ftrace_nmi_exit
     lea rbp, [rsp+${standFrame}]
@@ -869,7 +1058,7 @@ rendezvous_count:
     call ftrace_nmi_enter
     lea rbp, [rsp+${standFrame}]
     call thread_local
-    add dword [rax+${THREAD_LOCAL.nested}], 1
+    call count_up
     jmp rendezvous_count
 rendezvous_counted:
     mov qword [rsp+${STAND.mask}], ${ALL_SIGNALS} ; until the way back, so that what is found now stays true

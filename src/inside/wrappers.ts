@@ -32,6 +32,7 @@ const WRAPPINGS: readonly (readonly [string, Wrapping])[] = [
   ['sigset', { kind: 'handler' }],
   ['sigprocmask', { kind: 'mask', argument: 1, former: 2 }],
   ['pthread_sigmask', { kind: 'mask', argument: 1, former: 2 }],
+  ['pthread_attr_setsigmask_np', { kind: 'mask', argument: 1 }],
   ['sigsuspend', { kind: 'mask', argument: 0 }],
   ['sigwait', { kind: 'mask', argument: 0 }],
   ['sigwaitinfo', { kind: 'mask', argument: 0 }],

@@ -72,4 +72,4 @@ export { OWNER_ENTRY_BYTES, OwnerWord } from './owner-word.js';
 export { processesSharing } from './shared-memory.js';
 export { filePages } from './page-map.js';
 export { createExecutableFile, createMemoryFile } from './memory-file.js';
-export { haste, preferThread, urgency, whilePreferred } from './urgency.js';
+export { haste, preferThread, urgency, wakeSooner, whilePreferred } from './urgency.js';

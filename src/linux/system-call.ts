@@ -84,6 +84,7 @@ export const SYS = {
   fallocate: 285,
   process_vm_readv: 310,
   kcmp: 312,
+  sched_setattr: 314,
   memfd_create: 319,
   membarrier: 324,
   pidfd_open: 434,

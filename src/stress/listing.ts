@@ -10,7 +10,7 @@
 //
 // Registers: rbx the thread's counters, everywhere; r15 and rbp as lowered code wants them.
 import { FUTEX, MREMAP, PAGE, PROT, SYS } from '../linux/index.js';
-import { SYNC_CORE, type LoweredProtocol } from '../x86/index.js';
+import { COMPARE_SITE, STORE_TEXT, SYNC_CORE, type LoweredProtocol } from '../x86/index.js';
 import { MCOUNT_INSN_SIZE, type Protocol } from '../protocol/index.js';
 import {
   STACK_TIMER,
@@ -532,20 +532,7 @@ lock_text:
     ret
 `;
 
-const MPROTECT_WRITE = `
-write_text:
-    add rdi, rdx
-    add rsi, rdx
-write_text_byte:
-    sub rcx, 1
-    js write_text_done
-    mov al, byte [rsi+rcx]
-    mov byte [rdi+rcx], al
-    jmp write_text_byte
-write_text_done:
-    mov eax, 0
-    ret
-
+const MPROTECT_WRITE = `${STORE_TEXT}
 unlock_text:
     mov edx, ${PROT.read | PROT.write | PROT.exec}
     jmp change_rights
@@ -635,20 +622,7 @@ const WRITES: Readonly<Record<TextWriting, string>> = {
   'page-flip': PAGE_FLIP_WRITE + NO_LOCKS,
 };
 
-const SURROUNDINGS = `
-compare_text:                               ; the sites are always readable here
-    mov eax, dword [rdi]
-    cmp eax, dword [rsi]
-    jne compare_text_differs
-    mov al, byte [rdi+4]
-    cmp al, byte [rsi+4]
-    jne compare_text_differs
-    mov eax, 0
-    ret
-compare_text_differs:
-    mov eax, 1
-    ret
-
+const SURROUNDINGS = `${COMPARE_SITE}
 ${SYNC_CORE}
 
 sync_all:

@@ -292,6 +292,14 @@ test('exceptions that leave handlers, and threads that end in one, leave nothing
   assert.deepEqual(await ended, { kind: 'exited', status: 0 });
 });
 
+test('what threads have counted that ended within a handler by a system call of their own is taken back', async () => {
+  const session = run([build('vanish.c')], { inside: true, filters: ['step', 'compare'] });
+  const ended = session.waitForTarget();
+  await turnRound(session, 5, 100);
+  process.kill(session.pid, 'SIGTERM');
+  assert.deepEqual(await ended, { kind: 'exited', status: 0 });
+});
+
 test('a handler that waits for a thread that stands still keeps nobody for long', async () => {
   const session = run([build('waits.c'), '3000'], { inside: true, filters: ['step', 'handle'] });
   const ended = session.waitForTarget();

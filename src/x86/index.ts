@@ -13,4 +13,11 @@ export type { Analysis } from './analyse-functions.js';
 export { emitSite, relocateSite, relocatedBound } from './relocate-site.js';
 export type { RelocatedCode } from './relocate-site.js';
 export { assemble, disassemble, type Assembly } from './assembler.js';
-export { SYNC_CORE, lowerProtocol, type LoweredProtocol, type WordPlace } from './lower-protocol.js';
+export {
+  COMPARE_SITE,
+  STORE_TEXT,
+  SYNC_CORE,
+  lowerProtocol,
+  type LoweredProtocol,
+  type WordPlace,
+} from './lower-protocol.js';

@@ -35,35 +35,10 @@ import {
   waitUntil,
 } from '../protocol/index.js';
 import type { Operand, Operation, Protocol, Test } from '../protocol/index.js';
-import { assemble, lowerProtocol } from './index.js';
+import { COMPARE_SITE, STORE_TEXT, assemble, lowerProtocol } from './index.js';
 
 /** Text is written by plain stores, into memory that is writable. */
-const SURROUNDINGS = `
-write_text:
-    add rdi, rdx
-    add rsi, rdx
-write_text_byte:
-    sub rcx, 1
-    js write_text_done
-    mov al, byte [rsi+rcx]
-    mov byte [rdi+rcx], al
-    jmp write_text_byte
-write_text_done:
-    mov eax, 0
-    ret
-compare_text:
-    mov ecx, ${MCOUNT_INSN_SIZE}
-compare_text_byte:
-    sub rcx, 1
-    js compare_text_equal
-    mov al, byte [rsi+rcx]
-    cmp al, byte [rdi+rcx]
-    je compare_text_byte
-    mov eax, 1
-    ret
-compare_text_equal:
-    mov eax, 0
-    ret
+const SURROUNDINGS = `${STORE_TEXT}${COMPARE_SITE}
 sync_core:
     ret
 unlock_text:

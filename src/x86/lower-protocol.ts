@@ -56,6 +56,38 @@ sync_core:
     push rax
     iretq`;
 
+/** `write_text` by plain stores, the last byte first: text must be writable. */
+export const STORE_TEXT = `
+write_text:
+    add rdi, rdx
+    add rsi, rdx
+write_text_byte:
+    sub rcx, 1
+    js write_text_done
+    mov al, byte [rsi+rcx]
+    mov byte [rdi+rcx], al
+    jmp write_text_byte
+write_text_done:
+    mov eax, 0
+    ret
+`;
+
+/** `compare_text` of one site, where text is always readable. */
+export const COMPARE_SITE = `
+compare_text:
+    mov eax, dword [rdi]
+    cmp eax, dword [rsi]
+    jne compare_text_differs
+    mov al, byte [rdi+4]
+    cmp al, byte [rsi+4]
+    jne compare_text_differs
+    mov eax, 0
+    ret
+compare_text_differs:
+    mov eax, 1
+    ret
+`;
+
 /** Where a word of the protocol lies in its block. */
 export interface WordPlace {
   readonly offset: number;

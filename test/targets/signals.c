@@ -5,6 +5,7 @@
 #include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
@@ -19,7 +20,8 @@ static const char *const count_names[] = {"handle", "inner", "work", "step", "ju
 static volatile long sink;
 static _Thread_local sigjmp_buf away;
 static _Thread_local volatile int may_jump;
-static int jumps;
+static int jumps, defers = 1;
+static atomic_int wrong;
 static volatile sig_atomic_t over;
 
 NOINLINE void inner(int n) {
@@ -34,6 +36,9 @@ NOINLINE void jump(void) {
 
 NOINLINE void handle(int signal, siginfo_t *info, void *context) {
   COUNT(HANDLE);
+  sigset_t now;
+  pthread_sigmask(SIG_BLOCK, 0, &now);
+  if (sigismember(&now, signal) != defers) wrong++;
   inner(signal);
   if (signal == SIGUSR1) raise(SIGUSR2);
   inner(signal);
@@ -44,8 +49,6 @@ NOINLINE void handle(int signal, siginfo_t *info, void *context) {
 }
 
 #include "work.h"
-
-static atomic_int wrong;
 
 static void end(int signal) {
   over = signal;
@@ -89,7 +92,7 @@ int main(int argc, char **argv) {
   }
   struct sigaction action = {.sa_sigaction = handle, .sa_flags = SA_SIGINFO | SA_RESTART};
   if (argc > 2 && strchr(argv[2], 'a')) action.sa_flags |= SA_ONSTACK;
-  if (argc > 2 && strchr(argv[2], 'n')) action.sa_flags |= SA_NODEFER;
+  if (argc > 2 && strchr(argv[2], 'n')) action.sa_flags |= SA_NODEFER, defers = 0;
   for (const int *s = (const int[]){SIGUSR1, SIGUSR2, SIGALRM, 0}; *s; s++) sigaction(*s, &action, 0);
   signal(SIGTERM, end);
   struct itimerval often = {{0, 1000}, {0, 1000}};
