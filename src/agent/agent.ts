@@ -620,13 +620,16 @@ export class Agent {
     return true;
   }
 
-  /** Puts swapped return addresses back, of one thread or of all: they are held and not inside the recorder. Returns how many. */
-  restoreReturnAddresses(threadPointer?: bigint): number {
-    if (threadPointer === undefined) return restoreReturnAddresses(this.#memory, this.#places);
+  /**
+   * Puts swapped return addresses back, of the threads with these thread pointers, or of all: they are held and not inside the recorder.
+   * Returns how many.
+   */
+  restoreReturnAddresses(threadPointers?: ReadonlySet<bigint>): number {
+    if (threadPointers === undefined) return restoreReturnAddresses(this.#memory, this.#places);
     let restored = 0;
     const words = new BigUint64Array(this.headers.bytes, 0, (this.geometry.lanes * HEADER.size) / 8);
     for (let lane = 1; lane < this.geometry.lanes; lane++) {
-      if (words[(lane * HEADER.size + HEADER.threadPointer) / 8] === threadPointer)
+      if (threadPointers.has(words[(lane * HEADER.size + HEADER.threadPointer) / 8]))
         restored += restoreReturnAddresses(this.#memory, this.#places, lane);
     }
     return restored;

@@ -14,7 +14,7 @@ import {
   readThreads,
   urgency,
 } from '../linux/index.js';
-import { Latches, type MayWait } from './latches.js';
+import type { Latches } from './latches.js';
 import { permissionAdvice } from './permission.js';
 import {
   awaitStop,
@@ -84,16 +84,14 @@ export class Hold implements Standstill {
 
   /**
    * Holds every thread of the process, those included that others create meanwhile, but for `except`: the agent's, which has work
-   * to do then. Of many, those that wait in system calls are latched instead, where they `mayWait` (src/target/latches.ts).
+   * to do then. Those that are latched need not be held; they go on with the others.
    *
    * @throws CannotError NOT_PERMITTED, ALREADY_TRACED, WILL_NOT_STOP
    */
-  static all(pid: number, times: HoldTimes, except = 0, mayWait?: MayWait): Hold {
-    let latches = mayWait === undefined ? undefined : Latches.in(pid, times, except, mayWait);
+  static all(pid: number, times: HoldTimes, except = 0, latches?: Latches): Hold {
     return Hold.#patiently(pid, times, (hold) => {
+      // Should one be late, all are let go, and are held like any others then.
       hold.#latches = latches;
-      // Should one be late, all are let go, and are not latched again.
-      latches = undefined;
       const known = new Set([except]);
       for (;;) {
         const fresh = (readThreads(pid) ?? []).filter(
@@ -175,7 +173,7 @@ export class Hold implements Standstill {
     return [...this.#threads.values(), ...(this.#latches?.threads ?? [])];
   }
 
-  /** Writes changed registers into their thread, which is not one that `mayWait`. */
+  /** Writes changed registers into their thread, which is not one that is latched. */
   writeRegisters(thread: HeldThread): void {
     faultPoint();
     ptrace.setRegisters(thread.tid, thread.registers);

@@ -1,5 +1,5 @@
 export { Hold, type Standstill } from './hold.js';
-export type { MayWait } from './latches.js';
+export { Latches } from './latches.js';
 export { FALSE_EINTR, HoldTimes, makesCallAgain, pause, type HeldThread } from './stops.js';
 export { Loader } from './loader.js';
 export { OutsideMemory, TargetMemory } from './memory.js';
@@ -12,6 +12,7 @@ export {
   STILL_LENT,
   hastenBeside,
   holdCaller,
+  isCrowded,
   borrowCode,
   expectSuccess,
   type CallMaker,

@@ -29,7 +29,7 @@ const PATIENCE_MS = 500;
 /** When latching is given up. */
 const BOUNDS = { runnable: MAX_RUNNABLE, ms: PATIENCE_MS } as const;
 /** Asked to stop at once: each stands still while those before it are let go on. */
-const GROUP = 32;
+const GROUP = 16;
 
 /** Whether a thread may be where it is, with these registers, while code is changed. */
 export type MayWait = (registers: Registers) => boolean;
@@ -69,22 +69,29 @@ export class Latches {
     // Somebody must be left to make calls for us.
     if (hasEnded(pid)) return latches;
     const until = performance.now() + bounds.ms;
-    try {
+    return latches.keep(() => {
       for (let at = 0; at < tids.length && performance.now() < until; at += GROUP) {
         const isGoingWell = latches.#hurried(() => latches.#latch(tids.slice(at, at + GROUP), mayWait));
         if (!isGoingWell) break;
-        latches.#letWokenGo();
+        latches.letWokenGo();
       }
-    } catch (error) {
-      latches.release();
-      throw error;
-    }
-    return latches;
+      return latches;
+    });
   }
 
   /** They do not go on in the program before `release`, or stand still for good. */
   get threads(): readonly HeldThread[] {
     return [...this.#waiting.values()].map(({ thread }) => thread);
+  }
+
+  /** Does `work`; if it fails, they go on. */
+  keep<T>(work: () => T): T {
+    try {
+      return work();
+    } catch (error) {
+      this.release();
+      throw error;
+    }
   }
 
   has(tid: number): boolean {
@@ -94,7 +101,7 @@ export class Latches {
   /** Lets all go on: those that have woken up at once, the others as soon as they have been unlatched. */
   release(): void {
     if (this.#waiting.size === 0) return;
-    this.#letWokenGo();
+    this.letWokenGo();
     const tids = [...this.#waiting.keys()];
     this.#waiting.clear();
     for (let at = 0; at < tids.length; at += GROUP)
@@ -153,8 +160,8 @@ export class Latches {
     this.#times.note(thread.since, gone);
   };
 
-  /** Those of which the call has ended, or that are about to get a signal. */
-  #letWokenGo(): void {
+  /** Lets those go on of which the call has ended, or that are about to get a signal. */
+  letWokenGo(): void {
     const tids = [...this.#waiting.keys()];
     const woken: HeldThread[] = [];
     threadBatch.look(tids).forEach((look, i) => {

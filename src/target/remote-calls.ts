@@ -64,7 +64,7 @@ export interface CallMaker {
 }
 
 /** True if a process has so many threads at work that whoever waits for a processor beside them may wait for seconds. */
-function isCrowded(pid: number): boolean {
+export function isCrowded(pid: number): boolean {
   return (readThreads(pid) ?? []).length >= CROWD && (runnableThreads() ?? CROWD) >= CROWD;
 }
 

@@ -61,7 +61,9 @@ test('a thread that wakes up stops before it is back in the program, and loses n
   const target = await Target.ready(build('waiters.c'));
   target.say('run');
   for (let i = 0; i < 10; i++) {
-    const hold = Hold.all(target.pid, new HoldTimes(), 0, anywhere);
+    const times = new HoldTimes();
+    const latches = Latches.in(target.pid, times, 0, anywhere, patiently);
+    const hold = Hold.all(target.pid, times, 0, latches);
     // Tokens, timeouts and signals wake threads meanwhile; not one may run.
     await pause(30);
     assert.ok(!states(target.pid).some((state) => state.startsWith('R')));

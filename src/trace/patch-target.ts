@@ -15,6 +15,7 @@ import {
 } from '../linux/index.js';
 import {
   Hold,
+  Latches,
   RemoteCalls,
   checkSeccomp,
   borrowCode,
@@ -23,7 +24,6 @@ import {
   refuseShared,
   type HeldThread,
   type HoldTimes,
-  type MayWait,
   type Standstill,
   type TargetMemory,
 } from '../target/index.js';
@@ -34,7 +34,13 @@ import { PreparedChanges, SiteChanges, putJump } from './patch.js';
 import { anyThread } from './reach.js';
 import type { PlannedSite } from './site-plan.js';
 import { NO_TEXT_RUNS, planTextRuns, type TextRuns } from './text-runs.js';
-import { ThreadReader, findTidOffset, knownThreads } from './thread-facts.js';
+import {
+  findTidOffset,
+  knownThreads,
+  withReader,
+  type ThreadLook,
+  type ThreadReader,
+} from './thread-facts.js';
 import type { Module } from '../target/index.js';
 import { SITE_LENGTH } from '../x86/index.js';
 import { PageFlip, type WayName } from './ways.js';
@@ -47,6 +53,9 @@ const COMPARED_THREADS = 8;
 
 /** So many leave garbage whose collection would take longer than all else that is done while threads are held. */
 const MANY_SITES = 10_000;
+
+/** Latched threads of which something is read before it is seen who has woken up. */
+const LOOKED_AT_ONCE = 128;
 
 /** More threads go on before they are given lanes. */
 const FEW_THREADS = 64;
@@ -174,7 +183,7 @@ function holdAndChange(
   reader: ThreadReader,
   removeFrom: (hold: Hold) => void,
 ): PatchedTarget {
-  const { pid, times } = request;
+  const { pid, times, memory } = request;
   const { agent, interior } = ready;
   let all: Hold | undefined;
   // Threads may be in our code.
@@ -186,10 +195,12 @@ function holdAndChange(
     const maps = readMaps(pid) ?? [];
     awaitUnshared(pid);
     // Whoever stands within what is overwritten has to be moved, or is looked at once more.
-    const mayWait: MayWait = (registers) => interior.siteOfCall(registers) === undefined;
-    all = Hold.all(pid, times, agent.thread?.tid, mayWait);
+    const mayWait = (registers: Registers): boolean => interior.siteOfCall(registers) === undefined;
+    const latches = Latches.in(pid, times, agent.thread?.tid ?? 0, mayWait);
+    const early = latches.keep(() => lookAt(latches, maps, reader, memory));
+    all = Hold.all(pid, times, agent.thread?.tid, latches);
     refuseShared(pid);
-    change(request, all, ready, changing, maps, reader);
+    change(request, all, ready, changing, maps, reader, early);
     const { threads } = all;
     isInUse = true;
     // Of few threads it takes no time. Of many, what comes before is not recorded, and nobody can have asked for it yet.
@@ -408,6 +419,30 @@ function cannotFlip(pid: number): CannotError {
   });
 }
 
+/** What has been read of threads already. */
+interface EarlyLook {
+  readonly threads: ReadonlySet<HeldThread>;
+  readonly looks: readonly ThreadLook[];
+}
+
+const NOT_LOOKED_AT: EarlyLook = { threads: new Set(), looks: [] };
+
+/** Reads of latched threads, while nobody stands still for it, what stays so as long as they wait. */
+function lookAt(
+  latches: Latches,
+  maps: readonly Mapping[],
+  reader: ThreadReader,
+  memory: TargetMemory,
+): EarlyLook {
+  const { threads } = latches;
+  const looks: ThreadLook[] = [];
+  for (let at = 0; at < threads.length; at += LOOKED_AT_ONCE) {
+    looks.push(reader.look(threads.slice(at, at + LOOKED_AT_ONCE), maps, memory));
+    latches.letWokenGo();
+  }
+  return { threads: new Set(threads), looks };
+}
+
 /** All threads are held: moves them out of the sites, and changes the sites. Nothing is recorded before `settle`. */
 function change(
   request: PatchRequest,
@@ -416,6 +451,7 @@ function change(
   changing: Changing,
   maps: readonly Mapping[],
   reader: ThreadReader,
+  early = NOT_LOOKED_AT,
 ): Changing {
   const { pid, memory } = request;
   const { agent, interior } = ready;
@@ -436,10 +472,11 @@ function change(
       }
     }
   }
-  const { savedInstructionPointers, pointToThemselves } = reader.look(hold.threads, maps, memory);
-  if (!pointToThemselves) agent.distrustThreadPointers();
+  const others = hold.threads.filter((thread) => !early.threads.has(thread));
+  const looks = [...early.looks, reader.look(others, maps, memory)];
+  if (!looks.every(({ pointToThemselves }) => pointToThemselves)) agent.distrustThreadPointers();
   // A handler that runs on a thread will return to where the signal came.
-  for (const rip of savedInstructionPointers) {
+  for (const rip of looks.flatMap(({ savedInstructionPointers }) => savedInstructionPointers)) {
     const inside = interior.siteAround(rip);
     if (inside !== undefined) impossible.add(inside);
   }
@@ -464,16 +501,6 @@ function settle(
   const target = changing.finish(new Map(assigned.map((lane, i) => [lane, known[i].tid])));
   if (target === undefined) throw new Error('what is written while all are held is written or refused');
   return target;
-}
-
-/** For about so many threads. */
-function withReader<T>(threads: number, work: (reader: ThreadReader) => T): T {
-  const reader = new ThreadReader(threads);
-  try {
-    return work(reader);
-  } finally {
-    reader.close();
-  }
 }
 
 function busyUnwinder(pid: number): CannotError {

@@ -5,6 +5,7 @@ import { CALL_REFUSED } from '../inside/index.js';
 import { processesSharing, readMaps, readThreads, type Mapping } from '../linux/index.js';
 import {
   Hold,
+  isCrowded,
   pause,
   type HeldThread,
   type HoldTimes,
@@ -21,7 +22,7 @@ import {
 import type { Reach } from './reach.js';
 import type { PlannedSite, RefusedFunction } from './site-plan.js';
 import { isOnlyOurs, type TextRuns } from './text-runs.js';
-import { savedInstructionPointersOf } from './thread-facts.js';
+import { savedInstructionPointersOf, withReader } from './thread-facts.js';
 import type { WayName } from './ways.js';
 
 /** How long text waits for threads to be out of our code, so that no swapped return address outlives the unwinders' hooks. */
@@ -260,15 +261,53 @@ export class PatchedTarget {
       const threads = readThreads(this.#pid) ?? [];
       const left = threads.filter((tid) => tid !== agentTid && !done.has(tid));
       if (left.length === 0) return true;
-      const maps = readMaps(this.#pid) ?? [];
-      const inside = new Set<number>();
-      Hold.each(this.#pid, left, this.#times, (thread) => {
-        if (isInside(thread, maps, this.#memory, isOurs)) inside.add(thread.tid);
-        else this.agent.restoreReturnAddresses(thread.registers.get('fs_base'));
-      });
+      const inside = isCrowded(this.#pid)
+        ? this.#putReturnsBackTogether(new Set(left))
+        : this.#putReturnsBackOneByOne(left);
       for (const tid of left) if (!inside.has(tid)) done.add(tid);
       if (inside.size > 0) return false;
     }
+  }
+
+  /** Returns those that are in our code, or will return into it. */
+  #putReturnsBackOneByOne(tids: readonly number[]): Set<number> {
+    const isOurs = (rip: bigint): boolean => this.agent.ownsCode(rip);
+    const maps = readMaps(this.#pid) ?? [];
+    const inside = new Set<number>();
+    Hold.each(this.#pid, tids, this.#times, (thread) => {
+      if (isInside(thread, maps, this.#memory, isOurs)) inside.add(thread.tid);
+      else this.agent.restoreReturnAddresses(new Set([thread.registers.get('fs_base')]));
+    });
+    return inside;
+  }
+
+  /**
+   * The same of many threads that want a processor, with all held at once: each that is asked alone would have to wait for its turn
+   * among all the others.
+   */
+  #putReturnsBackTogether(tids: ReadonlySet<number>): Set<number> {
+    const isOurs = (rip: bigint): boolean => this.agent.ownsCode(rip);
+    return withReader(tids.size, (reader) => {
+      const maps = readMaps(this.#pid) ?? [];
+      const hold = this.#reach.standAll(this.#times, this.agent.thread?.tid);
+      try {
+        const threads = hold.threads.filter(({ tid }) => tids.has(tid));
+        const { savedInstructionPointers } = reader.look(threads, maps, this.#memory);
+        const anyHandler = savedInstructionPointers.some((rip) => isOurs(BigInt(rip)));
+        const [inside, outside] = [new Set<number>(), new Set<bigint>()];
+        for (const thread of threads) {
+          const isWithin = anyHandler
+            ? isInside(thread, maps, this.#memory, isOurs)
+            : isOurs(thread.registers.get('rip'));
+          if (isWithin) inside.add(thread.tid);
+          else outside.add(thread.registers.get('fs_base'));
+        }
+        this.agent.restoreReturnAddresses(outside);
+        return inside;
+      } finally {
+        hold.release();
+      }
+    });
   }
 }
 

@@ -202,6 +202,16 @@ export class ThreadReader {
   }
 }
 
+/** For about so many threads. */
+export function withReader<T>(threads: number, work: (reader: ThreadReader) => T): T {
+  const reader = new ThreadReader(threads);
+  try {
+    return work(reader);
+  } finally {
+    reader.close();
+  }
+}
+
 /** Where handlers that run on one held thread will return to. */
 export function savedInstructionPointersOf(
   thread: HeldThread,
