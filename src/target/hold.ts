@@ -20,6 +20,7 @@ import {
   awaitStop,
   gatherStops,
   pause,
+  rehearseStops,
   stragglers,
   watchStragglers,
   type HeldThread,
@@ -30,7 +31,7 @@ import { threadBatch } from './thread-batch.js';
 const HOLD_TRIES = 60;
 const RETRY_PAUSE_MS = 50;
 /** Asked to stop at once by who looks at threads one by one: each that has stopped stands while those before it are looked at. */
-const LOOKED_AT_ONCE = 64;
+const LOOKED_AT_ONCE = 16;
 /** A thread that is let go to take its signal is asked to stop again at once. */
 const CALLABLE_PATIENCE_MS = 1000;
 
@@ -139,6 +140,7 @@ export class Hold implements Standstill {
 
   /** Tries to hold until no thread is late. `attempt` returns one that is. */
   static #patiently(pid: number, times: HoldTimes, attempt: (hold: Hold) => number | undefined): Hold {
+    rehearseStops();
     let late: number | undefined;
     for (let tries = 0; tries < HOLD_TRIES; tries++) {
       const hold = new Hold(pid, times);

@@ -14,6 +14,7 @@ import {
   gatherStops,
   heldThread,
   makesCallAgain,
+  rehearseStops,
   watchStragglers,
   type HeldThread,
   type HoldTimes,
@@ -68,6 +69,7 @@ export class Latches {
     if (tids.length < MIN_THREADS || (runnableThreads() ?? Infinity) > bounds.runnable) return latches;
     // Somebody must be left to make calls for us.
     if (hasEnded(pid)) return latches;
+    rehearseStops();
     const until = performance.now() + bounds.ms;
     return latches.keep(() => {
       for (let at = 0; at < tids.length && performance.now() < until; at += GROUP) {

@@ -6,6 +6,7 @@ import {
   readStatus,
   stoppedBySignal,
   tellNothingOfStops,
+  urgency,
 } from '../linux/index.js';
 import { threadBatch, type Stopped } from './thread-batch.js';
 
@@ -214,6 +215,28 @@ function undoFalseEintr(pid: number, { registers, tid, pendingSignal }: HeldThre
   if ((pending & ~signalSet(status, 'SigBlk')) !== 0n) return;
   registers.set('rax', ERESTARTNOHAND_RESULT);
   ptrace.setRegisters(tid, registers);
+}
+
+let isRehearsed = false;
+
+/**
+ * Goes once through what is done while a thread stands still, with nobody there: what has not been compiled yet takes many times as long.
+ */
+export function rehearseStops(): void {
+  if (isRehearsed) return;
+  isRehearsed = true;
+  // The kernel refuses each of them: no process traces itself, or is its own child.
+  const nobody = process.pid;
+  const registers = new Registers();
+  threadBatch.seize([nobody], 0);
+  gatherStops(nobody, new Map([[nobody, threadBatch.interrupt([nobody])[0]]]), () => undefined);
+  const thread = heldThread(nobody, { kind: 'stopped', signal: 0, event: 1, registers }, 0);
+  undoFalseEintr(nobody, thread);
+  makesCallAgain(registers);
+  ptrace.contToSystemCall(nobody);
+  threadBatch.detach([thread]);
+  urgency.begin();
+  urgency.end();
 }
 
 /**
