@@ -146,9 +146,10 @@ async function turnRound(
 }
 
 test('sites are turned on and off under busy threads and a storm of signals, and no result is wrong', async () => {
-  const session = run([build('signals.c'), '150000', 'an'], { inside: true });
+  const session = run([build('signals.c'), '0', 'an'], { inside: true });
   const ended = session.waitForTarget();
   await turnRound(session, 5);
+  process.kill(session.pid, 'SIGTERM');
   // It has compared every result, and says by its status whether all were right.
   assert.deepEqual(await ended, { kind: 'exited', status: 0 });
 });
@@ -260,35 +261,39 @@ test('a process whose memory another shares without being its thread is refused 
 });
 
 test('handlers that can open nothing let the agent’s thread make the change, and no result is wrong', async () => {
-  const session = run([build('signals.c'), '100000', 'dan'], { inside: true });
+  const session = run([build('signals.c'), '0', 'dan'], { inside: true });
   const ended = session.waitForTarget();
   await turnRound(session, 5);
+  process.kill(session.pid, 'SIGTERM');
   assert.deepEqual(await ended, { kind: 'exited', status: 0 });
 });
 
 test('handlers that jump out of the rendezvous leave no wrong result behind', async () => {
-  const first = run([build('signals.c'), '100000', 'ajn'], { inside: true });
+  const first = run([build('signals.c'), '0', 'ajn'], { inside: true });
   const ended = first.waitForTarget();
   await pause(100);
   // Leaving may take until the program's end: a thread that has jumped elsewhere may be in our code.
   const { ended: why, restored } = await first.stop();
   assert.ok(['stopped', 'exited', 'gone'].includes(why) && restored, why);
+  process.kill(first.pid, 'SIGTERM');
   assert.deepEqual(await ended, { kind: 'exited', status: 0 });
 });
 
 test('handlers that leap out by a plain longjmp leave their threads such that they can be called together', async () => {
-  const session = run([build('leaps.c'), '6000'], { inside: true });
+  const session = run([build('leaps.c')], { inside: true });
   const ended = session.waitForTarget();
   await turnRound(session, 5, 100);
+  process.kill(session.pid, 'SIGTERM');
   assert.deepEqual(await ended, { kind: 'exited', status: 0 });
 });
 
 test('exceptions that leave handlers, and threads that end in one, leave nothing behind that keeps code from being changed', async () => {
   // None of them is open when an exception is thrown: what comes of swapped return addresses is another matter.
   const filters = ['work', 'step'];
-  const session = run([build('leaves.cc'), '6000'], { inside: true, filters });
+  const session = run([build('leaves.cc'), '0'], { inside: true, filters });
   const ended = session.waitForTarget();
   await turnRound(session, 5, 100, filters);
+  process.kill(session.pid, 'SIGINT');
   assert.deepEqual(await ended, { kind: 'exited', status: 0 });
 });
 
@@ -301,9 +306,10 @@ test('what threads have counted that ended within a handler by a system call of 
 });
 
 test('a handler that waits for a thread that stands still keeps nobody for long', async () => {
-  const session = run([build('waits.c'), '3000'], { inside: true, filters: ['step', 'handle'] });
+  const session = run([build('waits.c')], { inside: true, filters: ['step', 'handle'] });
   const ended = session.waitForTarget();
   await turnRound(session, 5, 100);
+  process.kill(session.pid, 'SIGTERM');
   assert.deepEqual(await ended, { kind: 'exited', status: 0 });
 });
 

@@ -1,6 +1,6 @@
 // Exceptions that leave signal handlers, and threads that end in one. Each thread works, and a timer interrupts it in `spin`, from where
 // the handler throws; or it raises a signal whose handler throws. Every now and then a thread is made that ends in a handler: by
-// pthread_exit, by cancellation, or by the C library's syscall. Argument: milliseconds.
+// pthread_exit, by cancellation, or by the C library's syscall. Argument: milliseconds, or 0: until SIGINT comes.
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
@@ -127,15 +127,20 @@ static void install(int signal, void (*handler)(int)) {
   sigaction(signal, &action, nullptr);
 }
 
+static volatile sig_atomic_t told;
+
+static void on_interrupt(int signal) { told = signal; }
+
 int main(int, char **argv) {
-  long ms = std::atol(argv[1]);
+  long ms = std::atol(argv[1]), ends_made = 0;
   install(SIGALRM, on_timer);
   install(SIGUSR1, on_user);
   install(SIGUSR2, on_other);
   install(SIGTERM, on_end);
+  install(SIGINT, on_interrupt);
   pthread_t threads[3];
   for (auto &thread : threads) pthread_create(&thread, nullptr, worker, nullptr);
-  for (long i = 0; i < ms / 5; i++) {
+  for (; ms == 0 ? !told : ends_made < ms / 5; ends_made++) {
     pthread_t one;
     pthread_create(&one, nullptr, ends, nullptr);
     pthread_join(one, nullptr);
@@ -144,6 +149,6 @@ int main(int, char **argv) {
   over = true;
   for (auto &thread : threads) pthread_join(thread, nullptr);
   std::printf("wrong: %ld, thrown: %s, ended: %s\n", wrong.load(), thrown > 100 ? "many" : "few",
-              ended == ms / 5 ? "all" : "some");
+              ended == ends_made ? "all" : "some");
   return wrong != 0;
 }

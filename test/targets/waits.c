@@ -1,4 +1,4 @@
-// A signal handler that waits for a lock which another thread holds most of the time: it ends only while that thread runs.
+// A signal handler that waits for a lock which another thread holds most of the time: it ends only while that thread runs. Until SIGTERM comes.
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <signal.h>
@@ -24,6 +24,8 @@ static void handle(int signal) {
   lock = 0;
 }
 
+static volatile sig_atomic_t over;
+
 static void *holder(void *unused) {
   sigset_t all;
   sigfillset(&all);
@@ -39,14 +41,16 @@ static void *holder(void *unused) {
   return unused;
 }
 
-int main(int argc, char **argv) {
-  (void)argc;
+static void end(int signal) { over = signal; }
+
+int main(void) {
+  signal(SIGTERM, end);
   signal(SIGALRM, handle);
   struct itimerval often = {{0, 1000}, {0, 1000}};
   pthread_t thread;
   pthread_create(&thread, 0, holder, 0);
   setitimer(ITIMER_REAL, &often, 0);
-  for (int i = atoi(argv[1]); i > 0; i--) usleep(1000);
+  while (!over) usleep(1000);
   stop = 1;
   pthread_join(thread, 0);
   printf("handled %s, wrong: %d\n", handled > 0 ? "some" : "none", wrong);
