@@ -4,7 +4,9 @@ import { chmodSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { Agent, request } from 'node:http';
 import { join } from 'node:path';
 import type { TestContext } from 'node:test';
-import { freePort, start, temporaryFolder, untilListening } from './real.test.support.js';
+import { freePort, start, temporaryFolder, until, untilListening } from './real.test.support.js';
+
+const WORKERS = 2;
 
 const FILES = 20;
 
@@ -15,7 +17,7 @@ function contents(i: number): string {
 function configuration(folder: string, port: number, daemon: 'on' | 'off'): string {
   return `
 daemon ${daemon};
-worker_processes 2;
+worker_processes ${WORKERS};
 pid ${folder}/pid;
 error_log ${folder}/errors;
 events { worker_connections 64; }
@@ -61,7 +63,20 @@ export async function startNginx(t: TestContext): Promise<{ pid: number; port: n
     for (const worker of workersOf(pid)) process.kill(worker, 'SIGKILL');
   });
   await untilListening(port);
+  // The master listens before its workers have looked up their user, for which they load libraries.
+  await until(() => workersOf(pid).length === WORKERS && workersOf(pid).every(isWaitingForEvents));
   return { pid, port };
+}
+
+/** System call numbers of x86-64. */
+const EPOLL_WAIT = '232';
+
+function isWaitingForEvents(pid: number): boolean {
+  try {
+    return readFileSync(`/proc/${pid}/syscall`, 'utf8').startsWith(`${EPOLL_WAIT} `);
+  } catch {
+    return false;
+  }
 }
 
 export function workersOf(master: number): number[] {
