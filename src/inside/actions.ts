@@ -13,7 +13,7 @@
 //     are let go and called once more: they come from below, where no handler runs but as code that is looked at as any other.
 //
 // The two signals of the C library are left out: the rendezvous has them masked.
-import { SYS } from '../linux/index.js';
+import { SIGNAL_SET_BYTES, SYS } from '../linux/index.js';
 import {
   BLOCK,
   HANDLERS_MAX,
@@ -26,7 +26,6 @@ import {
 
 /** As the kernel numbers them: cancellation, and what makes all threads take the same user (nptl). */
 const C_LIBRARY_SIGNALS = [32, 33] as const;
-const SIGNAL_SET_BYTES = 8;
 /** Handlers are above SIG_DFL and SIG_IGN, and nothing is mapped in the first page. */
 const NO_HANDLER = 4095;
 /** Signal 64 as a mask. */

@@ -28,8 +28,6 @@ const PRIVATE_START = OBJECT_DATA + DYNAMIC_ROOM;
 export const OWN_COUNT = { tid: 0, count: 4, size: 8 } as const;
 /** A power of two. Threads that find no room are not known when they have ended. */
 export const OWN_COUNTS_MAX = 1024;
-/** Offset of the thread's id from its thread pointer in glibc on x86-64 (struct pthread, tid): looked at before it is relied on. */
-export const C_LIBRARY_TID = 720;
 
 /** Addresses in the object's data. All u64 unless said. */
 export const PRIVATE = {

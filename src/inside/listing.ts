@@ -12,7 +12,17 @@
 // a cancellation that goes through them finds its way. While a handler runs the rendezvous is masked, as stop-machine cannot get
 // hold of a CPU in an NMI; a thread in which it is not, though it has counted itself, was left by a jump, or unmasked it.
 import { AGENT, AGENT_THREAD_FLAGS_APART, FURTHER_ACTION, agentThreadListing } from '../agent/index.js';
-import { EVERYBODY, FUTEX, FUTEX_OWNER_DIED, MAP, PROT, SYS } from '../linux/index.js';
+import {
+  EVERYBODY,
+  FUTEX,
+  FUTEX_OWNER_DIED,
+  GLIBC_TID_OFFSET,
+  MAP,
+  PROT,
+  SIGNAL_SET_BYTES,
+  SYS,
+  UCONTEXT_REGISTERS,
+} from '../linux/index.js';
 import type { Protocol } from '../protocol/index.js';
 import { FALSE_EINTR } from '../target/index.js';
 import { SYNC_CORE, type LoweredProtocol } from '../x86/index.js';
@@ -21,7 +31,6 @@ import {
   BLOCK,
   BUFFER_SIZE,
   CHANGE,
-  C_LIBRARY_TID,
   HANDLERS_MAX,
   OBJECT_DATA,
   OWN_COUNT,
@@ -47,7 +56,14 @@ const ALL_SIGNALS = -1;
 const SIG_BLOCK = 0;
 const SIG_UNBLOCK = 1;
 const SIG_SETMASK = 2;
-const SIGNAL_SET_BYTES = 8;
+/** rt_sigprocmask with the set at an address on the stack; the former mask goes to another, or nowhere. */
+const changeMask = (how: number, set: string, former?: string): string => `
+    mov eax, ${SYS.rt_sigprocmask}
+    mov edi, ${how}
+    ${set === 'rsp' ? 'mov rsi, rsp' : `lea rsi, [${set}]`}
+    ${former === undefined ? 'xor edx, edx' : `lea rdx, [${former}]`}
+    mov r10d, ${SIGNAL_SET_BYTES}
+    syscall`;
 /** A helper that cannot write looks so often whether the patcher has. */
 const HELPER_PAUSE_NS = 20_000;
 /** Signal 64 as a mask. */
@@ -61,9 +77,6 @@ const O_CLOEXEC = 0x8_0000;
 const RTLD_NEXT = -1;
 /** Exit status where our memory cannot be mapped. */
 export const NO_BLOCK_STATUS = 125;
-
-/** In struct ucontext: gregs, arch/x86/include/uapi/asm/sigcontext.h. */
-const CONTEXT = { rax: 144, rcx: 152, rsp: 160, rip: 168 } as const;
 
 /** `syscall`, and what C libraries put the number into eax with before it: at most so many bytes before. */
 const FARTHEST_NUMBER = 24;
@@ -166,12 +179,7 @@ init:                                       ; rdi argc, rsi argv, rdx envp
     mov r10d, ${SIGNAL_SET_BYTES}
     syscall
     mov qword [rsp], ${ALL_SIGNALS}
-    mov eax, ${SYS.rt_sigprocmask}
-    mov edi, ${SIG_SETMASK}
-    mov rsi, rsp
-    lea rdx, [rsp+8]
-    mov r10d, ${SIGNAL_SET_BYTES}
-    syscall
+${changeMask(SIG_SETMASK, 'rsp', 'rsp+8')}
     mov eax, ${SYS.clone}
     mov edi, ${AGENT_THREAD_FLAGS_APART}
     lea rsi, [rbx+${AGENT.stack}]
@@ -186,12 +194,7 @@ init:                                       ; rdi argc, rsi argv, rdx envp
 init_parent:
     js init_no_block
     mov [rbx+${BLOCK.agentTid}], eax
-    mov eax, ${SYS.rt_sigprocmask}
-    mov edi, ${SIG_SETMASK}
-    lea rsi, [rsp+8]
-    xor edx, edx
-    mov r10d, ${SIGNAL_SET_BYTES}
-    syscall
+${changeMask(SIG_SETMASK, 'rsp+8')}
 ${wrapped
   .map(
     ({ name }, index) => `
@@ -217,7 +220,7 @@ init_found_${name}:
     syscall
     mov [r14+${PLACE.tid}], rax
     rdfsbase rcx
-    cmp eax, [rcx+${C_LIBRARY_TID}]
+    cmp eax, [rcx+${GLIBC_TID_OFFSET}]
     jne init_tid_elsewhere
     mov dword [rel ${PRIVATE.knowsThreads}], 1
 init_tid_elsewhere:
@@ -659,10 +662,10 @@ ${SYNC_CORE}
 
 ; A call that fails with EINTR because of us, and of nothing else, is made once more. r12 struct ucontext
 restart_call:
-    cmp qword [r12+${CONTEXT.rax}], ${EINTR}
+    cmp qword [r12+${UCONTEXT_REGISTERS.rax}], ${EINTR}
     jne restart_not
-    mov rdx, [r12+${CONTEXT.rip}]
-    cmp rdx, [r12+${CONTEXT.rcx}]           ; as syscall leaves it
+    mov rdx, [r12+${UCONTEXT_REGISTERS.rip}]
+    cmp rdx, [r12+${UCONTEXT_REGISTERS.rcx}]           ; as syscall leaves it
     jne restart_not
     lea rax, [rel syscall.made]
     cmp rdx, rax
@@ -689,16 +692,16 @@ restart_look:                               ; for mov eax, number, with some oth
 ${RESTARTED.map((n) => `    cmp eax, ${n}\n    je restart_now`).join('\n')}
     jmp restart_look
 restart_own:                                ; our own syscall function has the number on the stack
-    mov rax, [r12+${CONTEXT.rsp}]
+    mov rax, [r12+${UCONTEXT_REGISTERS.rsp}]
     mov rax, [rax]
 restart_known:
 ${RESTARTED.map((n) => `    cmp eax, ${n}\n    je restart_now`).join('\n')}
 restart_not:
     ret
 restart_now:
-    mov [r12+${CONTEXT.rax}], rax
+    mov [r12+${UCONTEXT_REGISTERS.rax}], rax
     sub rdx, 2
-    mov [r12+${CONTEXT.rip}], rdx
+    mov [r12+${UCONTEXT_REGISTERS.rip}], rdx
     ret
 
 ; A jump leaves handlers, perhaps, and nobody says how many: from here on the thread is one as any other, which can be called to a
@@ -719,12 +722,7 @@ leave_handlers:
     or r10, [rax+${THREAD_LOCAL.withheld}]  ; of handlers that still waited
     mov qword [rax+${THREAD_LOCAL.withheld}], 0
     mov [rsp], r10
-    mov eax, ${SYS.rt_sigprocmask}
-    mov edi, ${SIG_UNBLOCK}
-    mov rsi, rsp
-    xor edx, edx
-    mov r10d, ${SIGNAL_SET_BYTES}
-    syscall
+${changeMask(SIG_UNBLOCK, 'rsp')}
     lea r15, [rel ${PRIVATE.protocol}]
 leave_next:
     call thread_local
@@ -763,12 +761,7 @@ withhold_shift:
     jmp withhold_shift
 withhold_block:
     mov [rsp], rax
-    mov eax, ${SYS.rt_sigprocmask}
-    mov edi, ${SIG_BLOCK}
-    mov rsi, rsp
-    lea rdx, [rsp+8]
-    mov r10d, ${SIGNAL_SET_BYTES}
-    syscall
+${changeMask(SIG_BLOCK, 'rsp', 'rsp+8')}
     test eax, eax
     jne withhold_done
     mov rax, [rsp+8]
@@ -798,12 +791,7 @@ give_back:
     test rdx, rdx
     je give_nothing_back
     push rdx
-    mov eax, ${SYS.rt_sigprocmask}
-    mov edi, ${SIG_UNBLOCK}
-    mov rsi, rsp
-    xor edx, edx
-    mov r10d, ${SIGNAL_SET_BYTES}
-    syscall
+${changeMask(SIG_UNBLOCK, 'rsp')}
     pop rdx
 give_nothing_back:
     ret
@@ -856,7 +844,7 @@ own_count_look:
     je own_count_none
     push rax
     rdfsbase rdx
-    mov edx, [rdx+${C_LIBRARY_TID}]
+    mov edx, [rdx+${GLIBC_TID_OFFSET}]
     test edx, edx
     je own_count_pop
     mov r10d, edx
@@ -1006,9 +994,9 @@ rendezvous:
     and eax, ${PLACES_MAX - 1}
     shl rax, ${Math.log2(PLACE.size)}
     lea r14, [rbx+rax+${BLOCK.places}]
-    mov rax, [r12+${CONTEXT.rip}]
+    mov rax, [r12+${UCONTEXT_REGISTERS.rip}]
     mov [r14+${PLACE.rip}], rax
-    mov rax, [r12+${CONTEXT.rsp}]
+    mov rax, [r12+${UCONTEXT_REGISTERS.rsp}]
     mov [r14+${PLACE.rsp}], rax
     mov qword [r14+${PLACE.isMoved}], 0
     mov qword [r14+${PLACE.hasLeft}], 0
@@ -1062,16 +1050,11 @@ rendezvous_count:
     jmp rendezvous_count
 rendezvous_counted:
     mov qword [rsp+${STAND.mask}], ${ALL_SIGNALS} ; until the way back, so that what is found now stays true
-    mov eax, ${SYS.rt_sigprocmask}
-    mov edi, ${SIG_SETMASK}
-    lea rsi, [rsp+${STAND.mask}]
-    xor edx, edx
-    mov r10d, ${SIGNAL_SET_BYTES}
-    syscall
+${changeMask(SIG_SETMASK, `rsp+${STAND.mask}`)}
     cmp qword [r14+${PLACE.isMoved}], 0
     je rendezvous_unmoved
     mov rax, [r14+${PLACE.rip}]
-    mov [r12+${CONTEXT.rip}], rax
+    mov [r12+${UCONTEXT_REGISTERS.rip}], rax
     jmp rendezvous_leave
 rendezvous_unmoved:
     call thread_local

@@ -5,6 +5,7 @@ import { availableParallelism } from 'node:os';
 import type { AgentThread } from '../agent/index.js';
 import { CannotError } from '../errors/index.js';
 import {
+  bitSet,
   ERRNO,
   EVERYBODY,
   FUTEX,
@@ -214,7 +215,7 @@ export class Meetings {
 
   #stateOf(tid: number): { readonly isBlocked: boolean; readonly state: string } {
     const status = readStatus(this.#pid, tid);
-    const blocked = BigInt(`0x${status?.get('SigBlk') ?? '0'}`);
+    const blocked = bitSet(status, 'SigBlk');
     return { isBlocked: (blocked & RENDEZVOUS_BIT) !== 0n, state: status?.get('State') ?? 'unknown' };
   }
 

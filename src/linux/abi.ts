@@ -1,4 +1,4 @@
-// Numbers of the kernel's that several rooms need. Those of one place only stand there.
+// Numbers of the kernel's, and of C libraries, that several rooms need. Those of one place only stand there.
 
 /** x86-64 has pages of this size, whatever larger ones there are besides. */
 export const PAGE = 4096;
@@ -36,3 +36,16 @@ export const FUTEX_WAITERS = 0x8000_0000;
 export const FUTEX_OWNER_DIED = 0x4000_0000;
 /** As the number of those to wake. */
 export const EVERYBODY = 0x7fff_ffff;
+
+/**
+ * Where glibc keeps a thread's id, counted from the thread pointer: struct pthread.tid, behind a tcbhead_t of 704 bytes and a list head;
+ * so since 2.4. Never believed without a look.
+ */
+export const GLIBC_TID_OFFSET = 0x2d0;
+
+/** Bytes of a signal set: the kernel's sigset_t of 64 signals. */
+export const SIGNAL_SET_BYTES = 8;
+/** struct sigaction as the kernel has it: handler, flags, restorer, mask; a word each. */
+export const ACTION_WORDS = 4;
+/** Where a signal frame's struct ucontext has registers: arch/x86/include/uapi/asm/{ucontext,sigcontext}.h. */
+export const UCONTEXT_REGISTERS = { rax: 144, rcx: 152, rsp: 160, rip: 168 } as const;

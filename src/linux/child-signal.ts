@@ -1,14 +1,12 @@
 // SIGCHLD, by which this process learns of its children. Node looks at all of them then, and takes a thread's stop for ptrace,
 // if that is a child as well, for its end.
+import { ACTION_WORDS, SIGNAL_SET_BYTES } from './abi.js';
 import { addressOf, SYS, systemCall } from './system-call.js';
 
 const SIGCHLD = 17;
 /** include/uapi/asm-generic/signal-defs.h */
 const SA_NOCLDSTOP = 1n;
-/** struct sigaction as the kernel has it: handler, flags, restorer, mask; a word each. */
-const ACTION_WORDS = 4;
 const FLAGS_WORD = 1;
-const SIGNAL_SET_BYTES = 8;
 
 /** Stops are no occasion any more: of ends this process is told as before. */
 export function tellNothingOfStops(): void {

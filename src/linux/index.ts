@@ -1,13 +1,17 @@
 export {
+  ACTION_WORDS,
   EVERYBODY,
   FUTEX,
   FUTEX_OWNER_DIED,
+  GLIBC_TID_OFFSET,
   MADV,
   MAP,
   MFD_CLOEXEC,
   MREMAP,
   PAGE,
   PROT,
+  SIGNAL_SET_BYTES,
+  UCONTEXT_REGISTERS,
   pageOf,
   roundToPage,
 } from './abi.js';
@@ -31,7 +35,8 @@ export {
   PTRACE_REQUEST,
   REGISTER_NAMES,
   Registers,
-  SYSCALL_STOP_BIT,
+  SIGTRAP,
+  SYSTEM_CALL_STOP,
   WAIT_ALL,
   WNOHANG,
   decodeWaitStatus,
@@ -61,6 +66,7 @@ export {
   readThreads,
   runnableThreads,
   type Mapping,
+  bitSet,
 } from './proc.js';
 export { availableMemory } from './available-memory.js';
 export { readRemoteRanges, type MemoryRange } from './remote-memory.js';

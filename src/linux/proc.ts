@@ -97,6 +97,11 @@ export function readStatus(pid: number, tid?: number): ReadonlyMap<string, strin
   return fields;
 }
 
+/** A set of signals or capabilities as /proc/PID/status shows it; empty where it does not. */
+export function bitSet(status: ReadonlyMap<string, string> | undefined, name: string): bigint {
+  return BigInt(`0x${status?.get(name) ?? '0'}`);
+}
+
 /** True if a process, or one thread of it, has ended: it is gone, or waits to be reaped. */
 export function hasEnded(pid: number, tid?: number): boolean {
   return /^[ZX]/.test(readStatus(pid, tid)?.get('State') ?? 'X');

@@ -1,5 +1,6 @@
 // ptrace(2) and wait4(2), as thin as they can be. Everything here acts on one thread of the target at a time and must be
 // called from one and the same operating-system thread: the kernel ties tracees to the thread that seized them.
+import { SIGNAL_SET_BYTES } from './abi.js';
 import { ERRNO, SYS, addressOf, systemCall, systemCallBuffer2, systemCallBuffer4 } from './system-call.js';
 
 /** Requests, include/uapi/linux/ptrace.h and arch/x86/include/uapi/asm/ptrace-abi.h. */
@@ -18,9 +19,10 @@ export const PTRACE_REQUEST = {
   seccompGetFilter: 0x420c,
 } as const;
 
-/** Makes the stops of PTRACE_SYSCALL known by a signal number of their own: SIGTRAP with this bit. */
+export const SIGTRAP = 5;
+/** Makes the stops of PTRACE_SYSCALL known by a signal number of their own, which is their si_code as well (ptrace_notify in kernel/signal.c). */
 export const PTRACE_O_TRACESYSGOOD = 0x1;
-export const SYSCALL_STOP_BIT = 0x80;
+export const SYSTEM_CALL_STOP = SIGTRAP | 0x80;
 export const PTRACE_O_TRACEEXEC = 0x10;
 export const PTRACE_O_EXITKILL = 0x100000;
 export const PTRACE_EVENT_EXEC = 4;
@@ -118,8 +120,6 @@ export const ptrace = {
 /** siginfo_t: si_signo, and si_code, in which the kernel tells of an event of ptrace's above the low byte. */
 const SIGNAL_INFO_SIZE = 128;
 const SI_CODE = 8;
-/** si_code of a stop at a system call: SIGTRAP with the bit that PTRACE_O_TRACESYSGOOD sets (ptrace_notify in kernel/signal.c). */
-const SYSTEM_CALL_STOP_CODE = 5 | SYSCALL_STOP_BIT;
 
 /** The signal that a stopped thread is about to get; 0 if it stopped for ptrace, or runs. */
 export function stoppedBySignal(tid: number): number {
@@ -127,7 +127,7 @@ export function stoppedBySignal(tid: number): number {
   if (systemCallBuffer4(SYS.ptrace, PTRACE_REQUEST.getSignalInfo, tid, 0, info) < 0) return 0;
   const view = new DataView(info.buffer);
   const code = view.getInt32(SI_CODE, true);
-  const isOurs = code >> 8 === PTRACE_EVENT_STOP || code === SYSTEM_CALL_STOP_CODE;
+  const isOurs = code >> 8 === PTRACE_EVENT_STOP || code === SYSTEM_CALL_STOP;
   return isOurs ? 0 : view.getInt32(0, true);
 }
 
@@ -147,9 +147,6 @@ export function readExtendedState(tid: number): Uint8Array | undefined {
   return result < 0 ? undefined : state.subarray(0, Number(view.getBigUint64(8, true)));
 }
 
-/** Bytes of a signal set: the kernel's sigset_t of 64 signals. */
-const SIGNAL_SET_SIZE = 8;
-
 /** Most instructions of a seccomp filter (BPF_MAXINSNS), and bytes of one (struct sock_filter). */
 const MAX_FILTER_INSTRUCTIONS = 4096;
 const FILTER_INSTRUCTION_SIZE = 8;
@@ -166,13 +163,13 @@ export function readSeccompFilter(tid: number, index: number): Uint8Array | numb
 }
 
 function readSignalMask(tid: number): Uint8Array {
-  const mask = new Uint8Array(SIGNAL_SET_SIZE);
-  systemCallBuffer4(SYS.ptrace, PTRACE_REQUEST.getSignalMask, tid, SIGNAL_SET_SIZE, mask);
+  const mask = new Uint8Array(SIGNAL_SET_BYTES);
+  systemCallBuffer4(SYS.ptrace, PTRACE_REQUEST.getSignalMask, tid, SIGNAL_SET_BYTES, mask);
   return mask;
 }
 
 function writeSignalMask(tid: number, mask: Uint8Array): void {
-  systemCallBuffer4(SYS.ptrace, PTRACE_REQUEST.setSignalMask, tid, SIGNAL_SET_SIZE, mask);
+  systemCallBuffer4(SYS.ptrace, PTRACE_REQUEST.setSignalMask, tid, SIGNAL_SET_BYTES, mask);
 }
 
 /** The mask of blocked signals of a stopped thread. */
@@ -180,7 +177,7 @@ export const ptraceSignalMask = {
   get: readSignalMask,
   set: writeSignalMask,
   /** Every signal. */
-  all: new Uint8Array(SIGNAL_SET_SIZE).fill(0xff),
+  all: new Uint8Array(SIGNAL_SET_BYTES).fill(0xff),
 };
 
 /** What wait4 said of a thread. */

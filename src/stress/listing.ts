@@ -9,7 +9,7 @@
 //   traps         SIGTRAP's handler is the protocol's `trap`; it may be interrupted by the storm, and nest in it
 //
 // Registers: rbx the thread's counters, everywhere; r15 and rbp as lowered code wants them.
-import { FUTEX, MREMAP, PAGE, PROT, SYS } from '../linux/index.js';
+import { FUTEX, MREMAP, PAGE, PROT, SYS, UCONTEXT_REGISTERS } from '../linux/index.js';
 import { COMPARE_SITE, STORE_TEXT, SYNC_CORE, type LoweredProtocol } from '../x86/index.js';
 import { MCOUNT_INSN_SIZE, type Protocol } from '../protocol/index.js';
 import {
@@ -85,10 +85,6 @@ const SIGKILL = 9;
 const CLOCK_MONOTONIC = 1;
 const SIGEV_THREAD_ID = 4;
 const MREMAP_TO = MREMAP.mayMove | MREMAP.fixed;
-/** In struct ucontext: gregs[REG_RSP] and gregs[REG_RIP], arch/x86/include/uapi/asm/sigcontext.h. */
-const CONTEXT_RSP = 160;
-const CONTEXT_RIP = 168;
-
 /** A site lies in one page or across the end of one. */
 const FLIPPED = 2 * PAGE;
 /**
@@ -436,7 +432,7 @@ function handlerListing({ protocol, lowered }: StressProgram): string {
 trap_handler:                               ; rdx struct ucontext
     mov r14, rdx${context}
     add qword [rbx+${COUNTERS.traps}], 1
-    mov rax, [r14+${CONTEXT_RIP}]
+    mov rax, [r14+${UCONTEXT_REGISTERS.rip}]
     sub rax, 1
     mov [rbp+${lowered.slots.get('trapped_ip') ?? 0}], rax
     call ${protocol.trap}
@@ -448,21 +444,21 @@ emulate:                                    ; rdi code buffer
     add rax, 5
     cmp byte [rdi], -24                    ; 0xe8, call rel32
     jne emulate_done                        ; a nop
-    mov rcx, [r14+${CONTEXT_RSP}]
+    mov rcx, [r14+${UCONTEXT_REGISTERS.rsp}]
     sub rcx, 8
     mov [rcx], rax
-    mov [r14+${CONTEXT_RSP}], rcx
+    mov [r14+${UCONTEXT_REGISTERS.rsp}], rcx
     movsxd rcx, dword [rdi+1]
     add rax, rcx
 emulate_done:
-    mov [r14+${CONTEXT_RIP}], rax
+    mov [r14+${UCONTEXT_REGISTERS.rip}], rax
     add rsp, ${lowered.frameSize}
     ret
 
 retry:
     mov rsp, rbp
     mov rax, [rbp+${lowered.slots.get('trapped_ip') ?? 0}]
-    mov [r14+${CONTEXT_RIP}], rax
+    mov [r14+${UCONTEXT_REGISTERS.rip}], rax
     add rsp, ${lowered.frameSize}
     ret`;
   return `

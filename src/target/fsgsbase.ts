@@ -1,7 +1,15 @@
 // Whether user code may execute rdfsbase, which the recorder does. The kernel tells where it manages the base by these instructions
 // itself. Where it does not say so the processor may execute them all the same: a kernel in a paravirtual machine (PVM) has no say
 // in that. Reading is right then too, as nothing but arch_prctl sets the base; so it is tried, here, before it is done anywhere else.
-import { SYS, addressOf, placeOwnCode, readAuxiliaryVector } from '../linux/index.js';
+import {
+  ACTION_WORDS,
+  SIGNAL_SET_BYTES,
+  SYS,
+  UCONTEXT_REGISTERS,
+  addressOf,
+  placeOwnCode,
+  readAuxiliaryVector,
+} from '../linux/index.js';
 import { assemble } from '../x86/index.js';
 
 /** AT_HWCAP2 and its bit for these instructions in user mode (arch/x86/include/uapi/asm/hwcap2.h). */
@@ -12,12 +20,7 @@ const SIGILL = 4;
 /** include/uapi/asm-generic/signal-defs.h and arch/x86/include/uapi/asm/signal.h */
 const SA_SIGINFO = 0x4n;
 const SA_RESTORER = 0x0400_0000n;
-/** struct sigaction as the kernel has it: handler, flags, restorer, mask; a word each. */
-const ACTION_WORDS = 4;
-const SIGNAL_SET_BYTES = 8;
 const RDFSBASE_LENGTH = 5;
-/** In struct ucontext: rax and rip, arch/x86/include/uapi/asm/{ucontext,sigcontext}.h. */
-const UCONTEXT = { rax: 144, rip: 168 } as const;
 
 const READ_BASE = 'rdfsbase rax';
 
@@ -53,8 +56,8 @@ done:
     pop rbx
     ret
 handler:                                ; rdx struct ucontext
-    add qword [rdx + ${UCONTEXT.rip}], ${RDFSBASE_LENGTH}
-    mov qword [rdx + ${UCONTEXT.rax}], 0
+    add qword [rdx + ${UCONTEXT_REGISTERS.rip}], ${RDFSBASE_LENGTH}
+    mov qword [rdx + ${UCONTEXT_REGISTERS.rax}], 0
     ret
 restorer:
     mov eax, ${SYS.rt_sigreturn}

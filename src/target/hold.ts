@@ -19,6 +19,7 @@ import { permissionAdvice } from './permission.js';
 import {
   awaitStop,
   gatherStops,
+  letGo,
   pause,
   rehearseStops,
   stragglers,
@@ -131,7 +132,7 @@ export class Hold implements Standstill {
           try {
             look(thread, hold);
           } finally {
-            hold.#letGo([thread]);
+            letGo([thread], times);
           }
         }),
       ).release();
@@ -213,19 +214,12 @@ export class Hold implements Standstill {
   release(): void {
     if (this.#isReleased) return;
     this.#isReleased = true;
-    this.#letGo([...this.#threads.values()]);
+    letGo([...this.#threads.values()], this.#times);
     this.#threads.clear();
     this.#calmDown();
     this.#latches?.release();
     watchStragglers();
     this.#times.totalUs += (performance.now() - this.#since) * 1000;
-  }
-
-  #letGo(threads: readonly HeldThread[]): void {
-    const gone = threadBatch.detach(threads);
-    threads.forEach(({ since }, i) => {
-      this.#times.note(since, gone[i]);
-    });
   }
 
   #hurry(): void {

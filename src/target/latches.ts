@@ -14,7 +14,7 @@ import {
   gatherStops,
   heldThread,
   makesCallAgain,
-  rehearseStops,
+  letGo,
   watchStragglers,
   type HeldThread,
   type HoldTimes,
@@ -33,7 +33,7 @@ const BOUNDS = { runnable: MAX_RUNNABLE, ms: PATIENCE_MS } as const;
 const GROUP = 16;
 
 /** Whether a thread may be where it is, with these registers, while code is changed. */
-export type MayWait = (registers: Registers) => boolean;
+type MayWait = (registers: Registers) => boolean;
 
 /** Where a thread is about to make the call again that it stood in before. */
 function isBackAt(call: HeldThread, { kind, registers }: HeldThread): boolean {
@@ -69,7 +69,6 @@ export class Latches {
     if (tids.length < MIN_THREADS || (runnableThreads() ?? Infinity) > bounds.runnable) return latches;
     // Somebody must be left to make calls for us.
     if (hasEnded(pid)) return latches;
-    rehearseStops();
     const until = performance.now() + bounds.ms;
     return latches.keep(() => {
       for (let at = 0; at < tids.length && performance.now() < until; at += GROUP) {
@@ -158,8 +157,7 @@ export class Latches {
   }
 
   readonly #letGo = (thread: HeldThread): void => {
-    const [gone] = threadBatch.detach([thread]);
-    this.#times.note(thread.since, gone);
+    letGo([thread], this.#times);
   };
 
   /** Lets those go on of which the call has ended, or that are about to get a signal. */
@@ -177,8 +175,6 @@ export class Latches {
       this.#waiting.delete(tid);
       if (look.kind === 'stopped') woken.push(heldThread(tid, look, waiting.seen));
     });
-    threadBatch.detach(woken).forEach((gone, i) => {
-      this.#times.note(woken[i].since, gone);
-    });
+    letGo(woken, this.#times);
   }
 }

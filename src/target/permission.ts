@@ -1,6 +1,6 @@
 // Who may trace whom, and what to do where the kernel says no.
 import { readFileSync } from 'node:fs';
-import { readStatus } from '../linux/index.js';
+import { bitSet, readStatus } from '../linux/index.js';
 
 /** CAP_SYS_PTRACE, include/uapi/linux/capability.h. */
 const CAP_SYS_PTRACE = 19n;
@@ -17,7 +17,7 @@ export interface Permissions {
 }
 
 export function ownPermissions(): Permissions {
-  const capabilities = BigInt(`0x${readStatus(process.pid)?.get('CapEff') ?? '0'}`);
+  const capabilities = bitSet(readStatus(process.pid), 'CapEff');
   let yamaScope: string | undefined;
   try {
     yamaScope = readFileSync(YAMA_SCOPE, 'latin1').trim();

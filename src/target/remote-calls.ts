@@ -5,7 +5,7 @@
 import { CannotError } from '../errors/index.js';
 import {
   PTRACE_EVENT_STOP,
-  SYSCALL_STOP_BIT,
+  SYSTEM_CALL_STOP,
   errnoName,
   faultPoint,
   hasGuard,
@@ -36,7 +36,6 @@ const BELOW_RED_ZONE = 512;
 /** Room for strings below what else is on the stack. */
 const STRING_ROOM = 256;
 const NO_SYSTEM_CALL = -1n;
-const SIGTRAP = 5;
 const MAX_STOP_REPORTS = 8;
 /** Of so many threads one may wait long for the processor at each of its calls, were it not preferred meanwhile. */
 const CROWD = 64;
@@ -226,7 +225,7 @@ export class RemoteCalls implements CallMaker {
       // A process that job control has stopped (SIGSTOP) may tell so once more before it goes on.
       const isReport = result.kind === 'stopped' && result.event === PTRACE_EVENT_STOP;
       if (isReport && ++reports < MAX_STOP_REPORTS) continue;
-      if (result.kind !== 'stopped' || result.signal !== (SIGTRAP | SYSCALL_STOP_BIT)) {
+      if (result.kind !== 'stopped' || result.signal !== SYSTEM_CALL_STOP) {
         throw new CannotError('REMOTE_CALL', {
           tried: `make thread ${tid} run system call ${n}`,
           why: result.kind === 'stopped' ? `signal ${result.signal} came instead` : 'the thread ended',

@@ -3,6 +3,7 @@
 // rt_sigreturn. A thread that loses its tracer at any point makes at most one system call more, and then goes on as it was.
 import { SYS, readExtendedState, readMaps, type Mapping, type Registers } from '../linux/index.js';
 import type { TargetMemory } from './memory.js';
+import { makesCallAgain } from './stops.js';
 
 /** `syscall; ret`: what remote calls are made with. */
 const SYSCALL_RET = Uint8Array.of(0x0f, 0x05, 0xc3);
@@ -103,11 +104,6 @@ const XSTATE_ALIGNMENT = 64;
 /** Bytes below the stack pointer that belong to the function that runs (System V ABI, 3.2.2). */
 const RED_ZONE = 128;
 
-/** Results with which the kernel makes an interrupted call again once its thread goes on (include/linux/errno.h). */
-const ERESTARTSYS = -512n;
-const ERESTARTNOINTR = -513n;
-const ERESTARTNOHAND = -514n;
-const ERESTART_RESTARTBLOCK = -516n;
 const EINTR = -4n;
 export const SYSCALL_LENGTH = 2n;
 
@@ -129,15 +125,8 @@ export interface ReturnFrame {
  * how much of a timeout is left), but whole, for rt_sigreturn forgets where it was.
  */
 function resumed(registers: Registers, memory: TargetMemory): Registers {
-  const call = BigInt.asIntN(64, registers.get('orig_rax'));
-  const result = BigInt.asIntN(64, registers.get('rax'));
-  const isRestarted =
-    call >= 0n &&
-    (result === ERESTARTSYS ||
-      result === ERESTARTNOINTR ||
-      result === ERESTARTNOHAND ||
-      result === ERESTART_RESTARTBLOCK);
-  if (!isRestarted) return registers;
+  if (!makesCallAgain(registers)) return registers;
+  const call = registers.get('orig_rax');
   const begun =
     call === BigInt(SYS.restart_syscall) ? restartedCall(Number(registers.get('rip')), memory) : call;
   if (begun === undefined) return registers.copy().set('rax', EINTR);

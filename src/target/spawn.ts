@@ -6,6 +6,7 @@ import { constants as osConstants } from 'node:os';
 import { delimiter, join } from 'node:path';
 import { CannotError } from '../errors/index.js';
 import {
+  SIGTRAP,
   ERRNO,
   PTRACE_EVENT_EXEC,
   PTRACE_O_TRACEEXEC,
@@ -26,7 +27,6 @@ import { ELF_HEAD_BYTES, checkMachine } from './preflight.js';
 import type { TargetMemory } from './memory.js';
 
 const SIGNALS = 64;
-const SIGTRAP = 5;
 /** AT_ENTRY of the auxiliary vector: where the executable's own code begins. */
 const AT_ENTRY = 9;
 const INT3 = 0xcc;

@@ -1,7 +1,9 @@
 // How threads that were asked to stop do so: what was seen of each, what its stop must not leave behind, and those that have yet to.
 import {
   Registers,
-  SYSCALL_STOP_BIT,
+  bitSet,
+  SIGTRAP,
+  SYSTEM_CALL_STOP,
   ptrace,
   readStatus,
   stoppedBySignal,
@@ -59,11 +61,10 @@ export const FALSE_EINTR: ReadonlySet<bigint> = new Set([
   333n, // io_pgetevents
   426n, // io_uring_enter
 ]);
-const SIGTRAP = 5;
 const EINTR_RESULT = -4n;
 /**
- * -ERESTARTNOHAND (include/linux/errno.h): the kernel makes the call again when the thread goes on, unless a signal has come
- * by then for which there is a handler: then the call fails with EINTR, as the program expects.
+ * The kernel makes the call again when the thread goes on, unless a signal has come by then for which there is a handler: then the call
+ * fails with EINTR, as the program expects.
  */
 const ERESTARTNOHAND_RESULT = -514n;
 
@@ -85,7 +86,7 @@ export interface HeldThread {
   readonly since: number;
 }
 
-/** -ERESTARTSYS, -ERESTARTNOINTR, -ERESTARTNOHAND, -ERESTART_RESTARTBLOCK (include/linux/errno.h): the call is made again. */
+/** -ERESTARTSYS, -ERESTARTNOINTR, the above, -ERESTART_RESTARTBLOCK (include/linux/errno.h). */
 const RESTARTS: ReadonlySet<bigint> = new Set([-512n, -513n, ERESTARTNOHAND_RESULT, -516n]);
 
 /** True if a thread with these registers stands in a system call, to which the kernel takes it back when it goes on. */
@@ -94,11 +95,6 @@ export function makesCallAgain(registers: Registers): boolean {
     BigInt.asIntN(64, registers.get('orig_rax')) >= 0n &&
     RESTARTS.has(BigInt.asIntN(64, registers.get('rax')))
   );
-}
-
-/** A set of signals as /proc/PID/status shows it. */
-function signalSet(status: ReadonlyMap<string, string>, name: string): bigint {
-  return BigInt(`0x${status.get(name) ?? '0'}`);
 }
 
 /** What became of a thread that was asked to stop. */
@@ -112,7 +108,7 @@ export function heldThread(tid: number, { signal, event, registers }: Stopped, s
 
 function stopKind(signal: number, event: number): StopKind {
   if (event !== 0) return signal === SIGTRAP ? 'asked' : 'job-control';
-  return signal === (SIGTRAP | SYSCALL_STOP_BIT) ? 'system-call' : 'signal';
+  return signal === SYSTEM_CALL_STOP ? 'system-call' : 'signal';
 }
 
 /** What became of those that are late no more. Of the others it is noted in `asked` that they were seen going now. */
@@ -203,6 +199,14 @@ export class HoldTimes {
   }
 }
 
+/** Lets threads go on, each with the signal that it was about to get, and notes for how long each was held. */
+export function letGo(threads: readonly HeldThread[], times: HoldTimes): void {
+  const gone = threadBatch.detach(threads);
+  threads.forEach(({ since }, i) => {
+    times.note(since, gone[i]);
+  });
+}
+
 /** At once, not on release: should we be killed, the thread goes on with what it has now. */
 function undoFalseEintr(pid: number, { registers, tid, pendingSignal }: HeldThread): void {
   if (BigInt.asIntN(64, registers.get('rax')) !== EINTR_RESULT) return;
@@ -211,8 +215,8 @@ function undoFalseEintr(pid: number, { registers, tid, pendingSignal }: HeldThre
   // Where a real signal waits, EINTR is the truth.
   const status = readStatus(pid, tid);
   if (status === undefined) return;
-  const pending = signalSet(status, 'SigPnd') | signalSet(status, 'ShdPnd');
-  if ((pending & ~signalSet(status, 'SigBlk')) !== 0n) return;
+  const pending = bitSet(status, 'SigPnd') | bitSet(status, 'ShdPnd');
+  if ((pending & ~bitSet(status, 'SigBlk')) !== 0n) return;
   registers.set('rax', ERESTARTNOHAND_RESULT);
   ptrace.setRegisters(tid, registers);
 }

@@ -145,13 +145,29 @@ async function turnRound(
   await session.stop();
 }
 
-test('sites are turned on and off under busy threads and a storm of signals, and no result is wrong', async () => {
-  const session = run([build('signals.c'), '0', 'an'], { inside: true });
+/** What `assertStaysRight` does otherwise than as a rule. */
+interface Turns {
+  /** Of the first session, and of the later ones. */
+  readonly filters?: readonly string[];
+  readonly later?: readonly string[];
+  readonly between?: number;
+  readonly end?: NodeJS.Signals;
+}
+
+/** Sessions come and go in a program until it is told to end. It has compared every result, and says by its status whether all were right. */
+async function assertStaysRight(
+  command: [string, ...string[]],
+  { filters, later, between, end = 'SIGTERM' }: Turns = {},
+): Promise<void> {
+  const session = run(command, { inside: true, ...(filters === undefined ? {} : { filters }) });
   const ended = session.waitForTarget();
-  await turnRound(session, 5);
-  process.kill(session.pid, 'SIGTERM');
-  // It has compared every result, and says by its status whether all were right.
+  await turnRound(session, 5, between, later);
+  process.kill(session.pid, end);
   assert.deepEqual(await ended, { kind: 'exited', status: 0 });
+}
+
+test('sites are turned on and off under busy threads and a storm of signals, and no result is wrong', async () => {
+  await assertStaysRight([build('signals.c'), '0', 'an']);
 });
 
 for (const letters of ['ans', 'cs']) {
@@ -261,11 +277,7 @@ test('a process whose memory another shares without being its thread is refused 
 });
 
 test('handlers that can open nothing let the agent’s thread make the change, and no result is wrong', async () => {
-  const session = run([build('signals.c'), '0', 'dan'], { inside: true });
-  const ended = session.waitForTarget();
-  await turnRound(session, 5);
-  process.kill(session.pid, 'SIGTERM');
-  assert.deepEqual(await ended, { kind: 'exited', status: 0 });
+  await assertStaysRight([build('signals.c'), '0', 'dan']);
 });
 
 test('handlers that jump out of the rendezvous leave no wrong result behind', async () => {
@@ -280,37 +292,21 @@ test('handlers that jump out of the rendezvous leave no wrong result behind', as
 });
 
 test('handlers that leap out by a plain longjmp leave their threads such that they can be called together', async () => {
-  const session = run([build('leaps.c')], { inside: true });
-  const ended = session.waitForTarget();
-  await turnRound(session, 5, 100);
-  process.kill(session.pid, 'SIGTERM');
-  assert.deepEqual(await ended, { kind: 'exited', status: 0 });
+  await assertStaysRight([build('leaps.c')], { between: 100 });
 });
 
 test('exceptions that leave handlers, and threads that end in one, leave nothing behind that keeps code from being changed', async () => {
   // None of them is open when an exception is thrown: what comes of swapped return addresses is another matter.
   const filters = ['work', 'step'];
-  const session = run([build('leaves.cc'), '0'], { inside: true, filters });
-  const ended = session.waitForTarget();
-  await turnRound(session, 5, 100, filters);
-  process.kill(session.pid, 'SIGINT');
-  assert.deepEqual(await ended, { kind: 'exited', status: 0 });
+  await assertStaysRight([build('leaves.cc'), '0'], { filters, later: filters, between: 100, end: 'SIGINT' });
 });
 
 test('what threads have counted that ended within a handler by a system call of their own is taken back', async () => {
-  const session = run([build('vanish.c')], { inside: true, filters: ['step', 'compare'] });
-  const ended = session.waitForTarget();
-  await turnRound(session, 5, 100);
-  process.kill(session.pid, 'SIGTERM');
-  assert.deepEqual(await ended, { kind: 'exited', status: 0 });
+  await assertStaysRight([build('vanish.c')], { filters: ['step', 'compare'], between: 100 });
 });
 
 test('a handler that waits for a thread that stands still keeps nobody for long', async () => {
-  const session = run([build('waits.c')], { inside: true, filters: ['step', 'handle'] });
-  const ended = session.waitForTarget();
-  await turnRound(session, 5, 100);
-  process.kill(session.pid, 'SIGTERM');
-  assert.deepEqual(await ended, { kind: 'exited', status: 0 });
+  await assertStaysRight([build('waits.c')], { filters: ['step', 'handle'], between: 100 });
 });
 
 test('threads that wait in system calls get no false EINTR from a rendezvous', async () => {

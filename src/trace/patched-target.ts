@@ -89,6 +89,8 @@ export class PatchedTarget {
   #sharing: number[] | undefined;
   #isRemoved = false;
   #stay: Stay = 'inside';
+  /** An address in code of ours. */
+  readonly #isOurs = (rip: bigint): boolean => this.agent.ownsCode(rip);
 
   constructor(pid: number, memory: TargetMemory, times: HoldTimes, reach: Reach, patched: Patched) {
     this.#pid = pid;
@@ -245,12 +247,11 @@ export class PatchedTarget {
    * does not own: a coroutine's perhaps, on which any thread may go on.
    */
   #putReturnsBack(done: Set<number>): boolean {
-    const isOurs = (rip: bigint): boolean => this.agent.ownsCode(rip);
     const agentTid = this.agent.thread?.tid;
     if (this.#reach.mustStandAll || !this.agent.areReturnsOwn()) {
       const hold = this.#reach.standAll(this.#times, agentTid);
       try {
-        if (anyoneInside(this.#pid, hold, this.#memory, isOurs)) return false;
+        if (anyoneInside(this.#pid, hold, this.#memory, this.#isOurs)) return false;
         this.agent.restoreReturnAddresses();
         return this.#reach.stillStand();
       } finally {
@@ -271,11 +272,10 @@ export class PatchedTarget {
 
   /** Returns those that are in our code, or will return into it. */
   #putReturnsBackOneByOne(tids: readonly number[]): Set<number> {
-    const isOurs = (rip: bigint): boolean => this.agent.ownsCode(rip);
     const maps = readMaps(this.#pid) ?? [];
     const inside = new Set<number>();
     Hold.each(this.#pid, tids, this.#times, (thread) => {
-      if (isInside(thread, maps, this.#memory, isOurs)) inside.add(thread.tid);
+      if (isInside(thread, maps, this.#memory, this.#isOurs)) inside.add(thread.tid);
       else this.agent.restoreReturnAddresses(new Set([thread.registers.get('fs_base')]));
     });
     return inside;
@@ -286,19 +286,18 @@ export class PatchedTarget {
    * among all the others.
    */
   #putReturnsBackTogether(tids: ReadonlySet<number>): Set<number> {
-    const isOurs = (rip: bigint): boolean => this.agent.ownsCode(rip);
     return withReader(tids.size, (reader) => {
       const maps = readMaps(this.#pid) ?? [];
       const hold = this.#reach.standAll(this.#times, this.agent.thread?.tid);
       try {
         const threads = hold.threads.filter(({ tid }) => tids.has(tid));
         const { savedInstructionPointers } = reader.look(threads, maps, this.#memory);
-        const anyHandler = savedInstructionPointers.some((rip) => isOurs(BigInt(rip)));
+        const anyHandler = savedInstructionPointers.some((rip) => this.#isOurs(BigInt(rip)));
         const [inside, outside] = [new Set<number>(), new Set<bigint>()];
         for (const thread of threads) {
           const isWithin = anyHandler
-            ? isInside(thread, maps, this.#memory, isOurs)
-            : isOurs(thread.registers.get('rip'));
+            ? isInside(thread, maps, this.#memory, this.#isOurs)
+            : this.#isOurs(thread.registers.get('rip'));
           if (isWithin) inside.add(thread.tid);
           else outside.add(thread.registers.get('fs_base'));
         }

@@ -1,6 +1,7 @@
 // What the agent must know of threads, read from outside while they are held.
 import type { KnownThread } from '../agent/index.js';
 import {
+  GLIBC_TID_OFFSET,
   MAP,
   PROT,
   hasGuard,
@@ -15,11 +16,7 @@ import type { HeldThread, Module, TargetMemory } from '../target/index.js';
 import { prepareToFindFrames } from './signal-frames.js';
 import { savedInstructionPointers, stackFrom } from './stacks.js';
 
-/**
- * Where C libraries keep a thread's id, counted from the thread pointer: glibc's struct pthread.tid (behind a tcbhead_t of
- * 704 bytes and a list head; so since 2.4), and musl's struct pthread.tid. Never believed without a look.
- */
-const GLIBC_TID_OFFSET = 0x2d0;
+/** Where C libraries keep a thread's id, counted from the thread pointer: glibc, and musl's struct pthread.tid. Never believed without a look. */
 const TID_OFFSETS = [GLIBC_TID_OFFSET, 0x30, 0x38] as const;
 
 /**
