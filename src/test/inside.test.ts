@@ -306,7 +306,7 @@ test('what threads have counted that ended within a handler by a system call of 
 });
 
 test('a handler that waits for a thread that stands still keeps nobody for long', async () => {
-  await assertStaysRight([build('waits.c')], { filters: ['step', 'handle'], between: 100 });
+  await assertStaysRight([build('waits.c')], { filters: ['step', 'handle'], between: 100, end: 'SIGINT' });
 });
 
 test('threads that wait in system calls get no false EINTR from a rendezvous', async () => {

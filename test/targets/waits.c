@@ -1,4 +1,4 @@
-// A signal handler that waits for a lock which another thread holds most of the time: it ends only while that thread runs. Until SIGTERM comes.
+// A signal handler that waits for a lock which another thread holds most of the time: it ends only while that thread runs. Until SIGINT comes.
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <signal.h>
@@ -44,7 +44,7 @@ static void *holder(void *unused) {
 static void end(int signal) { over = signal; }
 
 int main(void) {
-  signal(SIGTERM, end);
+  signal(SIGINT, end);
   signal(SIGALRM, handle);
   struct itimerval often = {{0, 1000}, {0, 1000}};
   pthread_t thread;
