@@ -257,8 +257,9 @@ export class Meetings {
     } finally {
       if (!isMet) {
         this.#dismiss();
+        const until = performance.now();
         urgency.end();
-        times.note(since);
+        times.note(since, until);
       }
     }
     return { missing: missing.filter((tid) => !hasEnded(this.#pid, tid)), areBlocked };
@@ -336,9 +337,11 @@ export class Meetings {
       },
       release: () => {
         this.#dismiss();
+        // Without urgency we may lose the processor to those who have been let go.
+        const until = performance.now();
         urgency.end();
-        times.note(since);
-        times.totalUs += (performance.now() - since) * 1000;
+        times.note(since, until);
+        times.totalUs += (until - since) * 1000;
       },
     };
   }

@@ -215,11 +215,12 @@ export class Hold implements Standstill {
     if (this.#isReleased) return;
     this.#isReleased = true;
     letGo([...this.#threads.values()], this.#times);
+    // Without urgency we may lose the processor to those who have been let go.
+    this.#times.totalUs += (performance.now() - this.#since) * 1000;
     this.#threads.clear();
     this.#calmDown();
     this.#latches?.release();
     watchStragglers();
-    this.#times.totalUs += (performance.now() - this.#since) * 1000;
   }
 
   #hurry(): void {

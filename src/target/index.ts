@@ -1,6 +1,6 @@
 export { Hold, type Standstill } from './hold.js';
 export { Latches } from './latches.js';
-export { FALSE_EINTR, HoldTimes, makesCallAgain, pause, type HeldThread } from './stops.js';
+export { FALSE_EINTR, HoldTimes, SessionTimes, makesCallAgain, pause, type HeldThread } from './stops.js';
 export { Loader } from './loader.js';
 export { OutsideMemory, TargetMemory } from './memory.js';
 export { readModules, type Module, type UnusableModule } from './modules.js';

@@ -29,7 +29,7 @@ import {
   type BorrowedCode,
   type ReturnFrame,
 } from './return-frame.js';
-import type { HeldThread, HoldTimes } from './stops.js';
+import type { HeldThread, SessionTimes } from './stops.js';
 
 /** Bytes below the stack pointer that belong to the function that runs (System V ABI, 3.2.2), and then some. */
 const BELOW_RED_ZONE = 512;
@@ -86,8 +86,8 @@ export function hastenBeside(pid: number): () => void {
  *
  * @throws CannotError as `Hold.all` does
  */
-export function holdCaller(pid: number, tid: number, times: HoldTimes, except?: number): Hold {
-  return isCrowded(pid) ? Hold.all(pid, times, except) : Hold.one(pid, tid, times);
+export function holdCaller(pid: number, tid: number, times: SessionTimes, except?: number): Hold {
+  return isCrowded(pid) ? Hold.all(pid, times.held, except) : Hold.one(pid, tid, times.lent);
 }
 
 /** A series of remote system calls on one held thread. */

@@ -199,6 +199,14 @@ export class HoldTimes {
   }
 }
 
+/** What a session costs its target's threads. */
+export class SessionTimes {
+  /** All threads kept from running, so that code can be changed. */
+  readonly held = new HoldTimes();
+  /** One thread that makes system calls for us, or each for the moment in which it is looked at. */
+  readonly lent = new HoldTimes();
+}
+
 /** Lets threads go on, each with the signal that it was about to get, and notes for how long each was held. */
 export function letGo(threads: readonly HeldThread[], times: HoldTimes): void {
   const gone = threadBatch.detach(threads);

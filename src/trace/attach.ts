@@ -14,6 +14,7 @@ import { demangle, type Pattern } from '../symbols/index.js';
 import {
   Hold,
   HoldTimes,
+  SessionTimes,
   Loader,
   OutsideMemory,
   SECCOMP_FILTER,
@@ -73,7 +74,7 @@ interface Start {
   readonly pid: number;
   readonly options: TraceOptions & Recorded;
   readonly memory: TargetMemory;
-  readonly times: HoldTimes;
+  readonly times: SessionTimes;
   readonly adopted: Hold | undefined;
   readonly inside?: { readonly process: InsideProcess; readonly hasBegun: boolean };
   readonly isChild: boolean;
@@ -173,8 +174,8 @@ function recoverAndStart(
   since: number,
   lock: ProcessLock,
 ): Session {
-  const times = new HoldTimes();
-  const recovery = recover(pid, memory, times);
+  const times = new SessionTimes();
+  const recovery = recover(pid, memory, times.held);
   if (recovery !== undefined) {
     options.onNote?.(
       recovery.tracerPid === 0
@@ -212,7 +213,7 @@ export function runProgram(command: readonly string[], options: TraceOptions & R
   let memory: TargetMemory | undefined;
   let lock: ProcessLock | undefined;
   try {
-    const times = new HoldTimes();
+    const times = new SessionTimes();
     // It has not begun: standing still costs it nothing, and is no holding.
     const adopted = Hold.adopt(pid, pid, new HoldTimes());
     memory = new OutsideMemory(pid);
@@ -244,7 +245,7 @@ function attachInside(pid: number, options: TraceOptions & Recorded, since: numb
   const { memory } = process;
   const before = preflightInside(pid);
   const inside = { process, hasBegun: true };
-  const times = new HoldTimes();
+  const times = new SessionTimes();
   return start({ pid, options, memory, times, adopted: undefined, inside, isChild: false, before, since });
 }
 
@@ -265,7 +266,7 @@ function runInside(
   try {
     const before = preflightInside(pid);
     const inside = { process, hasBegun: false };
-    const times = new HoldTimes();
+    const times = new SessionTimes();
     const session = start({
       pid,
       options,

@@ -23,7 +23,7 @@ import {
   holdCaller,
   refuseShared,
   type HeldThread,
-  type HoldTimes,
+  type SessionTimes,
   type Standstill,
   type TargetMemory,
 } from '../target/index.js';
@@ -68,7 +68,7 @@ export interface PatchRequest {
   readonly sites: readonly PlannedSite[];
   readonly agent: Omit<AgentOptions, 'tidOffset' | 'withThread'>;
   readonly memory: TargetMemory;
-  readonly times: HoldTimes;
+  readonly times: SessionTimes;
   /** Its seccomp filters must be asked before it makes system calls for us. */
   readonly seccompFilter: boolean;
   /** The only way in which sites may be changed; undefined: whichever is best. */
@@ -196,9 +196,9 @@ function holdAndChange(
     awaitUnshared(pid);
     // Whoever stands within what is overwritten has to be moved, or is looked at once more.
     const mayWait = (registers: Registers): boolean => interior.siteOfCall(registers) === undefined;
-    const latches = Latches.in(pid, times, agent.thread?.tid ?? 0, mayWait);
+    const latches = Latches.in(pid, times.held, agent.thread?.tid ?? 0, mayWait);
     const early = latches.keep(() => lookAt(latches, maps, reader, memory));
-    all = Hold.all(pid, times, agent.thread?.tid, latches);
+    all = Hold.all(pid, times.held, agent.thread?.tid, latches);
     refuseShared(pid);
     change(request, all, ready, changing, maps, reader, early);
     const { threads } = all;
@@ -267,7 +267,7 @@ function patchInside(
       const maps = readMaps(pid) ?? [];
       if (hasBegun) {
         awaitUnshared(pid);
-        all = process.meet(times);
+        all = process.meet(times.held);
         refuseShared(pid);
       }
       const standing = all ?? process.begin();
@@ -307,7 +307,7 @@ function prepareText(pid: number, agent: Agent, memory: TargetMemory, changes: S
 }
 
 /** Takes an agent away of which nothing is in use; where no thread can be held now, a session to come will. */
-function withdraw(pid: number, agent: Agent, times: HoldTimes, removeFrom: (hold: Hold) => void): void {
+function withdraw(pid: number, agent: Agent, times: SessionTimes, removeFrom: (hold: Hold) => void): void {
   try {
     const one = holdCaller(pid, anyThread(pid, agent.thread?.tid), times, agent.thread?.tid);
     try {

@@ -8,7 +8,7 @@ import {
   isCrowded,
   pause,
   type HeldThread,
-  type HoldTimes,
+  type SessionTimes,
   type Standstill,
   type TargetMemory,
 } from '../target/index.js';
@@ -77,7 +77,7 @@ export class PatchedTarget {
   readonly ways: Readonly<Partial<Record<WayName, number>>>;
   readonly #pid: number;
   readonly #memory: TargetMemory;
-  readonly #times: HoldTimes;
+  readonly #times: SessionTimes;
   readonly #reach: Reach;
   readonly #changes: SiteChanges;
   readonly #text: TextRuns;
@@ -92,7 +92,7 @@ export class PatchedTarget {
   /** An address in code of ours. */
   readonly #isOurs = (rip: bigint): boolean => this.agent.ownsCode(rip);
 
-  constructor(pid: number, memory: TargetMemory, times: HoldTimes, reach: Reach, patched: Patched) {
+  constructor(pid: number, memory: TargetMemory, times: SessionTimes, reach: Reach, patched: Patched) {
     this.#pid = pid;
     this.#memory = memory;
     this.#times = times;
@@ -119,7 +119,7 @@ export class PatchedTarget {
     if (undone.length === 0) return { restored: true, foreign: 0, breakpoints: 0 };
     const prepared = PreparedChanges.of(this.#memory, undone);
     const isOurs = (address: number): boolean => this.agent.ownsCode(BigInt(address));
-    const hold = this.#reach.standAll(this.#times, this.agent.thread?.tid);
+    const hold = this.#reach.standAll(this.#times.held, this.agent.thread?.tid);
     try {
       const foreign = [...prepared.apply()];
       const breakpoints = foreign.filter((i) =>
@@ -249,7 +249,7 @@ export class PatchedTarget {
   #putReturnsBack(done: Set<number>): boolean {
     const agentTid = this.agent.thread?.tid;
     if (this.#reach.mustStandAll || !this.agent.areReturnsOwn()) {
-      const hold = this.#reach.standAll(this.#times, agentTid);
+      const hold = this.#reach.standAll(this.#times.held, agentTid);
       try {
         if (anyoneInside(this.#pid, hold, this.#memory, this.#isOurs)) return false;
         this.agent.restoreReturnAddresses();
@@ -274,7 +274,7 @@ export class PatchedTarget {
   #putReturnsBackOneByOne(tids: readonly number[]): Set<number> {
     const maps = readMaps(this.#pid) ?? [];
     const inside = new Set<number>();
-    Hold.each(this.#pid, tids, this.#times, (thread) => {
+    Hold.each(this.#pid, tids, this.#times.lent, (thread) => {
       if (isInside(thread, maps, this.#memory, this.#isOurs)) inside.add(thread.tid);
       else this.agent.restoreReturnAddresses(new Set([thread.registers.get('fs_base')]));
     });
@@ -288,7 +288,7 @@ export class PatchedTarget {
   #putReturnsBackTogether(tids: ReadonlySet<number>): Set<number> {
     return withReader(tids.size, (reader) => {
       const maps = readMaps(this.#pid) ?? [];
-      const hold = this.#reach.standAll(this.#times, this.agent.thread?.tid);
+      const hold = this.#reach.standAll(this.#times.held, this.agent.thread?.tid);
       try {
         const threads = hold.threads.filter(({ tid }) => tids.has(tid));
         const { savedInstructionPointers } = reader.look(threads, maps, this.#memory);

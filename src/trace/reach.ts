@@ -8,6 +8,7 @@ import {
   holdCaller,
   type CallMaker,
   type HoldTimes,
+  type SessionTimes,
   type Standstill,
   type TargetMemory,
 } from '../target/index.js';
@@ -21,7 +22,7 @@ export interface Reach {
   /** Makes all threads stand still, but for `except`: the agent's, which has work to do then. @throws CannotError */
   standAll(times: HoldTimes, except: number | undefined): Standstill;
   /** Has a thread make calls, which is not that one either. @throws CannotError */
-  withCalls<T>(times: HoldTimes, except: number | undefined, work: (calls: CallMaker) => T): T;
+  withCalls<T>(times: SessionTimes, except: number | undefined, work: (calls: CallMaker) => T): T;
 }
 
 /** By ptrace. */

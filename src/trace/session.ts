@@ -12,7 +12,7 @@ import {
   type RecordingMessage,
   type RecordingSink,
 } from '../recording/index.js';
-import { hastenBeside, pause, type HoldTimes } from '../target/index.js';
+import { hastenBeside, pause, type SessionTimes } from '../target/index.js';
 import { CallReader, Consumer } from './consumers.js';
 import { STAYS_SINCE, type DetachResult, type PatchedTarget } from './patched-target.js';
 import { RingDrain } from './ring-drain.js';
@@ -65,7 +65,7 @@ export interface SessionParts {
   readonly header: RecordingHeader;
   readonly functions: readonly { name: string; demangled?: string; module: string; address: string }[];
   readonly refused: readonly RefusedFunction[];
-  readonly times: HoldTimes;
+  readonly times: SessionTimes;
   readonly watch: ExitWatch;
   readonly timeStamp: TimeStamp;
   readonly attachMs: number;
@@ -196,7 +196,8 @@ export class Session implements AsyncIterable<Call> {
       ways: target.ways,
       switched: this.#switches?.count ?? 0,
       switch_us: Math.round(this.#switches?.lastUs ?? 0),
-      held_us: Math.round(times.longestUs),
+      held_us: Math.round(times.held.longestUs),
+      lent_us: Math.round(times.lent.longestUs),
       inside: this.#tellCounts(),
     };
   }
@@ -553,8 +554,9 @@ export class Session implements AsyncIterable<Call> {
       abandoned: this.#drain.abandoned,
       not_kept: notKept,
       threads: this.#drain.threads,
-      held_us: Math.round(parts.times.longestUs),
-      held_total_us: Math.round(parts.times.totalUs),
+      held_us: Math.round(parts.times.held.longestUs),
+      held_total_us: Math.round(parts.times.held.totalUs),
+      lent_us: Math.round(parts.times.lent.longestUs),
       attach_ms: Math.round(parts.attachMs * 100) / 100,
       restored,
       removed: isGone || parts.target.isRemoved,

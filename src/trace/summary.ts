@@ -21,9 +21,11 @@ export interface SessionSummary {
   readonly not_kept: number;
   /** Threads that recorded. */
   readonly threads: number;
-  /** Longest time that any one thread was held. */
+  /** Longest time that any one thread was held, as all were, so that code could be changed; and all that time. */
   readonly held_us: number;
   readonly held_total_us: number;
+  /** Longest time that one thread stood for anything else: to make system calls for us, or to be looked at. */
+  readonly lent_us: number;
   /** From the call of attach to the first function traced. */
   readonly attach_ms: number;
   /** Every site was read back and equals its original, or the target is no more. */
@@ -59,7 +61,7 @@ export type SessionEnd = 'stopped' | 'loaded' | 'exited' | 'killed' | 'gone' | '
 /** What a session is doing at the moment; the names are those of the summary. */
 export interface SessionStatus extends Pick<
   SessionSummary,
-  'pid' | 'records' | 'dropped' | 'threads' | 'ways' | 'switched' | 'held_us' | 'inside'
+  'pid' | 'records' | 'dropped' | 'threads' | 'ways' | 'switched' | 'held_us' | 'lent_us' | 'inside'
 > {
   /** Functions that record now, and those that are switched off. */
   readonly on: number;

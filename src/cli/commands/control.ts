@@ -82,6 +82,7 @@ function describeStatus(status: SessionStatus): string {
     ['sites', ways.join(', ')],
     ['switched', `${formatCount(status.switched)} functions`],
     ['held', `${(status.held_us / US_PER_MS).toFixed(1)} ms at longest`],
+    ['lent', `one thread, ${(status.lent_us / US_PER_MS).toFixed(1)} ms at longest`],
     ...describeInside(status),
   ];
   return rows.map(([name, value]) => `${name.padEnd(10)} ${value}\n`).join('');

@@ -31,6 +31,7 @@ const LIBRARY_POLL_MS = 200;
 const FLUSH_MS = 50;
 /** Of a program with so few functions most have no symbol, as a rule. */
 const FEW_FUNCTIONS = 50;
+const US_PER_MS = 1000;
 
 function sessionOptions(options: LiveOptions, terminal: Terminal): SessionOptions {
   return {
@@ -243,7 +244,9 @@ function tell(terminal: Terminal, options: LiveOptions, summary: SessionSummary)
   ];
   const refused = Object.values(summary.refused).reduce((sum, n) => sum + n, 0);
   if (refused > 0) parts.push(`${counted(refused, 'function')} refused (see safepoke functions --refused)`);
-  if (summary.held_us > 0) parts.push(`no thread held longer than ${(summary.held_us / 1000).toFixed(1)} ms`);
+  const ms = (us: number): string => `${(us / US_PER_MS).toFixed(1)} ms`;
+  if (summary.held_us > 0) parts.push(`no thread held longer than ${ms(summary.held_us)}`);
+  else if (summary.lent_us > 0) parts.push(`no thread held, one lent for ${ms(summary.lent_us)}`);
   terminal.note(`safepoke: ${parts.join('; ')}`);
   if (summary.laneless > 0) {
     terminal.warn(
