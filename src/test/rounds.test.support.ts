@@ -15,8 +15,9 @@ export interface MemoryUse {
   readonly late: number;
 }
 
-/** The rounds before this part of the time is over do not count for memory: caches fill, pages are touched first. */
+/** The rounds before this part of the time is over, or a minute, do not count for memory: caches fill, pages are touched first. */
 const WARM_UP = 1 / 3;
+const WARM_UP_MS = 60_000;
 /** Memory may move by this without being called a leak. */
 const TOLERANCE = 96 << 20;
 
@@ -45,10 +46,11 @@ export class Rounds {
 
   /** True if there is to be another round. `target` is looked at for its memory. */
   next(target?: number): boolean {
-    const part = (performance.now() - this.#began) / this.#ms;
-    this.#look('tracer', process.pid, part);
-    if (target !== undefined) this.#look('target', target, part);
-    if (part >= 1 && this.done >= this.#least) return false;
+    const ms = performance.now() - this.#began;
+    const isWarm = ms >= Math.min(WARM_UP * this.#ms, WARM_UP_MS);
+    this.#look('tracer', process.pid, isWarm);
+    if (target !== undefined) this.#look('target', target, isWarm);
+    if (ms >= this.#ms && this.done >= this.#least) return false;
     this.done++;
     return true;
   }
@@ -83,10 +85,10 @@ export class Rounds {
     });
   }
 
-  #look(of: 'target' | 'tracer', pid: number, part: number): void {
+  #look(of: 'target' | 'tracer', pid: number, isWarm: boolean): void {
     const use = this.#uses.get(of) ?? { early: undefined, late: 0 };
     use.late = residentBytes(pid);
-    if (part >= WARM_UP) use.early ??= use.late;
+    if (isWarm) use.early ??= use.late;
     this.#uses.set(of, use);
   }
 }
