@@ -2,9 +2,25 @@
 import assert from 'node:assert/strict';
 import { isSafepokeError, attach } from '../index.js';
 import type { Hazard, Rounds } from './rounds.test.support.js';
-import { Target, assertCounted, build, changedBytes, pause, runTraced } from './targets.test.support.js';
+import {
+  Running,
+  Target,
+  assertCounted,
+  build,
+  changedBytes,
+  isTraced,
+  pause,
+  runTraced,
+} from './targets.test.support.js';
 
 const BUFFER = 1 << 18;
+/** Text is whole again within a second of safepoke's death; a machine that others use gets longer. */
+const WHOLE_MS = 10_000;
+/** Programs that it becomes while it is followed, at most. */
+const BECOMES = 3;
+/** safepoke is killed within so much of the time that it took to follow into the one before, and some more. */
+const FOLLOW_PART = 1.3;
+const FOLLOW_MS = 100;
 
 /** Makes children while safepoke comes and goes: fork, vfork, posix_spawn and clone must each find their memory as it should be. */
 async function spawning(rounds: Rounds): Promise<void> {
@@ -51,6 +67,46 @@ async function becoming(rounds: Rounds): Promise<void> {
   target.say('10');
   await target.expect(/^did 10$/);
   assert.equal(changedBytes(target.pid), 0);
+  await target.finish();
+}
+
+/** The same, with safepoke going on in each program, until it is killed: at any moment of an attach, a detach or what is between them. */
+async function followed(rounds: Rounds): Promise<void> {
+  const target = await Target.ready(build('processes.c'), 'wait');
+  const works = async (): Promise<void> => {
+    target.say('10');
+    await target.expect(/^did 10$/);
+  };
+  while (rounds.next(target.pid)) {
+    await works();
+    const filters = ['-F', 'step', '-F', 'work', '--buffer', '256K'];
+    const running = await Running.attach(target.pid, '--follow', ...filters);
+    let followMs = 0;
+    for (let programs = rounds.done % (BECOMES + 1); programs > 0; programs--) {
+      const since = performance.now();
+      target.say('exec');
+      await target.expect(/^ready$/);
+      while (!isTraced(target.pid)) await pause(1);
+      followMs = performance.now() - since;
+      await works();
+    }
+    target.say('exec');
+    await pause(Math.random() * (followMs * FOLLOW_PART + FOLLOW_MS));
+    rounds.count('deaths in a program that was being traced', isTraced(target.pid) ? 1 : 0);
+    running.child.kill('SIGKILL');
+    await running.gone();
+    await target.expect(/^ready$/);
+    const died = performance.now();
+    while (changedBytes(target.pid) > 0) {
+      assert.ok(performance.now() - died < WHOLE_MS, 'the text is still changed');
+      await pause(1);
+    }
+    await works();
+    const session = attach(target.pid, { bufferBytes: BUFFER });
+    const { restored, removed } = await session.stop();
+    assert.deepEqual([restored, removed, changedBytes(target.pid)], [true, true, 0]);
+  }
+  await works();
   await target.finish();
 }
 
@@ -113,6 +169,10 @@ export const processHazards: readonly Hazard[] = [
     run: spawning,
   },
   { name: 'a target that executes another program at any moment of attach and detach', run: becoming },
+  {
+    name: 'a target that executes one program after another, followed until safepoke is killed: each runs on with its own code',
+    run: followed,
+  },
   { name: 'libraries that are loaded and unloaded while their functions are traced', run: loading },
   { name: 'longjmp, coroutines, exceptions, stack overflow, cancellation, backtraces', run: leaving },
 ];

@@ -5,6 +5,8 @@ import { closeSync, existsSync, openSync, readSync, readdirSync, rmSync, statSyn
 import { CannotError, attach, listFunctions, openRecording, type RecordingFile } from '../index.js';
 import type { RecordingSink } from '../recording/index.js';
 import { attachTo } from '../trace/index.js';
+import { SITE_LENGTH } from '../x86/index.js';
+import { kernelProbe } from './kernel-probe.test.support.js';
 import type { Hazard, Rounds } from './rounds.test.support.js';
 import {
   Running,
@@ -63,35 +65,62 @@ async function debugger_(rounds: Rounds): Promise<void> {
 
 /**
  * A breakpoint of the kernel (a uprobe) that comes while a function is traced, and goes later: it is left alone, and the
- * function is itself again when it has gone.
+ * function is itself again when it has gone. Its first instruction is as long as our jump: with a shorter one nothing would help.
  */
 async function kernelBreakpoint(rounds: Rounds): Promise<void> {
   const target = await Target.ready(build('fib.c'), '-');
-  const file = `/proc/${target.pid}/mem`;
-  const INT3 = Buffer.of(0xcc);
-  while (rounds.next(target.pid)) {
-    const address = addressOf(target.pid, 'leaf');
-    const memory = openSync(file, 'r+');
-    const original = Buffer.alloc(1);
-    readSync(memory, original, 0, 1, address);
-    const session = attach(target.pid, { bufferBytes: BUFFER, filters: ['leaf', 'fib'] });
-    await fib(target, 20);
-    writeSync(memory, INT3, 0, 1, address);
-    const summary = await session.stop();
-    assert.deepEqual([summary.restored, summary.removed], [false, true]);
-    assert.equal(changedBytes(target.pid), 1);
-    const after = Buffer.alloc(1);
-    readSync(memory, after, 0, 1, address);
-    assert.deepEqual(after, INT3);
-    const next = attach(target.pid, { bufferBytes: BUFFER, filters: ['leaf', 'fib'] });
-    assert.deepEqual(
-      next.refused.map(({ reason }) => reason),
-      ['changed'],
-    );
-    await next.stop();
-    writeSync(memory, original, 0, 1, address);
+  const { pid } = target;
+  const address = addressOf(pid, 'leaf');
+  const probe = kernelProbe(pid, address);
+  // An imitation has nobody who would handle it.
+  const runUnderProbe = async (): Promise<void> => {
+    if (probe.isReal) await fib(target, 20);
+  };
+  const memory = openSync(`/proc/${pid}/mem`, 'r');
+  const read = (): string => {
+    const bytes = Buffer.alloc(SITE_LENGTH);
+    readSync(memory, bytes, 0, bytes.length, address);
+    return bytes.toString('hex');
+  };
+  const original = read();
+  const underProbe = `cc${original.slice(2)}`;
+  const wanted = { bufferBytes: BUFFER, filters: ['leaf', 'fib'] };
+  rounds.count(probe.isReal ? 'kinds of real probes' : 'kinds of imitated probes');
+  try {
+    while (rounds.next(pid)) {
+      const session = attach(pid, wanted);
+      await fib(target, 20);
+      probe.put();
+      await runUnderProbe();
+      // It may come and go while the session goes on, or stay beyond its end, noticed or not.
+      const [goes, isNoticed] = [rounds.done % 3 === 0, rounds.done % 3 < 2];
+      if (isNoticed) while (read() !== underProbe) await pause(1);
+      if (goes) {
+        probe.takeAway();
+        await fib(target, 20);
+      }
+      const summary = await session.stop();
+      assert.deepEqual(
+        [summary.restored, summary.removed, read()],
+        [goes, true, goes ? original : underProbe],
+      );
+      await runUnderProbe();
+      if (!goes) {
+        const next = attach(pid, wanted);
+        assert.deepEqual(
+          next.refused.map(({ reason }) => reason),
+          ['changed'],
+        );
+        await next.stop();
+        probe.takeAway();
+      }
+      await fib(target, 20);
+      assert.equal(read(), original);
+      assert.equal(changedBytes(pid), 0);
+    }
+  } finally {
+    probe.close();
     closeSync(memory);
-    await fib(target, 20);
   }
   await target.finish();
 }
@@ -274,7 +303,7 @@ async function fullRate(rounds: Rounds): Promise<void> {
 export const tracerHazards: readonly Hazard[] = [
   { name: 'a debugger that comes during the trace, with a breakpoint on a traced function', run: debugger_ },
   {
-    name: 'a breakpoint of the kernel on a traced function that stays when safepoke leaves',
+    name: 'a breakpoint of the kernel that comes to a traced function, and goes soon, or stays when safepoke leaves',
     run: kernelBreakpoint,
   },
   { name: 'safepoke stopped for a while: every record is kept or counted', run: stoppedTracer },

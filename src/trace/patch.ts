@@ -49,6 +49,11 @@ export class SiteChanges {
     return siteBytes(this.wanted, i);
   }
 
+  /** The bytes that must stand there before. */
+  expectedOf(i: number): Uint8Array {
+    return siteBytes(this.expected, i);
+  }
+
   /** What undoes them. */
   reversed(): SiteChanges {
     return new SiteChanges(this.addresses, this.wanted, this.expected);
@@ -389,6 +394,13 @@ export function putJump(into: Uint8Array, at: number, address: number, target: n
 }
 
 const INT3 = 0xcc;
+
+/** True if bytes that were read are those of a site, but for somebody's breakpoint on the first of them. */
+export function isUnderBreakpoint(bytes: Uint8Array, site: Uint8Array): boolean {
+  return (
+    bytes.length === site.length && bytes[0] === INT3 && site.every((byte, i) => i === 0 || byte === bytes[i])
+  );
+}
 
 /**
  * Takes a jump of ours away on whose first byte somebody's breakpoint stands: the other bytes become the original ones, the

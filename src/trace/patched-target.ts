@@ -12,16 +12,19 @@ import {
   type Standstill,
   type TargetMemory,
 } from '../target/index.js';
+import { KernelBreakpoints } from './kernel-breakpoints.js';
 import {
   PreparedChanges,
   appliedOnes,
   areApplied,
+  isUnderBreakpoint,
   restoreUnderBreakpoint,
   type SiteChanges,
 } from './patch.js';
 import type { Reach } from './reach.js';
 import type { PlannedSite, RefusedFunction } from './site-plan.js';
 import { isOnlyOurs, type TextRuns } from './text-runs.js';
+import { SITE_LENGTH } from '../x86/index.js';
 import { savedInstructionPointersOf, withReader } from './thread-facts.js';
 import type { WayName } from './ways.js';
 
@@ -81,6 +84,7 @@ export class PatchedTarget {
   readonly #reach: Reach;
   readonly #changes: SiteChanges;
   readonly #text: TextRuns;
+  #breakpoints: KernelBreakpoints | undefined;
   /** No thread is in our code, and none will return into it. */
   #isUnused = false;
   /** Threads that were seen outside of our code, after the sites had been restored. */
@@ -123,7 +127,7 @@ export class PatchedTarget {
     try {
       const foreign = [...prepared.apply()];
       const breakpoints = foreign.filter((i) =>
-        restoreUnderBreakpoint(this.#memory, undone.addresses[i], undone.wantedOf(i), isOurs),
+        this.#standsBreakpoint(undone.addresses[i], undone.wantedOf(i), isOurs),
       );
       return {
         restored: areApplied(this.#memory, back),
@@ -133,6 +137,25 @@ export class PatchedTarget {
     } finally {
       hold.release();
     }
+  }
+
+  /** A breakpoint stands on a function, which has its own code below it from now on, if it has not already. */
+  #standsBreakpoint(address: number, original: Uint8Array, isOurs: (address: number) => boolean): boolean {
+    return (
+      restoreUnderBreakpoint(this.#memory, address, original, isOurs) ||
+      isUnderBreakpoint(this.#memory.readSome(address, SITE_LENGTH), original)
+    );
+  }
+
+  /** To be called again and again while sites are changed. Returns how many functions a breakpoint of the kernel has been given by it. */
+  giveWayToBreakpoints(): number {
+    if (this.#reach.mustStandAll) return 0;
+    this.#breakpoints ??= new KernelBreakpoints(
+      { pid: this.#pid, memory: this.#memory, times: this.#times, agentTid: this.agent.thread?.tid },
+      this.#changes,
+      (address) => this.agent.ownsCode(BigInt(address)),
+    );
+    return this.#breakpoints.giveWay();
   }
 
   #stopRecording(): void {

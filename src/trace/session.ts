@@ -342,10 +342,20 @@ export class Session implements AsyncIterable<Call> {
         if (target !== undefined) return { why: endOf(target), target };
         if (!this.#parts.target.agent.isPresent()) return this.#vanished();
         if (this.#parts.hasLoaded()) return { why: 'loaded', target: undefined };
+        this.#giveWay();
       }
       await (taken > 0 || isBehind || this.#writeBytes > 0 ? nextTurn() : this.#sleep(IDLE_MS));
     }
     return { why: 'stopped', target: undefined };
+  }
+
+  #giveWay(): void {
+    const { target, onNote } = this.#parts;
+    const given = target.giveWayToBreakpoints();
+    if (given === 0) return;
+    onNote(
+      `a breakpoint of the kernel (a uprobe: perf probe, bpftrace) has come on ${given} traced functions: they have their own code below it, and are not traced any more`,
+    );
   }
 
   /** The agent's memory is no more: the target ended, or executed another program. */
