@@ -1,5 +1,5 @@
 import { isSafepokeError } from '../errors/index.js';
-import { CALL_REFUSED, UNCOUNTED_HANDLER, type ProtocolCounts } from '../inside/index.js';
+import { CALL_REFUSED, UNCOUNTED_HANDLER, type Following, type ProtocolCounts } from '../inside/index.js';
 import { SYS, systemCall } from '../linux/index.js';
 import {
   NewestWriter,
@@ -76,6 +76,8 @@ export interface SessionParts {
   readonly hasLoaded: () => boolean;
   /** What the protocol has counted; undefined where code is changed from outside. */
   readonly counts: (() => ProtocolCounts | undefined) | undefined;
+  /** Into what the process executes, where that is ours to make ready. */
+  readonly following: Following | undefined;
   readonly onNote: (line: string) => void;
   /** Called last of all. */
   readonly close: () => void;
@@ -142,6 +144,7 @@ export class Session implements AsyncIterable<Call> {
     this.#message({ kind: 'functions', first: 0, items: parts.functions });
     this.#readClock();
     if (this.#writeFailure !== undefined) throw this.#writeFailure;
+    parts.following?.begin();
     this.done = this.#run();
     // The caller may look at `done` late, or only at what an iteration throws.
     this.done.catch(() => undefined);
@@ -258,6 +261,8 @@ export class Session implements AsyncIterable<Call> {
     } catch (error) {
       failure = asError(error);
     }
+    // A thread that asks is answered before all are called together, and before anything takes long.
+    if (!goesOn(end.why) || failure !== undefined) this.#parts.following?.end();
     // To the very end: behind hundreds of busy threads a recording's last megabytes take a minute.
     const calm = hastenBeside(this.pid);
     try {
@@ -291,6 +296,8 @@ export class Session implements AsyncIterable<Call> {
       this.#drain.finish();
     }
     this.#flushWrites();
+    if (this.#stopWanted || !goesOn(end.why)) this.#parts.following?.end();
+    else this.#parts.following?.leave();
     const summary = this.#makeSummary(end.why, end.target, restored, this.#releaseNewest());
     this.#summary = summary;
     try {
@@ -324,6 +331,8 @@ export class Session implements AsyncIterable<Call> {
     let lastCheck = 0;
     while (!this.#stopWanted) {
       if (this.#writeFailure !== undefined) throw this.#writeFailure;
+      this.#parts.following?.serve();
+      if (this.#parts.following?.hasSuccessor === true) return { why: 'exec', target: undefined };
       const before = this.#parts.timeStamp.now();
       const hasRoom = this.#backlog() < MAX_BACKLOG;
       const taken = hasRoom ? this.#drain.poll() : 0;
@@ -606,6 +615,11 @@ function asError(error: unknown): Error {
 /** True if the target lives on, and is what it was. */
 function isOurEnd(end: SessionEnd): boolean {
   return end === 'stopped' || end === 'loaded';
+}
+
+/** True if another session may go on where this one has ended. */
+function goesOn(end: SessionEnd): boolean {
+  return end === 'exec' || end === 'loaded';
 }
 
 function endOf(target: TargetEnd): SessionEnd {
