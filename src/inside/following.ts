@@ -140,7 +140,7 @@ export class Following {
     const state = Atomics.load(this.#words, BLOCK.execution / 4);
     try {
       checkEnd();
-      if (block === undefined || files === undefined || state !== EXECUTION.granted) throw this.#why(state);
+      if (block === undefined || files === undefined || state !== EXECUTION.granted) throw this.#why();
       awaitReady(`what process ${this.#pid} executes`, block, checkEnd);
     } catch (error) {
       this.end();
@@ -152,8 +152,13 @@ export class Following {
     return { block, ...files };
   }
 
-  #why(state: number): Error {
-    if (state === EXECUTION.denied && this.#refusal !== undefined) return this.#refusal;
+  /** Why the program that the process has become, which may have ended meanwhile, was not followed; undefined where nobody knows. */
+  get refusal(): Error | undefined {
+    return Atomics.load(this.#words, BLOCK.execution / 4) === EXECUTION.denied ? this.#refusal : undefined;
+  }
+
+  #why(): Error {
+    if (this.refusal !== undefined) return this.refusal;
     return notFollowed(
       this.#pid,
       Atomics.load(this.#words, BLOCK.follow / 4) === FOLLOW.tired

@@ -24,6 +24,7 @@ import { makeSharedObject } from './shared-object.js';
 const OBJECT_NAME = 'safepoke-inside';
 const F_SETFD = 2;
 const FD_CLOEXEC = 1;
+const SEEK_SET = 0;
 /** FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, include/uapi/linux/falloc.h */
 const PUNCH_HOLE = 0x3;
 /** Until the dynamic loader has loaded the program's libraries and ours. */
@@ -86,7 +87,9 @@ export class Files {
       PRIVATE_HEAD.start,
       PRIVATE_HEAD.end,
     );
-    writeSync(this.#object, head, 0, head.length, PRIVATE_HEAD.start);
+    // Filters that forbid pwrite64 to programs may be ours as well.
+    systemCall(SYS.lseek, this.#object, PRIVATE_HEAD.start, SEEK_SET);
+    writeSync(this.#object, head);
   }
 
   /** Writes the names into a block by which threads of its program open the agent's thread's descriptors, which are as we gave them. */

@@ -289,6 +289,7 @@ export class Session implements AsyncIterable<Call> {
       // The target may have ended, or become another program, under our hands: there is nothing left to restore then.
       const targetEnd = this.#parts.watch.check();
       if (targetEnd === undefined && this.#parts.target.agent.isPresent()) {
+        this.#parts.following?.end();
         this.#parts.close();
         throw failure ?? asError(error);
       }
@@ -296,6 +297,8 @@ export class Session implements AsyncIterable<Call> {
       this.#drain.finish();
     }
     this.#flushWrites();
+    const refusal = end.why === 'exec' ? undefined : this.#parts.following?.refusal;
+    if (refusal !== undefined) this.#parts.onNote(`${refusal.message}: it was not followed`);
     if (this.#stopWanted || !goesOn(end.why)) this.#parts.following?.end();
     else this.#parts.following?.leave();
     const summary = this.#makeSummary(end.why, end.target, restored, this.#releaseNewest());
