@@ -18,12 +18,7 @@
 import { AGENT } from '../agent/index.js';
 import { FUTEX, FUTEX_OWNER_DIED, SYS } from '../linux/index.js';
 import { BLOCK, EXECUTION, EXECUTION_KIND, FOLLOW, PRIVATE } from './layout.js';
-import {
-  ALL_BUT_RENDEZVOUS,
-  RENDEZVOUS_ALONE,
-  SIG_SETMASK,
-  changeMask,
-} from './signal-mask.js';
+import { ALL_BUT_RENDEZVOUS, RENDEZVOUS_ALONE, SIG_SETMASK, changeMask } from './signal-mask.js';
 
 /** All of them, as the C library has them. */
 export const EXECUTING = [

@@ -10,13 +10,7 @@ import { EVERYBODY, FUTEX, SYS, readStatus, systemCall } from '../linux/index.js
 import { mayExecute } from '../target/index.js';
 import { checkProgram, hasProgramFormat, type Identity } from './check-program.js';
 import type { InsideMemory } from './inside-memory.js';
-import {
-  BLOCK,
-  ENVIRONMENT_SIZE,
-  EXECUTION,
-  EXECUTION_KIND,
-  FOLLOW,
-} from './layout.js';
+import { BLOCK, ENVIRONMENT_SIZE, EXECUTION, EXECUTION_KIND, FOLLOW } from './layout.js';
 import { awaitReady, letGo, type Block, type Files } from './loading.js';
 import { preloadVariable } from './shared-object.js';
 
@@ -133,7 +127,11 @@ export class Following {
    *
    * @throws CannotError with the reason why it is none of ours; it runs then
    */
-  adopt(checkEnd: () => void): { readonly block: Block; readonly blockFile: number; readonly objectFile: number } {
+  adopt(checkEnd: () => void): {
+    readonly block: Block;
+    readonly blockFile: number;
+    readonly objectFile: number;
+  } {
     this.#keep();
     const block = this.#next;
     const files = this.#nextFiles;
@@ -246,10 +244,14 @@ export class Following {
 
   /** Files are looked for from our own root. */
   #checkPlace(from: string): void {
-    const places = ['root', 'ns/mnt'].map((link) => [readLink(`${from}/${link}`), readLink(`/proc/self/${link}`)]);
+    const places = ['root', 'ns/mnt'].map((link) => [
+      readLink(`${from}/${link}`),
+      readLink(`/proc/self/${link}`),
+    ]);
     if (places.some(([theirs]) => theirs === undefined))
       throw notFollowed(this.#pid, 'safepoke may not look at its files: it has become another user’s');
-    if (places.some(([theirs, ours]) => theirs !== ours)) throw notFollowed(this.#pid, 'it has another root directory or other mounts than safepoke');
+    if (places.some(([theirs, ours]) => theirs !== ours))
+      throw notFollowed(this.#pid, 'it has another root directory or other mounts than safepoke');
   }
 
   #string(address: number, most: number): Uint8Array {
@@ -297,10 +299,13 @@ export class Following {
   #writeEnvironment({ pointers, values }: Entries, objectFile: number): void {
     const others = values.at(-1) ?? new Uint8Array();
     const own = preloadVariable(objectFile);
-    const text = Buffer.concat([Buffer.from(others.length === 0 ? own : `${own}:`), others, Uint8Array.of(0)]);
+    const text = Buffer.concat([
+      Buffer.from(others.length === 0 ? own : `${own}:`),
+      others,
+      Uint8Array.of(0),
+    ]);
     const textAt = (pointers.length + 2) * POINTER;
-    if (textAt + text.length > ENVIRONMENT_SIZE)
-      throw notFollowed(this.#pid, 'its environment is too large');
+    if (textAt + text.length > ENVIRONMENT_SIZE) throw notFollowed(this.#pid, 'its environment is too large');
     const at = BLOCK.environment;
     pointers.forEach((pointer, i) => {
       this.#view.setBigUint64(at + i * POINTER, pointer, true);
@@ -322,9 +327,7 @@ function notFollowed(pid: number, why: string): CannotError {
 /** Names that lead to whoever asks. */
 function asFoundFrom(from: string, name: string): string {
   if (!name.startsWith('/')) return `${from}/cwd/${name}`;
-  return name
-    .replace(/^\/proc\/(self|thread-self)(?=\/)/, from)
-    .replace(/^\/dev\/fd(?=\/)/, `${from}/fd`);
+  return name.replace(/^\/proc\/(self|thread-self)(?=\/)/, from).replace(/^\/dev\/fd(?=\/)/, `${from}/fd`);
 }
 
 function readLink(path: string): string | undefined {

@@ -44,7 +44,15 @@ import {
   STUB_SIZE,
   TEXT,
 } from './layout.js';
-import { ALL_BUT_RENDEZVOUS, ALL_SIGNALS, RENDEZVOUS_ALONE, SIG_BLOCK, SIG_SETMASK, SIG_UNBLOCK, changeMask } from './signal-mask.js';
+import {
+  ALL_BUT_RENDEZVOUS,
+  ALL_SIGNALS,
+  RENDEZVOUS_ALONE,
+  SIG_BLOCK,
+  SIG_SETMASK,
+  SIG_UNBLOCK,
+  changeMask,
+} from './signal-mask.js';
 import { realSlot, wrapped, wrappersListing } from './wrappers.js';
 
 /** Called by the protocol while its patcher waits. */

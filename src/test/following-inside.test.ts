@@ -10,7 +10,16 @@ import { attach, run } from '../index.js';
 import { freePort, start, temporaryFolder, until, untilListening } from './real.test.support.js';
 import { RedisClient, redisCommand } from './redis-client.test.support.js';
 import { childrenOf } from './sandboxed.test.support.js';
-import { Running, build, changedBytes, folder, fresh, main, pause, readSummary } from './targets.test.support.js';
+import {
+  Running,
+  build,
+  changedBytes,
+  folder,
+  fresh,
+  main,
+  pause,
+  readSummary,
+} from './targets.test.support.js';
 
 const FOLLOW = ['--inside', '--follow'] as const;
 /** What "execs.c" ends with, and how often it calls `step` in a part with so many left. */
@@ -40,7 +49,11 @@ function partsAt(path: string): SessionSummary[] {
 }
 
 /** Follows a program to its end. */
-function followed(command: readonly string[], options: readonly string[] = [], environment = ENVIRONMENT): Parts {
+function followed(
+  command: readonly string[],
+  options: readonly string[] = [],
+  environment = ENVIRONMENT,
+): Parts {
   const summary = fresh('summary.json');
   const ran = spawnSync(
     process.execPath,
@@ -132,7 +145,10 @@ test('a program is found in PATH as the C library finds it, and a script is what
 test('what a shell executes in its own place is traced in the second part', () => {
   for (const shell of ['sh', 'bash']) {
     const script = `exec ${build('execs.c')} 0 n`;
-    const traced = followed([shell, '-c', script], ['-F', 'libc.so.6!getpid', '-F', '*!step', '-F', 'libc.so.6!puts']);
+    const traced = followed(
+      [shell, '-c', script],
+      ['-F', 'libc.so.6!getpid', '-F', '*!step', '-F', 'libc.so.6!puts'],
+    );
     assert.equal(traced.status, STATUS, traced.stderr);
     assert.deepEqual(
       traced.parts.map(({ ended }) => ended),
@@ -203,7 +219,11 @@ test('when the trace is over what is executed is the program’s own business', 
 
 test('safepoke is killed at any moment while a program executes itself again and again: it goes on, and finds nothing of us', async () => {
   const program = build('execs.c');
-  const alone = spawnSync(program, [String(ENOUGH), 'qv'], { cwd: folder, encoding: 'utf8', env: ENVIRONMENT });
+  const alone = spawnSync(program, [String(ENOUGH), 'qv'], {
+    cwd: folder,
+    encoding: 'utf8',
+    env: ENVIRONMENT,
+  });
   assert.equal(alone.status, STATUS);
   for (let round = 0; round < KILLS; round++) {
     const tracer = spawn(
@@ -227,9 +247,17 @@ test('redis-server that a shell executes in its own place answers under trace', 
   const port = await freePort();
   const own = temporaryFolder(t);
   const summary = fresh('summary.json');
-  const command = ['sh', '-c', `exec ${redisCommand(port, own).map((word) => `'${word}'`).join(' ')} --logfile log`];
+  const command = [
+    'sh',
+    '-c',
+    `exec ${redisCommand(port, own)
+      .map((word) => `'${word}'`)
+      .join(' ')} --logfile log`,
+  ];
   const options = ['-F', 'libc.so.6!getpid', '-F', '*', '-o', fresh('recording'), '--summary', summary];
-  const tracer = start(t, process.execPath, [main, 'run', ...FOLLOW, ...options, '--', ...command], { cwd: own });
+  const tracer = start(t, process.execPath, [main, 'run', ...FOLLOW, ...options, '--', ...command], {
+    cwd: own,
+  });
   await untilListening(port);
   const [pid] = childrenOf(tracer.pid);
   t.after(() => {

@@ -310,15 +310,23 @@ interface InsideStart {
   readonly since: number;
 }
 
-function startInside(
-  process: InsideProcess,
-  { pid, options, watch, hasBegun, since }: InsideStart,
-): Session {
+function startInside(process: InsideProcess, { pid, options, watch, hasBegun, since }: InsideStart): Session {
   const { memory } = process;
   const before = preflightInside(pid);
   const inside = { process, hasBegun };
   const times = new HoldTimes();
-  return start({ pid, options, memory, times, adopted: undefined, inside, watch, isChild: true, before, since });
+  return start({
+    pid,
+    options,
+    memory,
+    times,
+    adopted: undefined,
+    inside,
+    watch,
+    isChild: true,
+    before,
+    since,
+  });
 }
 
 /** Each has files open. */
