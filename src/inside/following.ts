@@ -3,10 +3,10 @@
 // the environment is written in which our variable stands last. The program then waits, as any that we start, until it is adopted.
 //
 // It never waits in vain: whoever does not want it any more lets it go, and that is remembered in its block, also if it comes later.
-import { readlinkSync, statSync } from 'node:fs';
+import { readFileSync, readlinkSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { CannotError, isSafepokeError } from '../errors/index.js';
-import { EVERYBODY, FUTEX, SYS, readStatus, systemCall } from '../linux/index.js';
+import { EVERYBODY, FUTEX, SYS, faultPoint, readStatus, systemCall } from '../linux/index.js';
 import { mayExecute } from '../target/index.js';
 import { checkProgram, hasProgramFormat, type Identity } from './check-program.js';
 import type { InsideMemory } from './inside-memory.js';
@@ -22,6 +22,8 @@ const AT_FDCWD = -100;
 /** Where a C library looks that finds no PATH (confstr). */
 const DEFAULT_PATH = '/bin:/usr/bin';
 const SHELL = '/bin/sh';
+/** So long a program may take to be seen as the one that was made ready; it is looked at so often then. */
+const FOREIGN_MS = 500;
 /** A program that waits for nobody is let go after this time. */
 const ADOPT_PATIENCE_MS = 2000;
 
@@ -105,9 +107,14 @@ export class Following {
     return this.#next !== undefined && new Int32Array(this.#next.mapping.bytes)[BLOCK.waiting / 4] !== 0;
   }
 
+  /** A thread waits for an answer. */
+  get isAsked(): boolean {
+    return Atomics.load(this.#words, BLOCK.execution / 4) === EXECUTION.asked;
+  }
+
   /** Answers a thread that asks, if one does. */
   serve(): void {
-    if (Atomics.load(this.#words, BLOCK.execution / 4) !== EXECUTION.asked) return;
+    if (!this.isAsked) return;
     let answer: number = EXECUTION.denied;
     try {
       this.#prepare(this.#request());
@@ -118,6 +125,7 @@ export class Following {
         ? error
         : notFollowed(this.#pid, error instanceof Error ? error.message : String(error));
     }
+    faultPoint();
     this.#answer(answer);
   }
 
@@ -139,7 +147,13 @@ export class Following {
     try {
       checkEnd();
       if (block === undefined || files === undefined || state !== EXECUTION.granted) throw this.#why();
-      awaitReady(`what process ${this.#pid} executes`, block, checkEnd);
+      const { objectFile } = files;
+      const since = performance.now();
+      awaitReady(`what process ${this.#pid} executes`, block, () => {
+        checkEnd();
+        if (performance.now() - since < FOREIGN_MS || hasOurVariable(this.#pid, objectFile)) return;
+        throw notFollowed(this.#pid, 'another thread, or a signal handler, was quicker to execute something');
+      });
     } catch (error) {
       this.end();
       throw error;
@@ -198,7 +212,9 @@ export class Following {
     const block = (this.#next ??= this.#files.newBlock());
     const blockFile = this.#view.getUint32(BLOCK.nextBlockFile, true);
     const objectFile = this.#view.getUint32(BLOCK.nextObjectFile, true);
+    faultPoint();
     this.#writeEnvironment(entries, objectFile);
+    faultPoint();
     this.#files.giveNext(block, blockFile, objectFile);
     this.#nextFiles = { blockFile, objectFile };
   }
@@ -328,6 +344,16 @@ function notFollowed(pid: number, why: string): CannotError {
 function asFoundFrom(from: string, name: string): string {
   if (!name.startsWith('/')) return `${from}/cwd/${name}`;
   return name.replace(/^\/proc\/(self|thread-self)(?=\/)/, from).replace(/^\/dev\/fd(?=\/)/, `${from}/fd`);
+}
+
+/** What a process was given at its start tells, where it can be read at all. */
+function hasOurVariable(pid: number, objectFile: number): boolean {
+  try {
+    return readFileSync(`/proc/${pid}/environ`, 'latin1').includes(preloadVariable(objectFile));
+  } catch (error) {
+    // It has become another user's; anything else says that it has ended.
+    return ['EACCES', 'EPERM'].includes((error as NodeJS.ErrnoException).code ?? '');
+  }
 }
 
 function readLink(path: string): string | undefined {

@@ -1,14 +1,19 @@
 // From inside into the program that the target executes (`--inside --follow`). What each part of "execs.c" was given and what it finds,
 // its environment, files and masks, is to be the same as without us.
 import assert from 'node:assert/strict';
-import { spawn, spawnSync } from 'node:child_process';
+import { spawnSync } from 'node:child_process';
 import { chmodSync, existsSync, mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { test } from 'node:test';
+import { test, type TestContext } from 'node:test';
 import type { SessionSummary } from '../index.js';
 import { attach, run } from '../index.js';
+import { InsideProcess } from '../inside/inside-process.js';
+import { waitForThread } from '../linux/index.js';
+import { HoldTimes, killStopped } from '../target/index.js';
+import { killedWhileExecuting } from './hazards-inside.test.support.js';
 import { freePort, start, temporaryFolder, until, untilListening } from './real.test.support.js';
 import { RedisClient, redisCommand } from './redis-client.test.support.js';
+import { Rounds } from './rounds.test.support.js';
 import { childrenOf } from './sandboxed.test.support.js';
 import {
   Running,
@@ -26,11 +31,8 @@ const FOLLOW = ['--inside', '--follow'] as const;
 const STATUS = 7;
 const steps = (left: number): number => 10 + left;
 const NOBODY = 65534;
-/** Rounds in which safepoke is killed at some moment, and the time in which that is. */
+/** Rounds in which safepoke is killed at some moment. */
 const KILLS = 30;
-const MOMENTS_MS = 1500;
-/** So many programs are executed by then at most. */
-const ENOUGH = 40;
 /** It passes its environment on to what it executes. */
 const ENVIRONMENT: NodeJS.ProcessEnv = { ...process.env, KEEP: '1' };
 
@@ -217,30 +219,69 @@ test('when the trace is over what is executed is the program’s own business', 
   assert.deepEqual(await ended, { kind: 'killed', signal: 9 });
 });
 
-test('safepoke is killed at any moment while a program executes itself again and again: it goes on, and finds nothing of us', async () => {
+/** Programs whose ids may be somebody else's by now. */
+const reaped = new Set<number>();
+
+/** A program that is not followed by a session, but by the test itself: it asks, and waits. */
+async function asking(t: TestContext, how: string): Promise<InsideProcess> {
   const program = build('execs.c');
-  const alone = spawnSync(program, [String(ENOUGH), 'qv'], {
-    cwd: folder,
-    encoding: 'utf8',
-    env: ENVIRONMENT,
+  const inside = InsideProcess.start(program, [program, '1', how]);
+  t.after(() => {
+    if (!reaped.has(inside.pid)) killStopped(inside.pid);
+    inside.close();
   });
-  assert.equal(alone.status, STATUS);
-  for (let round = 0; round < KILLS; round++) {
-    const tracer = spawn(
-      process.execPath,
-      [main, 'run', ...FOLLOW, '-F', 'step', '-o', fresh('recording'), '--', program, String(ENOUGH), 'qv'],
-      { cwd: folder, stdio: ['ignore', 'pipe', 'pipe'], env: ENVIRONMENT },
-    );
-    let said = '';
-    tracer.stdout.on('data', (text: Buffer) => (said += text.toString()));
-    const closed = new Promise((resolve) => tracer.once('close', resolve));
-    while (childrenOf(tracer.pid ?? 0).length === 0) await pause(1);
-    await pause(Math.random() * MOMENTS_MS);
-    tracer.kill('SIGKILL');
-    // The program has its standard output, too, and ends when it does.
-    await closed;
-    assert.equal(said, alone.stdout, `round ${round}`);
+  inside.following.begin();
+  inside.begin().release();
+  while (!inside.following.isAsked) await pause(1);
+  return inside;
+}
+
+/** The status with which it ends, whatever it has become. */
+async function endOf({ pid }: InsideProcess): Promise<number> {
+  for (;;) {
+    const result = waitForThread(pid, false);
+    if (result.kind !== 'none') reaped.add(pid);
+    if (result.kind === 'exited') return result.status;
+    assert.equal(result.kind, 'none');
+    await pause(5);
   }
+}
+
+const lives = (): void => undefined;
+
+test('threads can be called together while one waits for what it is to execute', async (t) => {
+  for (const how of ['qv', 'tqv']) {
+    const inside = await asking(t, how);
+    for (let i = 0; i < 20; i++) {
+      const met = inside.meet(new HoldTimes());
+      assert.equal(met.threads.length, how.length - 1);
+      met.release();
+    }
+    assert.ok(inside.following.isAsked);
+    inside.following.serve();
+    while (!inside.isOver) await pause(1);
+    inside.succeed(lives).begin().release();
+    assert.equal(await endOf(inside), STATUS);
+  }
+});
+
+test('a handler that comes while a thread waits for what it is to execute, and executes something itself, is not followed', async (t) => {
+  const inside = await asking(t, 'hqv');
+  process.kill(inside.pid, 'SIGUSR1');
+  inside.following.serve();
+  while (!inside.isOver) await pause(1);
+  assert.throws(() => inside.succeed(lives), /was quicker|has ended|executed past/);
+  assert.equal(await endOf(inside), STATUS);
+});
+
+test('a program that safepoke does not answer goes on without us', async (t) => {
+  const inside = await asking(t, 'qv');
+  assert.equal(await endOf(inside), STATUS);
+  assert.throws(() => inside.succeed(lives), /in time/);
+});
+
+test('safepoke is killed at any moment while a program executes itself again and again: it goes on, and finds nothing of us', async () => {
+  await killedWhileExecuting(new Rounds(0, KILLS));
 });
 
 test('redis-server that a shell executes in its own place answers under trace', async (t) => {

@@ -3,6 +3,7 @@
 //
 //   execs NUMBER HOW [PROGRAM]   NUMBER times more; HOW: a letter of `ways` for the function that does it, or * for each in turn, before it
 //                                t: in a second thread, s: in a signal handler, f: after failing in many ways, k: after children that do so,
+//                                h: with a handler that does it, too
 //                                q: without a word of what it finds, but at the end; w: when standard input has ended
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -180,10 +181,10 @@ int main(int argc, char **argv) {
     pthread_t thread;
     pthread_create(&thread, NULL, in_thread, NULL);
     pthread_join(thread, NULL);
-  } else if (strchr(how, 's') != NULL) {
+  } else if (strpbrk(how, "sh") != NULL) {
     struct sigaction action = {.sa_handler = in_handler};
     sigaction(SIGUSR1, &action, NULL);
-    raise(SIGUSR1);
+    if (strchr(how, 's') != NULL) raise(SIGUSR1);
   }
   execute(chosen);
 }
