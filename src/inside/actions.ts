@@ -23,13 +23,12 @@ import {
   STUBS,
   STUB_SIZE,
 } from './layout.js';
+import { RENDEZVOUS_ALONE } from './signal-mask.js';
 
 /** As the kernel numbers them: cancellation, and what makes all threads take the same user (nptl). */
 const C_LIBRARY_SIGNALS = [32, 33] as const;
 /** Handlers are above SIG_DFL and SIG_IGN, and nothing is mapped in the first page. */
 const NO_HANDLER = 4095;
-/** Signal 64 as a mask. */
-const RENDEZVOUS_ALONE = '0x8000000000000000';
 /** A handler that installs actions without a pause loses to us at some time, or it never ends. */
 const SWAPS = 1000;
 

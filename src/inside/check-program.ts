@@ -42,12 +42,28 @@ function hasCapabilities(path: string): boolean {
   return systemCall(SYS.getxattr, addressOf(file), addressOf(name), 0, 0) > 0;
 }
 
-/** @throws CannotError NOT_INSIDE, NOT_X86_64, NOT_STARTED */
-export function checkProgram(path: string): void {
+/** Who is to execute a program. */
+export interface Identity {
+  readonly uid: number | undefined;
+  readonly gid: number | undefined;
+}
+
+/** True if the kernel can execute it, as far as its beginning tells. */
+export function hasProgramFormat(file: string): boolean {
+  const head = new TextDecoder('latin1').decode(readHead(file));
+  return head.startsWith('#!') || head.startsWith('\x7fELF');
+}
+
+/** `path` is what it is called, `found` where we find it. @throws CannotError NOT_INSIDE, NOT_X86_64, NOT_STARTED */
+export function checkProgram(
+  found: string,
+  path = found,
+  identity: Identity = { uid: process.geteuid?.(), gid: process.getegid?.() },
+): void {
   let file: string;
   let bytes: Uint8Array;
   try {
-    file = executableOf(path);
+    file = executableOf(found);
     bytes = readFileSync(file);
   } catch (error) {
     throw refused(
@@ -56,9 +72,9 @@ export function checkProgram(path: string): void {
       'run it without --inside',
     );
   }
-  checkMachine(bytes, `run ${file}`);
+  checkMachine(bytes, `run ${file === found ? path : file}`);
   const { mode, uid, gid } = statSync(file);
-  const isOther = uid !== process.geteuid?.() || gid !== process.getegid?.();
+  const isOther = uid !== identity.uid || gid !== identity.gid;
   if (((mode & SET_ID_BITS) !== 0 && isOther) || hasCapabilities(file)) {
     throw refused(
       path,

@@ -13,11 +13,11 @@ import {
   readMaps,
   type Mapping,
   type MemoryRange,
-  type OwnMapping,
 } from '../linux/index.js';
 import { TargetMemory, pause } from '../target/index.js';
 import { BLOCK, BUFFER_SIZE, CHANGE } from './layout.js';
 import { EBUSY, MAKE_CHANGES, SCRATCH } from './listing.js';
+import type { Block } from './loading.js';
 import { planChanges, type PlannedChange } from './planned-changes.js';
 
 /** The first half of the buffer is for what is read and written, the second for changes of code. */
@@ -52,15 +52,17 @@ export class InsideMemory extends TargetMemory {
   readonly #address: number;
   readonly #file: number;
   readonly #blockFile: number;
+  readonly #blockOffset: number;
   readonly #runningWord: number;
   /** Code must be unlocked to be written, and all else is written by the block's file. */
   readonly mustUnlock: boolean;
 
-  constructor(pid: number, thread: AgentThread, block: OwnMapping, address: number, runningWord: number) {
+  constructor(pid: number, thread: AgentThread, block: Block, address: number, runningWord: number) {
     super(pid);
     this.#thread = thread;
-    this.#bytes = new Uint8Array(block.bytes);
-    this.#view = new DataView(block.bytes);
+    this.#bytes = new Uint8Array(block.mapping.bytes);
+    this.#view = new DataView(block.mapping.bytes);
+    this.#blockOffset = block.offset;
     this.#address = address;
     this.#runningWord = runningWord;
     this.#file = this.#view.getInt32(BLOCK.memoryFile, true);
@@ -157,7 +159,7 @@ export class InsideMemory extends TargetMemory {
 
   /** The block's file goes to a place in the buffer. */
   #seek(to: number): readonly number[] {
-    return [SYS.lseek, this.#blockFile, BLOCK.buffer + to, SEEK_SET];
+    return [SYS.lseek, this.#blockFile, this.#blockOffset + BLOCK.buffer + to, SEEK_SET];
   }
 
   /** By the protocol: handlers that run on threads that stand in the rendezvous help, and see no half of a change. */

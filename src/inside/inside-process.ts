@@ -1,24 +1,10 @@
 // A program that has our object loaded with it. It needs no permission over the program: all that safepoke wants of it the
 // agent's thread does, which the object starts before anything of the program runs.
-import { closeSync, writeSync } from 'node:fs';
-import { AgentThread, SHARED_NAME, type ResidentThread } from '../agent/index.js';
-import { CannotError } from '../errors/index.js';
-import {
-  MAP,
-  PROT,
-  SYS,
-  createMemoryFile,
-  errnoName,
-  mapOwn,
-  systemCall,
-  waitForThread,
-  type OwnMapping,
-  type OwnerWord,
-} from '../linux/index.js';
+import { AgentThread, type ResidentThread } from '../agent/index.js';
+import { waitForThread, type OwnMapping } from '../linux/index.js';
 import {
   killStopped,
   ownEnvironment,
-  pause,
   spawnFree,
   startFailure,
   type CallMaker,
@@ -27,16 +13,12 @@ import {
   type Standstill,
 } from '../target/index.js';
 import { checkProgram } from './check-program.js';
+import { Following } from './following.js';
 import { InsideMemory } from './inside-memory.js';
 import { BLOCK, STUBS, TEXT } from './layout.js';
+import { Files, awaitReady, letGo, type Block } from './loading.js';
 import { Meetings } from './rendezvous.js';
-import { addressOfWord, makeSharedObject, preloadVariable } from './shared-object.js';
-
-const OBJECT_NAME = 'safepoke-inside';
-const F_SETFD = 2;
-/** Until the dynamic loader has loaded the program's libraries and ours. */
-const LOAD_PATIENCE_MS = 30_000;
-const LOAD_POLL_MS = 0.5;
+import { addressOfWord, preloadVariable } from './shared-object.js';
 
 /** In the spirit of the kernel's dyn_ftrace_total_info. */
 export interface ProtocolCounts {
@@ -63,19 +45,32 @@ export class InsideProcess {
   readonly code: { readonly start: number; readonly end: number };
   /** The first thread, as it was before the program began. */
   readonly leader: HeldThread;
+  /** Into what it executes. */
+  readonly following: Following;
   readonly #meetings: Meetings;
+  readonly #files: Files;
   readonly #block: OwnMapping;
   readonly #object: number;
 
-  private constructor(pid: number, thread: AgentThread, block: OwnMapping, address: number, object: number) {
+  /** The program waits, with these descriptors of the files. */
+  private constructor(pid: number, files: Files, block: Block, blockFile: number, objectFile: number) {
+    const { mapping, owner } = block;
+    const view = new DataView(mapping.bytes);
+    const address = Number(view.getBigUint64(BLOCK.address, true));
+    const agentTid = view.getUint32(BLOCK.agentTid, true);
+    const thread = AgentThread.adopt(agentTid, pid, owner, mapping);
+    const object = Number(view.getBigUint64(BLOCK.object, true));
     this.pid = pid;
-    this.#block = block;
+    this.#files = files;
+    this.#block = mapping;
     this.#object = object;
-    this.resident = { thread, page: block, address };
+    this.resident = { thread, page: mapping, address };
     this.code = { start: object + TEXT, end: object + STUBS };
     this.memory = new InsideMemory(pid, thread, block, address, object + addressOfWord('nmi_running'));
-    this.#meetings = new Meetings(pid, thread, block, this.memory, object);
+    this.#meetings = new Meetings(pid, thread, mapping, this.memory, object);
     [this.leader] = this.#meetings.first().threads;
+    files.tellKept(block, agentTid, blockFile, objectFile);
+    this.following = new Following(pid, files, block, address, this.memory);
   }
 
   /**
@@ -85,36 +80,53 @@ export class InsideProcess {
    */
   static start(path: string, command: readonly string[]): InsideProcess {
     checkProgram(path);
-    const blockFile = createMemoryFile(SHARED_NAME, BLOCK.size);
-    const objectFile = createMemoryFile(OBJECT_NAME, 0);
-    let block: OwnMapping;
-    let owner: OwnerWord;
-    let pid: number;
+    const files = new Files();
+    let block: Block | undefined;
+    let pid: number | undefined;
     try {
-      block = mapOwn(BLOCK.size, PROT.read | PROT.write, MAP.shared, blockFile);
-      writeSync(objectFile, makeSharedObject(blockFile, objectFile));
-      owner = AgentThread.prepare(block);
-      // The program inherits these two, and closes them before it begins.
-      systemCall(SYS.fcntl, blockFile, F_SETFD, 0);
-      systemCall(SYS.fcntl, objectFile, F_SETFD, 0);
-      pid = spawnFree(path, command, environment(objectFile));
-    } finally {
-      closeSync(blockFile);
-      closeSync(objectFile);
-    }
-    try {
-      awaitReady(path, pid, block);
-      const view = new DataView(block.bytes);
-      const thread = AgentThread.adopt(view.getUint32(BLOCK.agentTid, true), pid, owner, block);
-      const object = Number(view.getBigUint64(BLOCK.object, true));
-      const address = Number(view.getBigUint64(BLOCK.address, true));
-      return new InsideProcess(pid, thread, block, address, object);
+      block = files.newBlock();
+      // The program inherits the files, and closes them before it begins.
+      const child = files.giveFirst(block, (objectFile) => spawnFree(path, command, environment(objectFile)));
+      pid = child;
+      awaitReady(path, block, () => {
+        const result = waitForThread(child, false);
+        if (result.kind === 'exited') throw startFailure(path, result.status);
+        if (result.kind === 'killed') throw startFailure(path, undefined);
+      });
+      const { blockFile, objectFile } = files.first;
+      return new InsideProcess(pid, files, block, blockFile, objectFile);
     } catch (error) {
-      killStopped(pid);
-      owner.release();
-      block.unmap();
+      if (pid !== undefined) killStopped(pid);
+      block?.owner.release();
+      block?.mapping.unmap();
+      files.close();
       throw error;
     }
+  }
+
+  /** True once it is another program, or has ended. */
+  get isOver(): boolean {
+    return !this.resident.thread.isPresent;
+  }
+
+  /**
+   * The program that this one has executed, which waits as one that was started does. `checkEnd` throws when the process has ended.
+   *
+   * @throws CannotError NOT_INSIDE: it runs without us
+   */
+  succeed(checkEnd: () => void): InsideProcess {
+    const { block, blockFile, objectFile } = this.following.adopt(checkEnd);
+    try {
+      return new InsideProcess(this.pid, this.#files, block, blockFile, objectFile);
+    } catch (error) {
+      letGo(block);
+      throw error;
+    }
+  }
+
+  /** The process has ended. */
+  close(): void {
+    this.#files.close();
   }
 
   /** Standing still, the program waits to begin. */
@@ -159,37 +171,4 @@ function environment(objectFile: number): string[] {
   const others = process.env['LD_PRELOAD'];
   const own = preloadVariable(objectFile);
   return [...ownEnvironment(), others === undefined || others === '' ? own : `${own}:${others}`];
-}
-
-function awaitReady(path: string, pid: number, block: OwnMapping): void {
-  const words = new Int32Array(block.bytes);
-  const isReady = (): boolean =>
-    Atomics.load(words, BLOCK.ready / 4) !== 0 &&
-    words[BLOCK.agentTid / 4] !== 0 &&
-    Atomics.load(words, BLOCK.waiting / 4) !== 0;
-  const since = performance.now();
-  while (!isReady()) {
-    const result = waitForThread(pid, false);
-    if (result.kind === 'exited') throw startFailure(path, result.status);
-    if (result.kind === 'killed') throw startFailure(path, undefined);
-    if (performance.now() - since > LOAD_PATIENCE_MS) {
-      throw new CannotError('NOT_INSIDE', {
-        tried: `trace ${path} from inside`,
-        why: 'its dynamic loader has not loaded our object',
-        next: 'run it without --inside',
-      });
-    }
-    pause(LOAD_POLL_MS);
-  }
-  const unlocking = words[BLOCK.unlocking / 4];
-  if (unlocking < 0) {
-    const file = words[BLOCK.memoryFile / 4];
-    const what =
-      file < 0 ? `open it: ${errnoName(-file)}` : `write it: ${errnoName(-words[BLOCK.memoryWrite / 4])}`;
-    throw new CannotError('NOT_INSIDE', {
-      tried: `trace ${path} from inside`,
-      why: `it cannot write its own code, neither by /proc/self/mem (${what}) nor by mprotect (${errnoName(-unlocking)}): the kernel, a filter or a rule forbids both`,
-      next: 'see proc_mem.force_override of the kernel, seccomp and Landlock rules, and PR_SET_MDWE, or run it without --inside',
-    });
-  }
 }

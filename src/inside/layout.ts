@@ -2,7 +2,8 @@
 // here.
 //
 //   object   a shared object (shared-object.ts): code, and private data that a forked child gets a copy of
-//   block    a memfd that the tracer maps as well: the agent's pages, the rendezvous, a buffer for what goes over
+//   block    a part of a memfd, which the tracer maps as well: the agent's pages, the rendezvous, a buffer for what goes over. A program
+//            that this one executes has the next part, so that what forked children still share is no other's
 import { AGENT } from '../agent/index.js';
 import { DYNAMIC_ROOM } from '../elf/index.js';
 import { PAGE } from '../linux/index.js';
@@ -45,6 +46,10 @@ export const PRIVATE = {
   owner: PRIVATE_START + 40,
   /** u32: the descriptor of /proc/self/mem of the agent's thread, which shares none of the program's. */
   memoryFile: PRIVATE_START + 44,
+  /** u32: 1: another program with our object has executed this one, which may do without us. */
+  isSuccessor: PRIVATE_START + 52,
+  /** u64: where the block begins in its file. */
+  blockOffset: PRIVATE_START + 56,
   /** "LD_PRELOAD=/proc/self/fd/N", ended by a zero. */
   preload: PRIVATE_START + 64,
   memoryPath: PRIVATE_START + 128,
@@ -52,6 +57,8 @@ export const PRIVATE = {
   patience: PRIVATE_START + 160,
   /** struct kernel_sigaction of the rendezvous. */
   action: PRIVATE_START + 176,
+  /** Address of the C library's `environ`. */
+  environ: PRIVATE_START + 208,
   /** The protocol's words. */
   protocol: PRIVATE_START + 256,
   /** Addresses of the functions that ours stand before. */
@@ -68,6 +75,8 @@ export const PRIVATE = {
 } as const;
 
 export const PRIVATE_SIZE = PRIVATE.end - PRIVATE_START;
+/** The words by which one program's object differs from another's: all lie in the page that the loader itself writes into. */
+export const PRIVATE_HEAD = { start: PRIVATE_START, end: PRIVATE.protocol } as const;
 export const privateOffset = (address: number): number => address - PRIVATE_START;
 
 /** Offsets in the block. All u32 unless said. */
@@ -105,7 +114,7 @@ export const BLOCK = {
   memoryWrite: AGENT.size + 88,
   /** i32: 1: text must be unlocked (mprotect) to be written, as it cannot be otherwise; negative: and that is refused as well. */
   unlocking: AGENT.size + 92,
-  /** u32: the agent's thread's descriptor of the block, where it needs one. */
+  /** u32: the agent's thread's descriptor of the block's file. */
   blockFile: AGENT.size + 96,
   /** u32: the rights (PROT_...) of the text that is to be changed, as it is unlocked and as it is locked again. */
   unlockedRights: AGENT.size + 100,
@@ -124,12 +133,44 @@ export const BLOCK = {
   adoptStatus: AGENT.size + 148,
   /** How often the agent's thread looks for a command before it sleeps: while threads stand none of theirs wants the processor. */
   linger: AGENT.size + 152,
+  /** FOLLOW: whether a thread asks the tracer before it executes another program. */
+  follow: AGENT.size + 156,
+  /** The id of the thread that asks, or 0; how far that has come: EXECUTION. */
+  asker: AGENT.size + 160,
+  execution: AGENT.size + 164,
+  /** What it asks for: EXECUTION_KIND; descriptors that it has for its successor; i32: of a directory, or of the program; flags. */
+  executionKind: AGENT.size + 168,
+  nextBlockFile: AGENT.size + 172,
+  nextObjectFile: AGENT.size + 176,
+  directory: AGENT.size + 180,
+  executionFlags: AGENT.size + 184,
+  /** i32: why a program that was executed goes on without us, or 0. */
+  startFailure: AGENT.size + 188,
+  /** u64: addresses of the program's name, of the environment that it is to have, and of that in which PATH is. */
+  path: AGENT.size + 192,
+  givenEnvironment: AGENT.size + 200,
+  ownEnvironment: AGENT.size + 208,
+  /** Names by which the program's threads find the agent's thread's descriptors of the block and of the object. */
+  keptBlock: AGENT.size + 256,
+  keptObject: AGENT.size + 320,
   places: AGENT.size + PAGE,
   buffer: AGENT.size + PAGE + 64 * PAGE,
-  size: AGENT.size + PAGE + 64 * PAGE + (4 << 20),
+  /** The environment of a successor: pointers, then our variable. */
+  environment: AGENT.size + PAGE + 64 * PAGE + (4 << 20),
+  size: AGENT.size + PAGE + 64 * PAGE + (4 << 20) + (1 << 20),
 } as const;
 
-export const BUFFER_SIZE = BLOCK.size - BLOCK.buffer;
+export const BUFFER_SIZE = BLOCK.environment - BLOCK.buffer;
+export const ENVIRONMENT_SIZE = BLOCK.size - BLOCK.environment;
+/** Room for the name of a descriptor. */
+export const KEPT_NAME_BYTES = BLOCK.keptObject - BLOCK.keptBlock;
+
+/** BLOCK.follow. `tired`: the tracer has not answered in time, and is not asked again. */
+export const FOLLOW = { no: 0, yes: 1, tired: 2 } as const;
+/** BLOCK.execution. `granted`: with our object; `denied`: without. */
+export const EXECUTION = { none: 0, asked: 1, granted: 2, denied: 3 } as const;
+/** By a path (execve), by a name that is looked for in PATH (execvpe), by a descriptor (fexecve), by both (execveat). */
+export const EXECUTION_KIND = { path: 0, search: 1, descriptor: 2, at: 3 } as const;
 
 /** What a thread tells of itself in a rendezvous. All u64. */
 export const PLACE = {

@@ -6,7 +6,7 @@
 //   agent        the agent's thread: the same commands as where it was injected, and one more: to make changes
 //   rendezvous   the handler of the signal that calls threads together: tells where the thread was, waits, goes back
 //   shim         runs instead of each handler of the program: the protocol's `nmi`, whose handlers are the program's
-//   wrappers     stand before the C library's functions that install handlers, change masks and jump
+//   wrappers     stand before the C library's functions that install handlers, change masks and jump, and (executing.ts) execute others
 //
 // The shim and the wrappers have the frame of "push rbp; mov rbp, rsp" all along, and unwind tables that say so: an exception or
 // a cancellation that goes through them finds its way. While a handler runs the rendezvous is masked, as stop-machine cannot get
@@ -27,6 +27,7 @@ import type { Protocol } from '../protocol/index.js';
 import { FALSE_EINTR } from '../target/index.js';
 import { SYNC_CORE, type LoweredProtocol } from '../x86/index.js';
 import { actionsListing } from './actions.js';
+import { executingListing } from './executing.js';
 import {
   BLOCK,
   BUFFER_SIZE,
@@ -43,6 +44,15 @@ import {
   STUB_SIZE,
   TEXT,
 } from './layout.js';
+import {
+  ALL_BUT_RENDEZVOUS,
+  ALL_SIGNALS,
+  RENDEZVOUS_ALONE,
+  SIG_BLOCK,
+  SIG_SETMASK,
+  SIG_UNBLOCK,
+  changeMask,
+} from './signal-mask.js';
 import { realSlot, wrapped, wrappersListing } from './wrappers.js';
 
 /** Called by the protocol while its patcher waits. */
@@ -52,22 +62,8 @@ export const WHILE_WAITING = 'patcher_waits';
 export const MAKE_CHANGES = FURTHER_ACTION;
 export const ADOPT_HANDLERS = FURTHER_ACTION + 1;
 
-const ALL_SIGNALS = -1;
-const SIG_BLOCK = 0;
-const SIG_UNBLOCK = 1;
-const SIG_SETMASK = 2;
-/** rt_sigprocmask with the set at an address on the stack; the former mask goes to another, or nowhere. */
-const changeMask = (how: number, set: string, former?: string): string => `
-    mov eax, ${SYS.rt_sigprocmask}
-    mov edi, ${how}
-    ${set === 'rsp' ? 'mov rsi, rsp' : `lea rsi, [${set}]`}
-    ${former === undefined ? 'xor edx, edx' : `lea rdx, [${former}]`}
-    mov r10d, ${SIGNAL_SET_BYTES}
-    syscall`;
 /** A helper that cannot write looks so often whether the patcher has. */
 const HELPER_PAUSE_NS = 20_000;
-/** Signal 64 as a mask. */
-const RENDEZVOUS_ALONE = '0x8000000000000000';
 const ENOSYS = 38;
 const EINTR = -4;
 const EFAULT = -14;
@@ -152,7 +148,8 @@ init:                                       ; rdi argc, rsi argv, rdx envp
     mov edx, ${PROT.read | PROT.write}
     mov r10d, ${MAP.shared}
     mov r8d, [rel ${PRIVATE.blockFile}]
-    xor r9d, r9d
+    mov r9, [rel ${PRIVATE.blockOffset}]
+    xor r13d, r13d                          ; 1: without us
     syscall
     cmp rax, -4096
     ja init_no_block
@@ -180,6 +177,8 @@ init:                                       ; rdi argc, rsi argv, rdx envp
     syscall
     mov qword [rsp], ${ALL_SIGNALS}
 ${changeMask(SIG_SETMASK, 'rsp', 'rsp+8')}
+    mov r10, ${ALL_BUT_RENDEZVOUS}           ; whoever has executed the program may have blocked it
+    and [rsp+8], r10
     mov eax, ${SYS.clone}
     mov edi, ${AGENT_THREAD_FLAGS_APART}
     lea rsi, [rbx+${AGENT.stack}]
@@ -192,9 +191,11 @@ ${changeMask(SIG_SETMASK, 'rsp', 'rsp+8')}
     jne init_parent
     ret                                     ; the new thread: to agent
 init_parent:
-    js init_no_block
+    js init_no_thread
     mov [rbx+${BLOCK.agentTid}], eax
+init_unmask:
 ${changeMask(SIG_SETMASK, 'rsp+8')}
+init_resolve:
 ${wrapped
   .map(
     ({ name }, index) => `
@@ -208,6 +209,8 @@ init_found_${name}:
     mov [rel ${realSlot(name)}], rax`,
   )
   .join('\n')}
+    test r13d, r13d
+    jne init_go
     ; the first place of a rendezvous that is over when the program may begin
     lea r14, [rbx+${BLOCK.places}]
     lea rax, [rel init_wait]
@@ -280,26 +283,59 @@ init_done:
     pop rbx
     pop rbp
     ret
-init_no_block:
+init_no_thread:
+    mov [rbx+${BLOCK.startFailure}], eax
+    mov r13d, 1
+    cmp dword [rel ${PRIVATE.isSuccessor}], 0
+    jne init_unmask
+init_exit:
     mov eax, ${SYS.exit_group}
     mov edi, ${NO_BLOCK_STATUS}
     syscall
     ud2
+init_no_block:                              ; one that was executed runs on all the same, with words in which nothing is asked of it
+    cmp dword [rel ${PRIVATE.isSuccessor}], 0
+    je init_exit
+    mov r13d, 1
+    mov eax, ${SYS.mmap}
+    xor edi, edi
+    mov esi, ${BLOCK.places}
+    mov edx, ${PROT.read | PROT.write}
+    mov r10d, ${MAP.private | MAP.anonymous}
+    mov r8, -1
+    xor r9d, r9d
+    syscall
+    cmp rax, -4096
+    ja init_exit
+    mov rbx, rax
+    mov [rel ${PRIVATE.block}], rax
+    jmp init_resolve
 
 ; ---- the agent's thread: r9 the block
 agent:
-    mov r12d, [rel ${PRIVATE.blockFile}]    ; the program's descriptors are none of ours
+    mov r12d, [rel ${PRIVATE.blockFile}]    ; the program's descriptors are none of ours; what its successor needs is kept here
     mov [r9+${BLOCK.blockFile}], r12d
+    mov r14d, r12d
+    mov r15d, [rel ${PRIVATE.objectFile}]
+    cmp r14d, r15d
+    jb agent_close
+    mov r14d, r15d
+    mov r15d, r12d
+agent_close:
     mov eax, ${SYS.close_range}
-    lea edi, [r12+1]
+    lea edi, [r15+1]
     mov esi, -1
     xor edx, edx
     syscall
-    test r12d, r12d
+    mov eax, ${SYS.close_range}             ; an error where there is none between
+    lea edi, [r14+1]
+    lea esi, [r15-1]
+    syscall
+    test r14d, r14d
     je agent_open
     mov eax, ${SYS.close_range}
     xor edi, edi
-    lea esi, [r12-1]
+    lea esi, [r14-1]
     syscall
 agent_open:
     mov eax, ${SYS.open}
@@ -319,9 +355,6 @@ agent_open:
     syscall
     test eax, eax
     js agent_no_write
-    mov edi, r12d
-    mov eax, ${SYS.close}
-    syscall
     jmp agent_ready
 agent_no_write:
     mov [r9+${BLOCK.memoryWrite}], eax
@@ -390,7 +423,8 @@ agent_protect:                              ; edx rights of all of this text: it
     ret
 seek_buffer:                                ; edi becomes the block's file, at its buffer
     mov edi, r12d
-    mov esi, ${BLOCK.buffer}
+    mov rsi, [rel ${PRIVATE.blockOffset}]
+    add rsi, ${BLOCK.buffer}
     xor edx, edx
     mov eax, ${SYS.lseek}
     syscall
@@ -578,6 +612,7 @@ read_span:                                  ; the same into unlocked text: the k
     mov edi, [rbx+${BLOCK.blockFile}]       ; address is an error here as well
     mov rsi, r13
     sub rsi, rbx
+    add rsi, [rel ${PRIVATE.blockOffset}]
     xor edx, edx
     mov eax, ${SYS.lseek}
     syscall
@@ -630,7 +665,8 @@ compare_text:                               ; rdi where, rsi code, rcx length; b
     jmp compare_text_read
 compare_text_copy:
     mov edi, [r8+${BLOCK.blockFile}]
-    mov esi, ${BLOCK.buffer + BUFFER_SIZE - SCRATCH}
+    mov rsi, [rel ${PRIVATE.blockOffset}]
+    add rsi, ${BLOCK.buffer + BUFFER_SIZE - SCRATCH}
     mov r9, rdx
     xor edx, edx
     mov eax, ${SYS.lseek}
@@ -970,6 +1006,7 @@ handler_end:
 
 unwind_wrappers:
 ${wrappersListing()}
+${executingListing(realSlot)}
 ; ---- the rendezvous: rdx struct ucontext. An exception may leave a handler that runs while it waits, and go through it
 rendezvous:
     push rbp

@@ -75,10 +75,22 @@ export function preloadVariable(objectFile: number): string {
   return `LD_PRELOAD=/proc/self/fd/${objectFile}`;
 }
 
-/** The file, for a program that inherits these descriptors of the block and of the file itself. */
-export function makeSharedObject(blockFile: number, objectFile: number): Uint8Array {
+/** How the object of one program differs from that of another. */
+export interface ObjectFacts {
+  /** Descriptors that the program inherits, of the block's file and of the object itself. */
+  readonly blockFile: number;
+  readonly objectFile: number;
+  /** Where the block begins in its file. */
+  readonly blockOffset: number;
+  readonly isSuccessor: boolean;
+}
+
+/** The file. What the facts change lies in PRIVATE_HEAD, at that place of the file too. */
+export function makeSharedObject(facts: ObjectFacts): Uint8Array {
+  const { blockFile, objectFile, blockOffset, isSuccessor } = facts;
   const { assembly, lowered } = insideCode();
   const text = new Uint8Array(OBJECT_DATA - TEXT);
+  if (assembly.bytes.length > STUBS - TEXT) throw new Error('the code of the object reaches into the stubs');
   text.set(assembly.bytes);
   text.set(stubBytes(addressOfLabel('shim')), STUBS - TEXT);
   const data = new Uint8Array(PRIVATE_SIZE);
@@ -86,6 +98,8 @@ export function makeSharedObject(blockFile: number, objectFile: number): Uint8Ar
   const encode = (string: string): Uint8Array => new TextEncoder().encode(`${string}\0`);
   view.setUint32(privateOffset(PRIVATE.blockFile), blockFile, true);
   view.setUint32(privateOffset(PRIVATE.objectFile), objectFile, true);
+  view.setBigUint64(privateOffset(PRIVATE.blockOffset), BigInt(blockOffset), true);
+  view.setUint32(privateOffset(PRIVATE.isSuccessor), isSuccessor ? 1 : 0, true);
   view.setBigUint64(privateOffset(PRIVATE.patience) + 8, PATIENCE_NS, true);
   view.setBigUint64(privateOffset(PRIVATE.action) + 8, RENDEZVOUS_FLAGS, true);
   view.setBigUint64(
@@ -111,6 +125,7 @@ export function makeSharedObject(blockFile: number, objectFile: number): Uint8Ar
     imports: [
       { name: 'dlsym', slot: PRIVATE.dlsym },
       { name: '__errno_location', slot: PRIVATE.errnoLocation },
+      { name: 'environ', slot: PRIVATE.environ },
     ],
     threadLocal: { size: THREAD_LOCAL.size, slot: PRIVATE.threadLocal },
     init: addressOfLabel('init'),

@@ -1,7 +1,11 @@
-// What stands before the C library's functions by which a program installs handlers, changes masks and jumps out of handlers. Handlers go in as their
+// What stands before the C library's functions by which a program installs handlers, changes masks, jumps out of handlers and executes other
+// programs. Handlers go in as their
 // stubs and come back as themselves; the signal of the rendezvous is dropped from masks without a word, as the C library does
 // with its own two signals. Whatever else these functions do is left to the C library.
+import { SYS } from '../linux/index.js';
+import { EXECUTING, executeListing, type Executing } from './executing.js';
 import { KERNEL_ACTION, PRIVATE, RENDEZVOUS_SIGNAL } from './layout.js';
+import { ALL_BUT_RENDEZVOUS, RENDEZVOUS_ALONE } from './signal-mask.js';
 
 const ARGUMENTS = ['rdi', 'rsi', 'rdx', 'rcx', 'r8', 'r9'] as const;
 
@@ -19,7 +23,9 @@ type Wrapping =
   /** (jmp_buf, value): does not return. */
   | { readonly kind: 'jump' }
   /** The last signal that is the program's. */
-  | { readonly kind: 'last-signal' };
+  | { readonly kind: 'last-signal' }
+  /** Executes another program in this process: see executing.ts. */
+  | { readonly kind: 'execute'; readonly as: Executing };
 
 const WRAPPINGS: readonly (readonly [string, Wrapping])[] = [
   ['sigaction', { kind: 'action' }],
@@ -50,6 +56,7 @@ const WRAPPINGS: readonly (readonly [string, Wrapping])[] = [
   ['siglongjmp', { kind: 'jump' }],
   ['__longjmp_chk', { kind: 'jump' }],
   ['__libc_current_sigrtmax', { kind: 'last-signal' }],
+  ...EXECUTING.map((name): readonly [string, Wrapping] => [name, { kind: 'execute', as: name }]),
 ];
 
 const NAMES = WRAPPINGS.map(([name]) => name);
@@ -66,10 +73,6 @@ export const wrapped: readonly { readonly name: string; readonly nameAddress: nu
 export function realSlot(name: string): number {
   return PRIVATE.real + NAMES.indexOf(name) * 8;
 }
-
-/** All masks but the rendezvous, and it alone: bit 63 is signal 64. */
-const ALL_BUT = '0x7fffffffffffffff';
-const ALONE = '0x8000000000000000';
 
 const EINVAL = 22;
 /** struct sigaction of the C library: handler, mask of 128 bytes, flags, restorer. */
@@ -95,11 +98,11 @@ ${name}.invalid:
 const takeIn = (name: string, handler: string, mask: string): string => `
     call stub_of
     mov ${handler}, rax
-    mov r10, ${ALL_BUT}
+    mov r10, ${ALL_BUT_RENDEZVOUS}
     and ${mask}, r10
     cmp rax, 4095
     jbe ${name}.taken
-    mov r10, ${ALONE}
+    mov r10, ${RENDEZVOUS_ALONE}
     or ${mask}, r10
 ${name}.taken:`;
 
@@ -110,7 +113,7 @@ const giveBack = (name: string, handler: number, mask: number): string => `
     mov rax, [rdx+${handler}]
     call handler_of
     mov [rdx+${handler}], rax
-    mov r10, ${ALL_BUT}
+    mov r10, ${ALL_BUT_RENDEZVOUS}
     and [rdx+${mask}], r10
 ${name}.given:`;
 
@@ -163,7 +166,7 @@ function handlerListing(name: string): string {
     mov rax, [rbp-48]
     cmp rax, 4095
     jbe ${name}.end
-    mov r10, ${ALONE}
+    mov r10, ${RENDEZVOUS_ALONE}
     or [rbp${KERNEL_ACTION.mask - 48}], r10
     mov eax, ${SYS_RT_SIGACTION}
     mov rdi, [rbp-8]
@@ -185,7 +188,7 @@ function maskListing(name: string, argument: number, former: number | undefined)
     mov rdx, [rbp-16]
     test rdx, rdx
     je ${name}.end
-    mov r10, ${ALL_BUT}
+    mov r10, ${ALL_BUT_RENDEZVOUS}
     and [rdx], r10
 ${name}.end:`;
   // The C library may copy all of a mask: what lies behind our eight bytes is our stack, and it looks at none of it.
@@ -194,7 +197,7 @@ ${name}.end:`;
 ${former === undefined ? '' : `    mov [rbp-16], ${ARGUMENTS[former]}`}
     test ${register}, ${register}
     je ${name}.call
-    mov r10, ${ALL_BUT}
+    mov r10, ${ALL_BUT_RENDEZVOUS}
     and r10, [${register}]
     mov [rbp-152], r10
     lea ${register}, [rbp-152]
@@ -211,7 +214,7 @@ function fillListing(name: string): string {
     mov rdx, [rbp-8]
     test rdx, rdx
     je ${name}.end
-    mov r10, ${ALL_BUT}
+    mov r10, ${ALL_BUT_RENDEZVOUS}
     and [rdx], r10
 ${name}.end:${RETURN}`;
 }
@@ -222,7 +225,7 @@ const LEFT_ALONE = [56, 57, 58, 435, 15] as const;
 /** exit: of a thread that may be in a handler. */
 const SYS_EXIT = 60;
 
-/** Three calls are looked at; the others are made as they are. */
+/** Some calls are looked at; the others are made as they are. */
 function systemCallListing(name: string): string {
   const copy = 64;
   return `
@@ -232,6 +235,10 @@ function systemCallListing(name: string): string {
     je ${name}.mask
     cmp rdi, ${SYS_EXIT}
     je ${name}.exit
+    cmp rdi, ${SYS.execve}
+    je ${name}.execve
+    cmp rdi, ${SYS.execveat}
+    je ${name}.execveat
 ${name}.make:
 ${LEFT_ALONE.map((n) => `    cmp rdi, ${n}\n    je ${name}.real`).join('\n')}
     ; made here, so that one which the rendezvous interrupts can be told by its place: its number is on the stack
@@ -262,6 +269,22 @@ ${name}.exit:                                ; all handlers of the thread end wi
     pop rsi
     pop rdi
     jmp ${name}.make
+${name}.execveat:
+    mov rax, r9
+    call ${name}.shift
+    mov r8, rax
+    pop rbp
+    jmp execveat
+${name}.execve:
+    call ${name}.shift
+    pop rbp
+    jmp execve
+${name}.shift:                               ; the arguments, without the number
+    mov rdi, rsi
+    mov rsi, rdx
+    mov rdx, rcx
+    mov rcx, r8
+    ret
 ${name}.real:
     pop rbp
     jmp qword [rel ${realSlot(name)}]
@@ -270,7 +293,7 @@ ${name}.mask:
     mov [rbp-16], rcx
     test rdx, rdx
     je ${name}.mask_call
-    mov r10, ${ALL_BUT}
+    mov r10, ${ALL_BUT_RENDEZVOUS}
     and r10, [rdx]
     mov [rbp-8], r10
     lea rdx, [rbp-8]
@@ -279,7 +302,7 @@ ${name}.mask_call:
     mov rdx, [rbp-16]
     test rdx, rdx
     je ${name}.end
-    mov r10, ${ALL_BUT}
+    mov r10, ${ALL_BUT_RENDEZVOUS}
     and [rdx], r10
     jmp ${name}.end
 ${name}.action:
@@ -315,7 +338,7 @@ function jumpListing(name: string): string {
     pop rdi
     cmp dword [rdi+${JUMP.isMaskSaved}], 0
     je ${name}.jump
-    mov r10, ${ALL_BUT}
+    mov r10, ${ALL_BUT_RENDEZVOUS}
     and [rdi+${JUMP.mask}], r10
 ${name}.jump:
     pop rbp
@@ -336,6 +359,8 @@ function bodyOf(name: string, wrapping: Wrapping): string {
       return systemCallListing(name);
     case 'jump':
       return jumpListing(name);
+    case 'execute':
+      return executeListing(wrapping.as);
     case 'last-signal':
       return `
     mov eax, ${RENDEZVOUS_SIGNAL - 1}${RETURN}`;

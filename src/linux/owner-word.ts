@@ -55,9 +55,11 @@ export class OwnerWord {
     systemCall(SYS.futex, this.address + BigInt(OWNER_ENTRY_BYTES), FUTEX.wake, 1);
   }
 
-  /** Gives the word up, before its mapping goes. */
+  /** Gives the word up, before its mapping goes. Once more does nothing. */
   release(): void {
-    entries.splice(entries.indexOf(this), 1);
+    const at = entries.indexOf(this);
+    if (at < 0) return;
+    entries.splice(at, 1);
     relink();
   }
 }

@@ -27,6 +27,7 @@ export {
   ownEnvironment,
   spawnFree,
   spawnStopped,
+  mayExecute,
   startFailure,
   type SpawnedProgram,
 } from './spawn.js';

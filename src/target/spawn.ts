@@ -176,6 +176,11 @@ export function findProgram(name: string): string {
   });
 }
 
+/** True if it is a file that may be executed. */
+export function mayExecute(path: string): boolean {
+  return whyNoProgram(path) === undefined;
+}
+
 const NO_SUCH_FILE = 'there is no such file';
 
 /** Undefined: it may be executed. */

@@ -1,6 +1,6 @@
 // Programs that change their own code (`run --inside`) under a storm of signals, and whose tracer dies.
 import assert from 'node:assert/strict';
-import { spawn } from 'node:child_process';
+import { spawn, spawnSync } from 'node:child_process';
 import { readFileSync, readdirSync, readlinkSync, rmSync } from 'node:fs';
 import { attach, run } from '../index.js';
 import type { Hazard, Rounds } from './rounds.test.support.js';
@@ -231,6 +231,56 @@ async function diesAnywhere(rounds: Rounds): Promise<void> {
   }
 }
 
+/** So often a program executes itself: longer than anybody lets it. */
+const EXECUTIONS = 40;
+/** What the first parts take, with all that is done in them. */
+const EXECUTING_MS = 1500;
+const FAULT_POINTS = 400;
+
+/**
+ * A program executes itself again and again, and is followed; safepoke is killed at any moment, or kills itself between two changes. The
+ * last part tells what it finds.
+ */
+export async function killedWhileExecuting(rounds: Rounds): Promise<void> {
+  const command = [build('execs.c'), String(EXECUTIONS), 'qv'] as const;
+  const environment = { ...process.env, KEEP: '1', SAFEPOKE_DIE_AT: '0' };
+  const alone = spawnSync(command[0], command.slice(1), { cwd: folder, encoding: 'utf8', env: environment });
+  while (rounds.next()) {
+    const dieAt = rounds.done % 2 === 0 ? 0 : 1 + Math.floor(Math.random() * FAULT_POINTS);
+    const recording = fresh('recording');
+    const tracer = spawn(
+      process.execPath,
+      [main, 'run', '--inside', '--follow', '-F', 'step', '-o', recording, '--', ...command],
+      // Of what the program finds this variable is no part.
+      {
+        cwd: folder,
+        stdio: ['ignore', 'pipe', 'pipe'],
+        env: { ...environment, SAFEPOKE_DIE_AT: String(dieAt) },
+      },
+    );
+    let [said, told] = ['', ''];
+    tracer.stdout.on('data', (text: Buffer) => (said += text.toString()));
+    tracer.stderr.on('data', (text: Buffer) => (told += text.toString()));
+    const closed = new Promise((resolve) => tracer.once('close', resolve));
+    const isThere = (): boolean => processes().some((one) => parentOf(one) === tracer.pid);
+    while (!isThere() && tracer.exitCode === null && tracer.signalCode === null) await pause(1);
+    const ms = Math.random() * EXECUTING_MS;
+    if (dieAt === 0) await pause(ms);
+    else while (tracer.signalCode === null && tracer.exitCode === null) await pause(5);
+    tracer.kill('SIGKILL');
+    // The program has their standard output, too, and ends it when it ends.
+    await closed;
+    for (let part = 1; part <= EXECUTIONS + 1; part++)
+      rmSync(part === 1 ? recording : `${recording}.${part}`, { force: true });
+    const when = dieAt === 0 ? `killed after ${ms} ms` : `fault point ${dieAt}`;
+    assert.equal(said.replace(/SAFEPOKE_DIE_AT=\d+/, 'SAFEPOKE_DIE_AT=0'), alone.stdout, when);
+    rounds.note(
+      'programs that were followed before safepoke died',
+      told.split('the trace goes on').length - 1,
+    );
+  }
+}
+
 export const insideHazards: readonly Hazard[] = [
   {
     name: 'from inside: sessions come and go and functions are switched under a storm of signals',
@@ -247,5 +297,9 @@ export const insideHazards: readonly Hazard[] = [
   {
     name: 'from inside: safepoke dies between two changes, whichever: the program begins, or goes on, with its own code',
     run: diesAnywhere,
+  },
+  {
+    name: 'from inside: safepoke is killed at any moment while a program executes itself again and again: it goes on, without a trace of us',
+    run: killedWhileExecuting,
   },
 ];

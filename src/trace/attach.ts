@@ -77,6 +77,7 @@ interface Start {
   readonly times: SessionTimes;
   readonly adopted: Hold | undefined;
   readonly inside?: { readonly process: InsideProcess; readonly hasBegun: boolean };
+  readonly watch?: ExitWatch;
   readonly isChild: boolean;
   readonly before: Preflight;
   readonly since: number;
@@ -230,23 +231,48 @@ export function runProgram(command: readonly string[], options: TraceOptions & R
   }
 }
 
-/** Programs that were run with our object, for as long as they may be attached to. */
-const insiders = new Map<number, InsideProcess>();
+/** A program that was run with our object, or what it has become. */
+interface Insider {
+  readonly process: InsideProcess;
+  /** It is our child: whoever learns of its end reaps it. */
+  readonly watch: ExitWatch;
+}
+
+/** For as long as they may be attached to. */
+const insiders = new Map<number, Insider>();
 
 function attachInside(pid: number, options: TraceOptions & Recorded, since: number): Session {
-  const process = insiders.get(pid);
-  if (process === undefined) {
+  const insider = insiders.get(pid);
+  if (insider === undefined) {
     throw new CannotError('NOT_INSIDE', {
       tried: `trace process ${pid} from inside`,
       why: 'it has no object of this safepoke loaded with it',
       next: 'start it with `safepoke run --inside`, or attach to it without that',
     });
   }
-  const { memory } = process;
-  const before = preflightInside(pid);
-  const inside = { process, hasBegun: true };
-  const times = new SessionTimes();
-  return start({ pid, options, memory, times, adopted: undefined, inside, isChild: false, before, since });
+  const { watch } = insider;
+  const hasBegun = !insider.process.isOver;
+  const process = hasBegun ? insider.process : succeed(pid, insider);
+  try {
+    return startInside(process, { pid, options, watch, hasBegun, since });
+  } finally {
+    // Whatever has become of the session, the program must not wait for one.
+    if (!hasBegun) process.begin().release();
+  }
+}
+
+/** @throws CannotError with the reason why what the process executes is not ours; it runs without us then */
+function succeed(pid: number, { process, watch }: Insider): InsideProcess {
+  const successor = process.succeed(() => {
+    if (watch.check() === undefined) return;
+    throw new CannotError('NOT_INSIDE', {
+      tried: `trace process ${pid} from inside`,
+      why: 'it has ended',
+      next: 'start it again',
+    });
+  });
+  insiders.set(pid, { process: successor, watch });
+  return successor;
 }
 
 function preflightInside(pid: number): Preflight {
@@ -261,29 +287,55 @@ function runInside(
   options: TraceOptions & Recorded,
   since: number,
 ): Session {
+  forgetEnded();
   const process = InsideProcess.start(path, command);
-  const { pid, memory } = process;
+  const { pid } = process;
+  const watch = new ExitWatch(pid, true);
   try {
-    const before = preflightInside(pid);
-    const inside = { process, hasBegun: false };
-    const times = new SessionTimes();
-    const session = start({
-      pid,
-      options,
-      memory,
-      times,
-      adopted: undefined,
-      inside,
-      isChild: true,
-      before,
-      since,
-    });
+    const session = startInside(process, { pid, options, watch, hasBegun: false, since });
     process.begin().release();
-    insiders.set(pid, process);
+    insiders.set(pid, { process, watch });
     return session;
   } catch (error) {
     killStopped(pid);
+    process.close();
     throw error;
+  }
+}
+
+interface InsideStart {
+  readonly pid: number;
+  readonly options: TraceOptions & Recorded;
+  readonly watch: ExitWatch;
+  readonly hasBegun: boolean;
+  readonly since: number;
+}
+
+function startInside(process: InsideProcess, { pid, options, watch, hasBegun, since }: InsideStart): Session {
+  const { memory } = process;
+  const before = preflightInside(pid);
+  const inside = { process, hasBegun };
+  const times = new SessionTimes();
+  return start({
+    pid,
+    options,
+    memory,
+    times,
+    adopted: undefined,
+    inside,
+    watch,
+    isChild: true,
+    before,
+    since,
+  });
+}
+
+/** Each has files open. */
+function forgetEnded(): void {
+  for (const [pid, { process, watch }] of insiders) {
+    if (watch.check() === undefined) continue;
+    process.close();
+    insiders.delete(pid);
   }
 }
 
@@ -374,6 +426,7 @@ function start({
   times,
   adopted,
   inside,
+  watch: known,
   isChild,
   before,
   since,
@@ -461,7 +514,7 @@ function start({
     ...(options.minDurationNs === undefined ? {} : { minDurationNs: options.minDurationNs }),
     filters: [...(options.filters ?? []), ...(options.notrace ?? []).map((text) => `not ${text}`)],
   };
-  const watch = new ExitWatch(pid, isChild);
+  const watch = known ?? new ExitWatch(pid, isChild);
   const parts = {
     pid,
     target,
@@ -476,6 +529,7 @@ function start({
     newestBytes: options.newestBytes,
     hasLoaded: options.untilLoaded === true ? loadWatch(pid, memory, modules, filters) : (): boolean => false,
     counts: inside === undefined ? undefined : (): ProtocolCounts | undefined => inside.process.counts(),
+    following: options.followExec === true ? inside?.process.following : undefined,
     onNote,
     close: () => {
       target.agent.close();

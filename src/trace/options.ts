@@ -28,6 +28,11 @@ export interface TraceOptions {
    * safepoke must have run it so.
    */
   readonly inside?: boolean;
+  /**
+   * From inside: what the process executes has our object loaded with it as well, and waits for `attach` when the session has ended
+   * with `exec`: for two seconds, then it runs untraced.
+   */
+  readonly followExec?: boolean;
   /** The only way in which code may be changed; functions that it cannot change are refused. None: what disturbs the target least. */
   readonly way?: WayName;
   /** Told what the session has done and met, a line at a time. */

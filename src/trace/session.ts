@@ -1,5 +1,5 @@
 import { isSafepokeError } from '../errors/index.js';
-import { CALL_REFUSED, UNCOUNTED_HANDLER, type ProtocolCounts } from '../inside/index.js';
+import { CALL_REFUSED, UNCOUNTED_HANDLER, type Following, type ProtocolCounts } from '../inside/index.js';
 import { SYS, systemCall } from '../linux/index.js';
 import {
   NewestWriter,
@@ -76,6 +76,8 @@ export interface SessionParts {
   readonly hasLoaded: () => boolean;
   /** What the protocol has counted; undefined where code is changed from outside. */
   readonly counts: (() => ProtocolCounts | undefined) | undefined;
+  /** Into what the process executes, where that is ours to make ready. */
+  readonly following: Following | undefined;
   readonly onNote: (line: string) => void;
   /** Called last of all. */
   readonly close: () => void;
@@ -142,6 +144,7 @@ export class Session implements AsyncIterable<Call> {
     this.#message({ kind: 'functions', first: 0, items: parts.functions });
     this.#readClock();
     if (this.#writeFailure !== undefined) throw this.#writeFailure;
+    parts.following?.begin();
     this.done = this.#run();
     // The caller may look at `done` late, or only at what an iteration throws.
     this.done.catch(() => undefined);
@@ -259,6 +262,8 @@ export class Session implements AsyncIterable<Call> {
     } catch (error) {
       failure = asError(error);
     }
+    // A thread that asks is answered before all are called together, and before anything takes long.
+    if (!goesOn(end.why) || failure !== undefined) this.#parts.following?.end();
     // To the very end: behind hundreds of busy threads a recording's last megabytes take a minute.
     const calm = hastenBeside(this.pid);
     try {
@@ -285,6 +290,7 @@ export class Session implements AsyncIterable<Call> {
       // The target may have ended, or become another program, under our hands: there is nothing left to restore then.
       const targetEnd = this.#parts.watch.check();
       if (targetEnd === undefined && this.#parts.target.agent.isPresent()) {
+        this.#parts.following?.end();
         this.#parts.close();
         throw failure ?? asError(error);
       }
@@ -292,6 +298,10 @@ export class Session implements AsyncIterable<Call> {
       this.#drain.finish();
     }
     this.#flushWrites();
+    const refusal = end.why === 'exec' ? undefined : this.#parts.following?.refusal;
+    if (refusal !== undefined) this.#parts.onNote(`${refusal.message}: it was not followed`);
+    if (this.#stopWanted || !goesOn(end.why)) this.#parts.following?.end();
+    else this.#parts.following?.leave();
     const summary = this.#makeSummary(end.why, end.target, restored, this.#releaseNewest());
     this.#summary = summary;
     try {
@@ -325,6 +335,8 @@ export class Session implements AsyncIterable<Call> {
     let lastCheck = 0;
     while (!this.#stopWanted) {
       if (this.#writeFailure !== undefined) throw this.#writeFailure;
+      this.#parts.following?.serve();
+      if (this.#parts.following?.hasSuccessor === true) return { why: 'exec', target: undefined };
       const before = this.#parts.timeStamp.now();
       const hasRoom = this.#backlog() < MAX_BACKLOG;
       const taken = hasRoom ? this.#drain.poll() : 0;
@@ -618,6 +630,11 @@ function asError(error: unknown): Error {
 /** True if the target lives on, and is what it was. */
 function isOurEnd(end: SessionEnd): boolean {
   return end === 'stopped' || end === 'loaded';
+}
+
+/** True if another session may go on where this one has ended. */
+function goesOn(end: SessionEnd): boolean {
+  return end === 'exec' || end === 'loaded';
 }
 
 function endOf(target: TargetEnd): SessionEnd {

@@ -71,13 +71,6 @@ function checkTogether(options: LiveOptions): void {
       next: 'give two files',
     });
   }
-  if (options.inside === true && options.follow === true) {
-    throw new UsageError('FOLLOW_INSIDE', {
-      tried: 'follow a program from inside into the next',
-      why: 'nothing of ours is loaded with what it executes',
-      next: 'leave out one of --inside and --follow',
-    });
-  }
   if (options.keep === 'newest' && options.output === undefined) {
     throw new UsageError('NOTHING_TO_KEEP', {
       tried: 'keep the newest records',

@@ -49,6 +49,7 @@ function sessionOptions(options: LiveOptions, terminal: Terminal): SessionOption
     ...(options.way === 'auto' ? {} : { way: options.way }),
     ...(options.followDlopen === true ? { untilLoaded: true } : {}),
     ...(options.inside === true ? { inside: true } : {}),
+    ...(options.follow === true ? { followExec: true } : {}),
     onNote: (line) => {
       terminal.warn(line);
     },

@@ -1,0 +1,369 @@
+// Following a program from inside into the one that it executes: the tracer's side of executing.ts. A thread asks; what it is about to
+// execute is looked at as it will find it, and if our object can be loaded with that, a block and the object are made ready for it, and
+// the environment is written in which our variable stands last. The program then waits, as any that we start, until it is adopted.
+//
+// It never waits in vain: whoever does not want it any more lets it go, and that is remembered in its block, also if it comes later.
+import { readFileSync, readlinkSync, statSync } from 'node:fs';
+import { join } from 'node:path';
+import { CannotError, isSafepokeError } from '../errors/index.js';
+import { EVERYBODY, FUTEX, SYS, faultPoint, readStatus, systemCall } from '../linux/index.js';
+import { mayExecute } from '../target/index.js';
+import { checkProgram, hasProgramFormat, type Identity } from './check-program.js';
+import type { InsideMemory } from './inside-memory.js';
+import { BLOCK, ENVIRONMENT_SIZE, EXECUTION, EXECUTION_KIND, FOLLOW } from './layout.js';
+import { awaitReady, letGo, type Block, type Files } from './loading.js';
+import { preloadVariable } from './shared-object.js';
+
+/** PATH_MAX, include/uapi/linux/limits.h, and the most that one string of an environment may have (MAX_ARG_STRLEN). */
+const PATH_BYTES = 4096;
+const STRING_BYTES = 32 * 4096;
+const POINTER = 8;
+const AT_FDCWD = -100;
+/** Where a C library looks that finds no PATH (confstr). */
+const DEFAULT_PATH = '/bin:/usr/bin';
+const SHELL = '/bin/sh';
+/** So long a program may take to be seen as the one that was made ready; it is looked at so often then. */
+const FOREIGN_MS = 500;
+/** A program that waits for nobody is let go after this time. */
+const ADOPT_PATIENCE_MS = 2000;
+
+/** What a thread asks. */
+interface Request {
+  readonly kind: number;
+  readonly tid: number;
+  readonly directory: number;
+  readonly path: number;
+  readonly environment: number;
+}
+
+/** An environment of the target's. */
+interface Entries {
+  readonly pointers: readonly bigint[];
+  /** Values of a variable that was looked for, in the order in which they stand. */
+  readonly values: readonly Uint8Array[];
+}
+
+/** A file, and how the target calls it. */
+interface Named {
+  readonly file: string;
+  readonly name: string;
+}
+
+export class Following {
+  readonly #pid: number;
+  readonly #files: Files;
+  readonly #block: Block;
+  readonly #address: number;
+  readonly #memory: InsideMemory;
+  readonly #words: Int32Array;
+  readonly #view: DataView;
+  /** For the program that comes; it stays ready while what was to be executed could not be. */
+  #next: Block | undefined;
+  #nextFiles: { readonly blockFile: number; readonly objectFile: number } | undefined;
+  /** Why what was asked for last is not followed. */
+  #refusal: Error | undefined;
+  #timer: NodeJS.Timeout | undefined;
+
+  constructor(pid: number, files: Files, block: Block, address: number, memory: InsideMemory) {
+    this.#pid = pid;
+    this.#files = files;
+    this.#block = block;
+    this.#address = address;
+    this.#memory = memory;
+    this.#words = new Int32Array(block.mapping.bytes);
+    this.#view = new DataView(block.mapping.bytes);
+  }
+
+  /** From now on threads ask; `serve` must be called often. */
+  begin(): void {
+    this.#keep();
+    Atomics.store(this.#words, BLOCK.follow / 4, FOLLOW.yes);
+  }
+
+  /** No thread asks any more. One that comes all the same, since it has been answered already, does not wait. */
+  end(): void {
+    this.#keep();
+    if (Atomics.load(this.#words, BLOCK.follow / 4) === FOLLOW.yes)
+      Atomics.store(this.#words, BLOCK.follow / 4, FOLLOW.no);
+    this.#answer(EXECUTION.denied);
+    if (this.#next !== undefined) letGo(this.#next);
+    this.#next = undefined;
+  }
+
+  /** Somebody is expected to go on with this soon, by `begin` or `adopt`. If nobody does, it ends. */
+  leave(): void {
+    this.#keep();
+    this.#timer = setTimeout(() => {
+      this.end();
+    }, ADOPT_PATIENCE_MS).unref();
+  }
+
+  #keep(): void {
+    clearTimeout(this.#timer);
+  }
+
+  /** A successor waits to be adopted. */
+  get hasSuccessor(): boolean {
+    return this.#next !== undefined && new Int32Array(this.#next.mapping.bytes)[BLOCK.waiting / 4] !== 0;
+  }
+
+  /** A thread waits for an answer. */
+  get isAsked(): boolean {
+    return Atomics.load(this.#words, BLOCK.execution / 4) === EXECUTION.asked;
+  }
+
+  /** Answers a thread that asks, if one does. */
+  serve(): void {
+    if (!this.isAsked) return;
+    let answer: number = EXECUTION.denied;
+    try {
+      this.#prepare(this.#request());
+      answer = EXECUTION.granted;
+    } catch (error) {
+      // Whatever it is, the thread must not wait for it.
+      this.#refusal = isSafepokeError(error)
+        ? error
+        : notFollowed(this.#pid, error instanceof Error ? error.message : String(error));
+    }
+    faultPoint();
+    this.#answer(answer);
+  }
+
+  /**
+   * The block of the program that this one has become, which waits, and the descriptors that it has kept. `checkEnd` throws when the
+   * process has ended.
+   *
+   * @throws CannotError with the reason why it is none of ours; it runs then
+   */
+  adopt(checkEnd: () => void): {
+    readonly block: Block;
+    readonly blockFile: number;
+    readonly objectFile: number;
+  } {
+    this.#keep();
+    const block = this.#next;
+    const files = this.#nextFiles;
+    const state = Atomics.load(this.#words, BLOCK.execution / 4);
+    try {
+      checkEnd();
+      if (block === undefined || files === undefined || state !== EXECUTION.granted) throw this.#why();
+      const { objectFile } = files;
+      const since = performance.now();
+      awaitReady(`what process ${this.#pid} executes`, block, () => {
+        checkEnd();
+        if (performance.now() - since < FOREIGN_MS || hasOurVariable(this.#pid, objectFile)) return;
+        throw notFollowed(this.#pid, 'another thread, or a signal handler, was quicker to execute something');
+      });
+    } catch (error) {
+      this.end();
+      throw error;
+    }
+    this.#next = undefined;
+    this.#block.owner.release();
+    this.#files.empty(this.#block);
+    return { block, ...files };
+  }
+
+  /** Why the program that the process has become, which may have ended meanwhile, was not followed; undefined where nobody knows. */
+  get refusal(): Error | undefined {
+    return Atomics.load(this.#words, BLOCK.execution / 4) === EXECUTION.denied ? this.#refusal : undefined;
+  }
+
+  #why(): Error {
+    if (this.refusal !== undefined) return this.refusal;
+    return notFollowed(
+      this.#pid,
+      Atomics.load(this.#words, BLOCK.follow / 4) === FOLLOW.tired
+        ? 'safepoke has not got round to making it ready in time'
+        : 'it was executed past the C library, by a system call of its own, or while another was, and nothing of ours is loaded with it',
+    );
+  }
+
+  #answer(answer: number): void {
+    const { asked } = EXECUTION;
+    if (Atomics.compareExchange(this.#words, BLOCK.execution / 4, asked, answer) !== asked) return;
+    systemCall(SYS.futex, this.#block.mapping.address + BigInt(BLOCK.execution), FUTEX.wake, EVERYBODY);
+  }
+
+  #request(): Request {
+    const view = this.#view;
+    return {
+      kind: view.getUint32(BLOCK.executionKind, true),
+      tid: view.getUint32(BLOCK.asker, true),
+      directory: view.getInt32(BLOCK.directory, true),
+      path: Number(view.getBigUint64(BLOCK.path, true)),
+      environment: Number(view.getBigUint64(BLOCK.givenEnvironment, true)),
+    };
+  }
+
+  #prepare(request: Request): void {
+    this.#refusal = undefined;
+    const status = readStatus(this.#pid);
+    const filters = 'Seccomp_filters';
+    if (status?.get(filters) !== readStatus(process.pid)?.get(filters)) {
+      throw notFollowed(
+        this.#pid,
+        'it has confined itself by a seccomp filter, which the program inherits that it executes, and which may kill what does something unforeseen',
+      );
+    }
+    const { file, name } = this.#fileOf(request);
+    checkProgram(file, name, this.#identity(status));
+    const entries = this.#read(request.environment, 'LD_PRELOAD');
+    const block = (this.#next ??= this.#files.newBlock());
+    const blockFile = this.#view.getUint32(BLOCK.nextBlockFile, true);
+    const objectFile = this.#view.getUint32(BLOCK.nextObjectFile, true);
+    faultPoint();
+    this.#writeEnvironment(entries, objectFile);
+    faultPoint();
+    this.#files.giveNext(block, blockFile, objectFile);
+    this.#nextFiles = { blockFile, objectFile };
+  }
+
+  /** Whoever is not who it was started as gets nothing loaded by the dynamic loader. */
+  #identity(status: ReadonlyMap<string, string> | undefined): Identity {
+    const ids = (name: string): readonly string[] => (status?.get(name) ?? '').split(/\s+/);
+    const [uid, effectiveUid] = ids('Uid');
+    const [gid, effectiveGid] = ids('Gid');
+    if (uid !== effectiveUid || gid !== effectiveGid) {
+      throw notFollowed(
+        this.#pid,
+        'it has the rights of another user, and the dynamic loader loads nothing with what it executes',
+      );
+    }
+    return { uid: Number(uid), gid: Number(gid) };
+  }
+
+  /** The file as we find it which the thread is about to execute. */
+  #fileOf({ kind, tid, directory, path }: Request): Named {
+    const thread = `/proc/${this.#pid}/task/${tid}`;
+    const from = exists(thread) ? thread : `/proc/${this.#pid}`;
+    this.#checkPlace(from);
+    const byDescriptor = `${from}/fd/${directory}`;
+    if (kind === EXECUTION_KIND.descriptor) return { file: byDescriptor, name: `descriptor ${directory}` };
+    const name = Buffer.from(this.#string(path, PATH_BYTES)).toString();
+    if (kind === EXECUTION_KIND.search) return { file: this.#search(name, from), name };
+    if (kind === EXECUTION_KIND.at && directory !== AT_FDCWD && !name.startsWith('/'))
+      return { file: name === '' ? byDescriptor : `${byDescriptor}/${name}`, name };
+    return { file: asFoundFrom(from, name), name };
+  }
+
+  /** As execvp does: the first of the candidates that may be executed. What the kernel cannot execute is a script for the shell. */
+  #search(name: string, from: string): string {
+    const ownEnvironment = Number(this.#view.getBigUint64(BLOCK.ownEnvironment, true));
+    const path = name.includes('/') ? undefined : this.#read(ownEnvironment, 'PATH').values.at(0);
+    const folders = path === undefined ? DEFAULT_PATH : Buffer.from(path).toString();
+    const candidates = name.includes('/') ? [name] : folders.split(':').map((folder) => join(folder, name));
+    const file = candidates.map((candidate) => asFoundFrom(from, candidate)).find(mayExecute);
+    if (file === undefined) throw notFollowed(this.#pid, `${name} is not found`);
+    return hasProgramFormat(file) ? file : asFoundFrom(from, SHELL);
+  }
+
+  /** Files are looked for from our own root. */
+  #checkPlace(from: string): void {
+    const places = ['root', 'ns/mnt'].map((link) => [
+      readLink(`${from}/${link}`),
+      readLink(`/proc/self/${link}`),
+    ]);
+    if (places.some(([theirs]) => theirs === undefined))
+      throw notFollowed(this.#pid, 'safepoke may not look at its files: it has become another user’s');
+    if (places.some(([theirs, ours]) => theirs !== ours))
+      throw notFollowed(this.#pid, 'it has another root directory or other mounts than safepoke');
+  }
+
+  #string(address: number, most: number): Uint8Array {
+    const pieces: Uint8Array[] = [];
+    for (let length = 0; length < most; length += PATH_BYTES) {
+      const piece = this.#memory.readSome(address + length, PATH_BYTES);
+      const end = piece.indexOf(0);
+      pieces.push(end < 0 ? piece : piece.subarray(0, end));
+      if (end >= 0) return Buffer.concat(pieces);
+      if (piece.length < PATH_BYTES) break;
+    }
+    throw notFollowed(this.#pid, 'it gives an address at which there is no string');
+  }
+
+  /** An environment, and the variables of one name in it. */
+  #read(environment: number, name: string): Entries {
+    const pointers = environment === 0 ? [] : this.#pointers(environment);
+    const start = `${name}=`;
+    const heads = this.#memory.readMany(
+      pointers.map((pointer) => ({ address: Number(pointer), length: start.length })),
+    );
+    const decoder = new TextDecoder();
+    const values = pointers
+      .filter((_, i) => decoder.decode(heads[i]) === start)
+      .map((pointer) => this.#string(Number(pointer), STRING_BYTES).subarray(start.length));
+    return { pointers, values };
+  }
+
+  #pointers(environment: number): bigint[] {
+    const pointers: bigint[] = [];
+    for (let at = environment; pointers.length < ENVIRONMENT_SIZE / POINTER; at += PATH_BYTES) {
+      const bytes = this.#memory.readSome(at, PATH_BYTES);
+      const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+      for (let i = 0; i + POINTER <= bytes.length; i += POINTER) {
+        const pointer = view.getBigUint64(i, true);
+        if (pointer === 0n) return pointers;
+        pointers.push(pointer);
+      }
+      if (bytes.length < PATH_BYTES) break;
+    }
+    throw notFollowed(this.#pid, 'its environment cannot be read, or is too large');
+  }
+
+  /** The program's entries, and ours: of two variables the loader takes the last. */
+  #writeEnvironment({ pointers, values }: Entries, objectFile: number): void {
+    const others = values.at(-1) ?? new Uint8Array();
+    const own = preloadVariable(objectFile);
+    const text = Buffer.concat([
+      Buffer.from(others.length === 0 ? own : `${own}:`),
+      others,
+      Uint8Array.of(0),
+    ]);
+    const textAt = (pointers.length + 2) * POINTER;
+    if (textAt + text.length > ENVIRONMENT_SIZE) throw notFollowed(this.#pid, 'its environment is too large');
+    const at = BLOCK.environment;
+    pointers.forEach((pointer, i) => {
+      this.#view.setBigUint64(at + i * POINTER, pointer, true);
+    });
+    this.#view.setBigUint64(at + pointers.length * POINTER, BigInt(this.#address + at + textAt), true);
+    this.#view.setBigUint64(at + (pointers.length + 1) * POINTER, 0n, true);
+    new Uint8Array(this.#block.mapping.bytes).set(text, at + textAt);
+  }
+}
+
+function notFollowed(pid: number, why: string): CannotError {
+  return new CannotError('NOT_INSIDE', {
+    tried: `go on from inside in what process ${pid} executes`,
+    why,
+    next: 'trace it from outside, or start that program itself with `safepoke run --inside`',
+  });
+}
+
+/** Names that lead to whoever asks. */
+function asFoundFrom(from: string, name: string): string {
+  if (!name.startsWith('/')) return `${from}/cwd/${name}`;
+  return name.replace(/^\/proc\/(self|thread-self)(?=\/)/, from).replace(/^\/dev\/fd(?=\/)/, `${from}/fd`);
+}
+
+/** What a process was given at its start tells, where it can be read at all. */
+function hasOurVariable(pid: number, objectFile: number): boolean {
+  try {
+    return readFileSync(`/proc/${pid}/environ`, 'latin1').includes(preloadVariable(objectFile));
+  } catch (error) {
+    // It has become another user's; anything else says that it has ended.
+    return ['EACCES', 'EPERM'].includes((error as NodeJS.ErrnoException).code ?? '');
+  }
+}
+
+function readLink(path: string): string | undefined {
+  try {
+    return readlinkSync(path);
+  } catch {
+    return undefined;
+  }
+}
+
+function exists(path: string): boolean {
+  return statSync(path, { throwIfNoEntry: false }) !== undefined;
+}

@@ -1,0 +1,314 @@
+// From inside into the program that the target executes (`--inside --follow`). What each part of "execs.c" was given and what it finds,
+// its environment, files and masks, is to be the same as without us.
+import assert from 'node:assert/strict';
+import { spawnSync } from 'node:child_process';
+import { chmodSync, existsSync, mkdirSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { test, type TestContext } from 'node:test';
+import type { SessionSummary } from '../index.js';
+import { attach, run } from '../index.js';
+import { InsideProcess } from '../inside/inside-process.js';
+import { waitForThread } from '../linux/index.js';
+import { HoldTimes, killStopped } from '../target/index.js';
+import { killedWhileExecuting } from './hazards-inside.test.support.js';
+import { freePort, start, temporaryFolder, until, untilListening } from './real.test.support.js';
+import { RedisClient, redisCommand } from './redis-client.test.support.js';
+import { Rounds } from './rounds.test.support.js';
+import { childrenOf } from './sandboxed.test.support.js';
+import {
+  Running,
+  build,
+  changedBytes,
+  folder,
+  fresh,
+  main,
+  pause,
+  readSummary,
+} from './targets.test.support.js';
+
+const FOLLOW = ['--inside', '--follow'] as const;
+/** What "execs.c" ends with, and how often it calls `step` in a part with so many left. */
+const STATUS = 7;
+const steps = (left: number): number => 10 + left;
+const NOBODY = 65534;
+/** Rounds in which safepoke is killed at some moment. */
+const KILLS = 30;
+/** It passes its environment on to what it executes. */
+const ENVIRONMENT: NodeJS.ProcessEnv = { ...process.env, KEEP: '1' };
+
+interface Parts {
+  readonly status: number | null;
+  readonly stdout: string;
+  readonly stderr: string;
+  readonly parts: readonly SessionSummary[];
+}
+
+/** Summaries of all parts of a trace. */
+function partsAt(path: string): SessionSummary[] {
+  const parts: SessionSummary[] = [];
+  for (let at = path; existsSync(at); at = `${path}.${parts.length + 1}`) parts.push(readSummary(at));
+  return parts;
+}
+
+/** Follows a program to its end. */
+function followed(
+  command: readonly string[],
+  options: readonly string[] = [],
+  environment = ENVIRONMENT,
+): Parts {
+  const summary = fresh('summary.json');
+  const ran = spawnSync(
+    process.execPath,
+    [main, 'run', ...FOLLOW, '-o', fresh('recording'), '--summary', summary, ...options, '--', ...command],
+    { cwd: folder, encoding: 'utf8', env: environment },
+  );
+  return { status: ran.status, stdout: ran.stdout, stderr: ran.stderr, parts: partsAt(summary) };
+}
+
+/** Fails unless a program does the same with us, and each of its parts has exactly its calls. */
+function assertFollowed(command: readonly [string, ...string[]], environment = ENVIRONMENT): Parts {
+  const [program, ...args] = command;
+  const alone = spawnSync(program, args, { cwd: folder, encoding: 'utf8', env: environment });
+  const traced = followed(command, [], environment);
+  assert.deepEqual([traced.status, traced.stdout], [alone.status, alone.stdout], traced.stderr);
+  assertSteps(traced, Number(args[0]));
+  return traced;
+}
+
+/** Of all parts from one with so many left on. */
+function assertSteps({ parts, stderr }: Parts, left: number): void {
+  const wanted = Array.from({ length: left + 1 }, (_, i) => steps(left - i));
+  assert.deepEqual(
+    parts.map(({ calls }) => calls['step']),
+    wanted,
+    stderr,
+  );
+  assert.deepEqual(
+    parts.map(({ ended, dropped }) => `${ended} ${dropped}`),
+    [...Array.from({ length: left }, () => 'exec 0'), 'exited 0'],
+  );
+  assert.deepEqual([parts.at(-1)?.exit_status, parts.at(-1)?.exit_signal], [STATUS, null]);
+}
+
+test('a program that executes another sixty times is traced exactly in each, and finds what it finds without us', () => {
+  assertFollowed([build('execs.c'), '60', 'v']);
+});
+
+test('each of the functions that execute a program is followed, with what it was given', () => {
+  assertFollowed([build('execs.c'), '11', '*']);
+  // With an environment of the caller's own, and one of which a variable is ours already.
+  assertFollowed([build('execs.c'), '11', '*'], {});
+});
+
+for (const [how, where] of [
+  ['tv', 'a second thread'],
+  ['tL', 'a second thread, by a list of arguments and PATH'],
+  ['sv', 'a signal handler'],
+  ['se', 'a signal handler, by a list of arguments'],
+] as const) {
+  test(`what is executed in ${where} is followed`, () => {
+    assertFollowed([build('execs.c'), '3', how]);
+  });
+}
+
+test('where nothing can be executed the reason is the same, nothing of ours is left, and the trace goes on', () => {
+  assertFollowed([build('execs.c'), '2', 'fv']);
+});
+
+test('children that are forked, vforked or spawned execute programs without us', () => {
+  assertFollowed([build('execs.c'), '2', 'kv']);
+});
+
+test('a library that the user wants to be loaded stays, in each part', () => {
+  const source = join(folder, 'own.c');
+  writeFileSync(source, 'int own(void) { return 1; }\n');
+  const library = join(folder, 'own.so');
+  assert.equal(spawnSync('gcc', ['-shared', '-fPIC', '-o', library, source]).status, 0);
+  const traced = assertFollowed([build('execs.c'), '3', '*'], { ...ENVIRONMENT, LD_PRELOAD: library });
+  assert.equal(traced.stdout.split(`LD_PRELOAD=${library}\n`).length, 5);
+});
+
+test('a program is found in PATH as the C library finds it, and a script is what its interpreter is', () => {
+  const program = build('execs.c');
+  for (const how of ['p', 'P', 'L'])
+    assertFollowed(['execs.c', '2', how], { ...ENVIRONMENT, PATH: `/nowhere::${folder}:/bin` });
+  const script = join(folder, 'script');
+  writeFileSync(script, `#!${program}\n`);
+  chmodSync(script, 0o755);
+  const traced = followed([program, '1', 'v', script]);
+  assert.equal(traced.status, STATUS, traced.stderr);
+  // Its arguments are: the interpreter, the script, the rest. So there is none left.
+  assert.deepEqual(
+    traced.parts.map(({ calls }) => calls['step']),
+    [steps(1), steps(0)],
+  );
+});
+
+test('what a shell executes in its own place is traced in the second part', () => {
+  for (const shell of ['sh', 'bash']) {
+    const script = `exec ${build('execs.c')} 0 n`;
+    const traced = followed(
+      [shell, '-c', script],
+      ['-F', 'libc.so.6!getpid', '-F', '*!step', '-F', 'libc.so.6!puts'],
+    );
+    assert.equal(traced.status, STATUS, traced.stderr);
+    assert.deepEqual(
+      traced.parts.map(({ ended }) => ended),
+      ['exec', 'exited'],
+      traced.stderr,
+    );
+    assert.equal(traced.parts[1].calls['step'], steps(0), traced.stderr);
+  }
+});
+
+test('a static program is not followed: the reason is said, and it runs as it does without us', async () => {
+  const isStatic = build('execs.c', '-static');
+  const quick = followed([build('execs.c'), '1', 'v', isStatic]);
+  assert.equal(quick.status, STATUS);
+  assert.match(quick.stderr, /static program.*not followed/);
+  assert.equal(quick.parts.length, 1);
+  const running = Running.run([...FOLLOW], build('execs.c'), '1', 'wv', isStatic);
+  running.child.stdin.end();
+  await running.gone();
+  assert.match(running.stdout, /^the end$/m);
+  assert.doesNotMatch(running.stdout, /LD_PRELOAD/);
+});
+
+test('a program that is executed by a system call of the program’s own is not followed, and runs without us', () => {
+  const traced = followed([build('execs.c'), '1', 'r']);
+  assert.deepEqual([traced.status, traced.parts.length], [STATUS, 1], traced.stderr);
+  assert.doesNotMatch(traced.stdout, /\/proc\/self\/fd|LD_PRELOAD/);
+});
+
+test('where ptrace and process_vm_readv are forbidden, for an unprivileged user, it is followed all the same', () => {
+  chmodSync(folder, 0o755);
+  const mine = join(folder, 'follower');
+  mkdirSync(mine);
+  chmodSync(mine, 0o777);
+  for (const [i, flags] of [[], ['-DALSO=SYS_open'], ['-DALSO=SYS_pwrite64']].entries()) {
+    const summary = join(mine, `summary${i}.json`);
+    const options = [...FOLLOW, '-o', 'recording', '--summary', summary, '--', build('execs.c'), '3', '*'];
+    const ran = spawnSync(build('confine.c', ...flags), [process.execPath, main, 'run', ...options], {
+      cwd: mine,
+      uid: NOBODY,
+      gid: NOBODY,
+      encoding: 'utf8',
+    });
+    assert.equal(ran.status, STATUS, ran.stderr);
+    assertSteps({ ...ran, parts: partsAt(summary) }, 3);
+  }
+});
+
+test('a program that nobody goes on with is let go, and so is one whose functions cannot be traced', async () => {
+  const session = run([build('execs.c'), '1', 'qv'], { inside: true, followExec: true });
+  const ended = session.waitForTarget();
+  assert.equal((await session.done).ended, 'exec');
+  assert.deepEqual(await ended, { kind: 'exited', status: STATUS });
+  const other = run([build('execs.c'), '1', 'qv'], { inside: true, followExec: true });
+  const otherEnded = other.waitForTarget();
+  assert.equal((await other.done).ended, 'exec');
+  assert.throws(() => attach(other.pid, { inside: true, filters: ['no_such_function'] }), /no_such_function/);
+  assert.deepEqual(await otherEnded, { kind: 'exited', status: STATUS });
+});
+
+test('when the trace is over what is executed is the program’s own business', async () => {
+  const session = run([build('execs.c'), '2', 'wv'], { inside: true, followExec: true });
+  const ended = session.waitForTarget();
+  assert.equal((await session.stop()).ended, 'stopped');
+  process.kill(session.pid, 'SIGKILL');
+  assert.deepEqual(await ended, { kind: 'killed', signal: 9 });
+});
+
+/** Programs whose ids may be somebody else's by now. */
+const reaped = new Set<number>();
+
+/** A program that is not followed by a session, but by the test itself: it asks, and waits. */
+async function asking(t: TestContext, how: string): Promise<InsideProcess> {
+  const program = build('execs.c');
+  const inside = InsideProcess.start(program, [program, '1', how]);
+  t.after(() => {
+    if (!reaped.has(inside.pid)) killStopped(inside.pid);
+    inside.close();
+  });
+  inside.following.begin();
+  inside.begin().release();
+  while (!inside.following.isAsked) await pause(1);
+  return inside;
+}
+
+/** The status with which it ends, whatever it has become. */
+async function endOf({ pid }: InsideProcess): Promise<number> {
+  for (;;) {
+    const result = waitForThread(pid, false);
+    if (result.kind !== 'none') reaped.add(pid);
+    if (result.kind === 'exited') return result.status;
+    assert.equal(result.kind, 'none');
+    await pause(5);
+  }
+}
+
+const lives = (): void => undefined;
+
+test('threads can be called together while one waits for what it is to execute', async (t) => {
+  for (const how of ['qv', 'tqv']) {
+    const inside = await asking(t, how);
+    for (let i = 0; i < 20; i++) {
+      const met = inside.meet(new HoldTimes());
+      assert.equal(met.threads.length, how.length - 1);
+      met.release();
+    }
+    assert.ok(inside.following.isAsked);
+    inside.following.serve();
+    while (!inside.isOver) await pause(1);
+    inside.succeed(lives).begin().release();
+    assert.equal(await endOf(inside), STATUS);
+  }
+});
+
+test('a handler that comes while a thread waits for what it is to execute, and executes something itself, is not followed', async (t) => {
+  const inside = await asking(t, 'hqv');
+  process.kill(inside.pid, 'SIGUSR1');
+  inside.following.serve();
+  while (!inside.isOver) await pause(1);
+  assert.throws(() => inside.succeed(lives), /was quicker|has ended|executed past/);
+  assert.equal(await endOf(inside), STATUS);
+});
+
+test('a program that safepoke does not answer goes on without us', async (t) => {
+  const inside = await asking(t, 'qv');
+  assert.equal(await endOf(inside), STATUS);
+  assert.throws(() => inside.succeed(lives), /in time/);
+});
+
+test('safepoke is killed at any moment while a program executes itself again and again: it goes on, and finds nothing of us', async () => {
+  await killedWhileExecuting(new Rounds(0, KILLS));
+});
+
+test('redis-server that a shell executes in its own place answers under trace', async (t) => {
+  const port = await freePort();
+  const own = temporaryFolder(t);
+  const summary = fresh('summary.json');
+  const command = [
+    'sh',
+    '-c',
+    `exec ${redisCommand(port, own)
+      .map((word) => `'${word}'`)
+      .join(' ')} --logfile log`,
+  ];
+  const options = ['-F', 'libc.so.6!getpid', '-F', '*', '-o', fresh('recording'), '--summary', summary];
+  const tracer = start(t, process.execPath, [main, 'run', ...FOLLOW, ...options, '--', ...command], {
+    cwd: own,
+  });
+  await untilListening(port);
+  const [pid] = childrenOf(tracer.pid);
+  t.after(() => {
+    if (tracer.exitCode === null) process.kill(pid, 'SIGKILL');
+  });
+  assert.ok(changedBytes(pid) > 0);
+  const client = await RedisClient.connect(port);
+  for (let i = 0; i < 100; i++) assert.equal(await client.ask('INCR', 'count'), String(i + 1));
+  client.close();
+  process.kill(pid, 'SIGTERM');
+  await until(() => tracer.exitCode !== null);
+  assert.equal(partsAt(summary)[1].calls['incrCommand'], 100);
+});
