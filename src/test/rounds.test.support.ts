@@ -9,7 +9,7 @@ export interface Hazard {
   readonly run: (rounds: Rounds) => Promise<void>;
 }
 
-/** Memory of a process over the rounds, in bytes. */
+/** The most memory that a process had while it warmed up, and afterwards, in bytes. */
 export interface MemoryUse {
   readonly early: number;
   readonly late: number;
@@ -29,7 +29,7 @@ export class Rounds {
   readonly #began = performance.now();
   readonly #ms: number;
   readonly #least: number;
-  readonly #uses = new Map<'target' | 'tracer', { early: number | undefined; late: number }>();
+  readonly #uses = new Map<'target' | 'tracer', { early: number; late: number }>();
 
   readonly #notes = new Map<string, number>();
   readonly #counts = new Map<string, number>();
@@ -74,7 +74,7 @@ export class Rounds {
 
   memory(of: 'target' | 'tracer'): MemoryUse | undefined {
     const use = this.#uses.get(of);
-    return use === undefined ? undefined : { early: use.early ?? use.late, late: use.late };
+    return use === undefined ? undefined : { early: use.early || use.late, late: use.late || use.early };
   }
 
   /** What has grown and should not have. */
@@ -86,9 +86,10 @@ export class Rounds {
   }
 
   #look(of: 'target' | 'tracer', pid: number, isWarm: boolean): void {
-    const use = this.#uses.get(of) ?? { early: undefined, late: 0 };
-    use.late = residentBytes(pid);
-    if (isWarm) use.early ??= use.late;
+    const use = this.#uses.get(of) ?? { early: 0, late: 0 };
+    const now = residentBytes(pid);
+    if (isWarm) use.late = Math.max(use.late, now);
+    else use.early = Math.max(use.early, now);
     this.#uses.set(of, use);
   }
 }
