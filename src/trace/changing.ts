@@ -1,7 +1,7 @@
 // The changes of a session, once it is known which site is to be changed in which way.
 import type { Agent } from '../agent/index.js';
 import type { Registers } from '../linux/index.js';
-import { SYSCALL_LENGTH, makesCallAgain } from '../target/index.js';
+import { SYSCALL_LENGTH, makesCallAgain, type Standstill } from '../target/index.js';
 import type { PatchRequest } from './patch-target.js';
 import { PatchedTarget } from './patched-target.js';
 import type { PreparedChanges, SiteChanges } from './patch.js';
@@ -179,4 +179,37 @@ export class Interior {
     }
     return low;
   }
+}
+
+/**
+ * Moves threads that stand still within sites to the copies of the instructions there. Returns the sites that cannot be changed: a thread
+ * is in them that cannot be moved, or a handler will return into them (`savedInstructionPointers` of all those threads).
+ */
+export function leaveSites(
+  hold: Standstill,
+  interior: Interior,
+  savedInstructionPointers: readonly number[],
+): Set<PlannedSite> {
+  const impossible = new Set<PlannedSite>();
+  for (const thread of hold.threads) {
+    const rip = Number(thread.registers.get('rip'));
+    const site = interior.siteAround(rip);
+    const waitsIn = interior.siteOfCall(thread.registers);
+    if (waitsIn !== undefined) {
+      impossible.add(waitsIn);
+    } else if (site !== undefined) {
+      const moved = site.movedTo(rip);
+      if (moved === undefined) {
+        impossible.add(site);
+      } else {
+        thread.registers.set('rip', moved);
+        hold.writeRegisters(thread);
+      }
+    }
+  }
+  for (const rip of savedInstructionPointers) {
+    const inside = interior.siteAround(rip);
+    if (inside !== undefined) impossible.add(inside);
+  }
+  return impossible;
 }

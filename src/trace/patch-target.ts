@@ -27,7 +27,7 @@ import {
   type Standstill,
   type TargetMemory,
 } from '../target/index.js';
-import { Changing, Interior, type Choice, type Ready } from './changing.js';
+import { Changing, Interior, leaveSites, type Choice, type Ready } from './changing.js';
 import { collectGarbage } from './garbage.js';
 import type { PatchedTarget } from './patched-target.js';
 import { PreparedChanges, SiteChanges, putJump } from './patch.js';
@@ -455,31 +455,11 @@ function change(
 ): Changing {
   const { pid, memory } = request;
   const { agent, interior } = ready;
-  const impossible = new Set<PlannedSite>();
-  for (const thread of hold.threads) {
-    const rip = Number(thread.registers.get('rip'));
-    const site = interior.siteAround(rip);
-    const waitsIn = interior.siteOfCall(thread.registers);
-    if (waitsIn !== undefined) {
-      impossible.add(waitsIn);
-    } else if (site !== undefined) {
-      const moved = site.movedTo(rip);
-      if (moved === undefined) {
-        impossible.add(site);
-      } else {
-        thread.registers.set('rip', moved);
-        hold.writeRegisters(thread);
-      }
-    }
-  }
   const others = hold.threads.filter((thread) => !early.threads.has(thread));
   const looks = [...early.looks, reader.look(others, maps, memory)];
   if (!looks.every(({ pointToThemselves }) => pointToThemselves)) agent.distrustThreadPointers();
-  // A handler that runs on a thread will return to where the signal came.
-  for (const rip of looks.flatMap(({ savedInstructionPointers }) => savedInstructionPointers)) {
-    const inside = interior.siteAround(rip);
-    if (inside !== undefined) impossible.add(inside);
-  }
+  const rips = looks.flatMap(({ savedInstructionPointers }) => savedInstructionPointers);
+  const impossible = leaveSites(hold, interior, rips);
   if ([...impossible].some((site) => site.kind === 'hook')) throw busyUnwinder(pid);
   return changing.flip().write(impossible);
 }

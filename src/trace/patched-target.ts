@@ -12,6 +12,7 @@ import {
   type Standstill,
   type TargetMemory,
 } from '../target/index.js';
+import { DebuggerWatch, type DebuggerNews } from './debuggers.js';
 import { KernelBreakpoints } from './kernel-breakpoints.js';
 import {
   PreparedChanges,
@@ -85,6 +86,7 @@ export class PatchedTarget {
   readonly #changes: SiteChanges;
   readonly #text: TextRuns;
   #breakpoints: KernelBreakpoints | undefined;
+  #debuggers: DebuggerWatch | undefined;
   /** No thread is in our code, and none will return into it. */
   #isUnused = false;
   /** Threads that were seen outside of our code, after the sites had been restored. */
@@ -156,6 +158,28 @@ export class PatchedTarget {
       (address) => this.agent.ownsCode(BigInt(address)),
     );
     return this.#breakpoints.giveWay();
+  }
+
+  /** To be called again and again while sites are changed: while a debugger is there functions have their own code. */
+  lookForDebuggers(): DebuggerNews | undefined {
+    if (this.#reach.mustStandAll) return undefined;
+    this.#debuggers ??= this.#watchDebuggers();
+    return this.#debuggers.look();
+  }
+
+  #watchDebuggers(): DebuggerWatch {
+    const hooks = new Set(this.sites.filter(({ kind }) => kind === 'hook').map(({ address }) => address));
+    const { addresses } = this.#changes;
+    const { thread } = this.agent;
+    return new DebuggerWatch({
+      pid: this.#pid,
+      memory: this.#memory,
+      times: this.#times,
+      agentTid: thread?.tid,
+      sites: this.sites,
+      changes: this.#changes.without(new Set([...addresses.keys()].filter((i) => hooks.has(addresses[i])))),
+      writeWhole: thread?.writeWhole.bind(thread),
+    });
   }
 
   #stopRecording(): void {

@@ -363,6 +363,13 @@ export class Session implements AsyncIterable<Call> {
 
   #giveWay(): void {
     const { target, onNote } = this.#parts;
+    const news = target.lookForDebuggers();
+    if (news === 'went') onNote('the debugger has gone: functions are traced again');
+    else if (news !== undefined) {
+      onNote(
+        `a debugger (${news.came}) has come: until it goes functions have their own code, and are not traced`,
+      );
+    }
     const given = target.giveWayToBreakpoints();
     if (given === 0) return;
     onNote(
