@@ -13,6 +13,8 @@ import { savedInstructionPointersOf } from './thread-facts.js';
 const HARMLESS: readonly (string | undefined)[] = ['strace'];
 /** After a try that came to nothing: another debugger may have come. */
 const PAUSE_MS = 500;
+/** Sites that are given back before it is looked once more whether all threads still stand. */
+const GIVEN_AT_ONCE = 64;
 
 /** What there is to be given back and taken again. */
 interface Traced {
@@ -33,8 +35,9 @@ export type DebuggerNews = { readonly came: string } | 'went';
 export class DebuggerWatch {
   readonly #traced: Traced;
   readonly #interior: Interior;
-  /** Those that a debugger has been given way in. */
-  #given: SiteChanges | undefined;
+  /** Indices of those that a debugger has been given way in, and whether there are no others. */
+  readonly #given = new Set<number>();
+  #isAllGiven = false;
   #notBefore = 0;
 
   constructor(traced: Traced) {
@@ -46,11 +49,12 @@ export class DebuggerWatch {
   look(): DebuggerNews | undefined {
     const { pid } = this.#traced;
     const tracer = Number(readStatus(pid)?.get('TracerPid') ?? 0);
-    if (tracer === 0) return this.#given !== undefined && this.#takeAgain() ? 'went' : undefined;
-    if (this.#given !== undefined) return undefined;
+    if (tracer === 0) return this.#given.size > 0 && this.#takeAgain() ? 'went' : undefined;
+    if (this.#isAllGiven) return undefined;
     const name = readStatus(tracer)?.get('Name');
-    if (HARMLESS.includes(name) || !this.#isStopped()) return undefined;
-    return this.#giveWay() ? { came: name ?? `process ${tracer}` } : undefined;
+    if (HARMLESS.includes(name)) return undefined;
+    const isNews = this.#given.size === 0;
+    return this.#giveWay() && isNews ? { came: name ?? `process ${tracer}` } : undefined;
   }
 
   /** A tracer has stopped all threads. */
@@ -61,37 +65,39 @@ export class DebuggerWatch {
     );
   }
 
+  /** Site by site, as the debugger may write near them: nothing but our jumps is written over. True if there was any. */
   #giveWay(): boolean {
     const { memory, changes } = this.#traced;
-    const ours = appliedOnes(memory, changes);
-    const others = new Set([...changes.addresses.keys()].filter((i) => !ours.has(i)));
-    const given = changes.without(others);
-    const prepared = PreparedChanges.of(memory, given.reversed());
-    // That took a while.
-    if (!this.#isStopped()) return false;
-    prepared.apply();
-    this.#given = given;
-    return true;
+    const ours = [...appliedOnes(memory, changes)];
+    for (let at = 0; at < ours.length; at += GIVEN_AT_ONCE) {
+      if (!this.#isStopped()) return this.#given.size > 0;
+      for (const i of ours.slice(at, at + GIVEN_AT_ONCE)) {
+        memory.write(changes.addresses[i], changes.expectedOf(i));
+        this.#given.add(i);
+      }
+    }
+    this.#isAllGiven = this.#given.size > 0;
+    return this.#isAllGiven;
   }
 
+  /** True if all are traced again. */
   #takeAgain(): boolean {
-    const { pid, memory, times, agentTid, writeWhole } = this.#traced;
-    const changes = this.#given;
-    if (changes === undefined || performance.now() < this.#notBefore) return false;
+    const { pid, memory, times, agentTid, changes: all, writeWhole } = this.#traced;
+    this.#isAllGiven = false;
+    if (performance.now() < this.#notBefore) return false;
     this.#notBefore = performance.now() + PAUSE_MS;
     let hold: Hold | undefined;
     try {
+      const changes = all.without(new Set([...all.addresses.keys()].filter((i) => !this.#given.has(i))));
       const prepared = PreparedChanges.of(memory, changes, writeWhole);
       const maps = readMaps(pid) ?? [];
       hold = Hold.all(pid, times.held, agentTid);
       const rips = hold.threads.flatMap((thread) => savedInstructionPointersOf(thread, maps, memory));
-      const busy = leaveSites(hold, this.#interior, rips);
-      const addresses = new Set([...busy].map(({ address }) => address));
-      const left = new Set([...changes.addresses.keys()].filter((i) => addresses.has(changes.addresses[i])));
+      const busy = new Set([...leaveSites(hold, this.#interior, rips)].map(({ address }) => address));
+      const left = new Set([...changes.addresses.keys()].filter((i) => busy.has(changes.addresses[i])));
       prepared.without(left).apply();
-      const done = new Set([...changes.addresses.keys()].filter((i) => !left.has(i)));
-      this.#given = left.size === 0 ? undefined : changes.without(done);
-      return left.size === 0;
+      for (const i of this.#given) if (!busy.has(all.addresses[i])) this.#given.delete(i);
+      return this.#given.size === 0;
     } catch (error) {
       if (!isSafepokeError(error)) throw error;
       return false;
