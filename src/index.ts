@@ -67,6 +67,8 @@ export type {
   WayName,
 } from './trace/index.js';
 
+export { passOnFiles } from './target/index.js';
+
 /** Options of `attach` and `run`. */
 export interface SessionOptions extends TraceOptions {
   /** Record into this file; read it with `openRecording`. */

@@ -21,6 +21,7 @@ export {
 export { SYSCALL_LENGTH, type BorrowedCode } from './return-frame.js';
 export { checkSeccomp, type PlannedCall } from './seccomp.js';
 export { awaitUnshared, refuseShared } from './sharers.js';
+export { passOnFiles } from './inherited.js';
 export {
   findProgram,
   killStopped,

@@ -23,6 +23,7 @@ import {
   waitForThread,
 } from '../linux/index.js';
 import { assemble } from '../x86/index.js';
+import { encoder, filesToPassOn } from './inherited.js';
 import { ELF_HEAD_BYTES, checkMachine } from './preflight.js';
 import type { TargetMemory } from './memory.js';
 
@@ -30,6 +31,7 @@ const SIGNALS = 64;
 /** AT_ENTRY of the auxiliary vector: where the executable's own code begins. */
 const AT_ENTRY = 9;
 const INT3 = 0xcc;
+const NO_FILE = -1;
 /** Exit status of a child whose execve failed is 0x40 | errno, which no stop comes before. */
 const EXEC_FAILED = 0x80;
 
@@ -41,14 +43,19 @@ const STOP_FIRST = `
     mov eax, ${SYS.kill}
     syscall`;
 
-/** rdi path, rsi argv, rdx envp, rcx an empty struct kernel_sigaction (32 bytes of zeros: SIG_DFL) -> child's pid */
+/**
+ * rdi path, rsi argv, rdx envp, rcx an empty struct kernel_sigaction (32 bytes of zeros: SIG_DFL), r8 descriptors that stay open (i32,
+ * ended by a negative one) -> child's pid
+ */
 const listing = (beforeExec: string): string => `
 spawn:
     push rbx
     push r12
     push r13
     push r14
+    push r15
     mov rbx, rdi
+    mov r15, r8
     mov r12, rsi
     mov r13, rdx
     mov r14, rcx
@@ -66,15 +73,17 @@ spawn_signal:
     syscall
     sub qword [rsp], 1
     jne spawn_signal
-    mov dword [rsp], 2                  ; Node marks standard input, output and error to be closed on exec
-spawn_file:
+spawn_file:                             ; Node marks standard input, output and error, and others, to be closed on exec
+    mov edi, [r15]
+    test edi, edi
+    js spawn_mask
     mov eax, ${SYS.fcntl}
-    mov edi, [rsp]
     mov esi, 2                          ; F_SETFD
     xor edx, edx
     syscall
-    sub dword [rsp], 1
-    jns spawn_file
+    add r15, 4
+    jmp spawn_file
+spawn_mask:
     mov eax, ${SYS.rt_sigprocmask}
     mov edi, 2                          ; SIG_SETMASK
     mov rsi, r14
@@ -93,6 +102,7 @@ ${beforeExec}
     mov eax, ${SYS.exit}
     syscall
 spawn_parent:
+    pop r15
     pop r14
     pop r13
     pop r12
@@ -100,15 +110,19 @@ spawn_parent:
     ret
 `;
 
-function cString(text: string): Uint8Array {
-  return new TextEncoder().encode(`${text}\0`);
+/** As C wants them: a zero behind them. */
+function ended(bytes: Uint8Array): Uint8Array {
+  const all = new Uint8Array(bytes.length + 1);
+  all.set(bytes);
+  return all;
 }
 
 /** A null-terminated array of pointers to null-terminated strings, as execve wants; `keep` must outlive its use. */
 function pointerArray(strings: readonly string[], keep: Uint8Array[]): Uint8Array {
   const pointers = new BigUint64Array(strings.length + 1);
+  const encode = encoder();
   strings.forEach((text, i) => {
-    const bytes = cString(text);
+    const bytes = ended(encode(text));
     keep.push(bytes);
     pointers[i] = addressOf(bytes);
   });
@@ -126,12 +140,20 @@ function fork(
 ): number {
   const code = placeOwnCode(assemble(listing(beforeExec), 0n).bytes);
   const keep: Uint8Array[] = [];
-  const pathBytes = cString(path);
+  const pathBytes = ended(encoder()(path));
   const argv = pointerArray(args, keep);
   const envp = pointerArray(environment, keep);
   const defaultAction = new Uint8Array(32);
+  const files = Int32Array.of(0, 1, 2, ...filesToPassOn(), NO_FILE);
   const pid = Number(
-    code.call(0, addressOf(pathBytes), addressOf(argv), addressOf(envp), addressOf(defaultAction)),
+    code.call(
+      0,
+      addressOf(pathBytes),
+      addressOf(argv),
+      addressOf(envp),
+      addressOf(defaultAction),
+      addressOf(new Uint8Array(files.buffer)),
+    ),
   );
   if (pid < 0) throw startFailed(path, `fork failed (${errnoName(-pid)})`);
   return pid;

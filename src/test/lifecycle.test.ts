@@ -156,3 +156,26 @@ test('a target with a limit on the size of files is traced', async () => {
   assert.ok((summary.calls['mix'] ?? 0) > 0);
   await target.finish();
 });
+
+test('a program that is run gets the descriptors, arguments and variables that safepoke was given, whatever their encoding', () => {
+  const program = `sh -c 'cat <&5; cat <&6; printf "%s|" "$@" "$X" | od -An -tx1' sh $'b\\xfe' $'\\xfe' ''`;
+  const surroundings = (command: string): string => `
+    exec 5<<<five 6< <(echo six)
+    X=$'a\\xff\\xfeb' ${command}`;
+  const ran = (...before: string[]): string => {
+    const { status, stdout, stderr } = spawnSync(
+      'bash',
+      ['-c', surroundings([...before, program].join(' '))],
+      {
+        encoding: 'utf8',
+      },
+    );
+    assert.equal(status, 0, stderr);
+    return stdout;
+  };
+  const alone = ran();
+  assert.match(alone, /^five\nsix\n/);
+  const ours = [process.execPath, main, 'run', '-F', "'libc.so.6!write'", '-o', fresh('recording')];
+  assert.equal(ran(...ours, '--'), alone);
+  assert.equal(ran(...ours, '--inside', '--'), alone);
+});

@@ -11,11 +11,12 @@ export const registerRun: RegisterCommand = (program, terminal, setStatus) => {
       .option('--inside', 'without ptrace: the program changes its own code, by an object loaded with it')
       .passThroughOptions(),
   ).action(async (command: string[], options: LiveOptions) => {
-    const [{ run }, { follow }, { statusOf }] = await Promise.all([
+    const [{ passOnFiles, run }, { follow }, { statusOf }] = await Promise.all([
       import('../../index.js'),
       import('./live-parts.js'),
       import('./live-session.js'),
     ]);
+    passOnFiles();
     const { session, signal } = await follow(terminal, options, (wanted) => run(command, wanted));
     // At a terminal Ctrl-C reaches the program without us.
     if (signal !== undefined && !(signal === constants.signals.SIGINT && process.stdin.isTTY))
