@@ -4,6 +4,8 @@ import { InsideProcess, type ProtocolCounts } from '../inside/index.js';
 import {
   ProcessLock,
   availableMemory,
+  hasEnded,
+  readAuxiliaryVector,
   readCommandLine,
   readStartTime,
   readStatus,
@@ -143,6 +145,7 @@ export function attachTo(pid: number, options: TraceOptions & Recorded = {}): Se
   const since = performance.now();
   checkOptions(options);
   if (options.inside === true) return attachInside(pid, options, since);
+  const program = programOf(pid);
   const before = preflight(pid);
   const memory = new OutsideMemory(pid);
   const calm = hastenBeside(pid);
@@ -161,10 +164,32 @@ export function attachTo(pid: number, options: TraceOptions & Recorded = {}): Se
   } catch (error) {
     lock?.release();
     memory.close();
-    throw error;
+    const why = isSafepokeError(error) ? whyNotThere(pid, program, error) : undefined;
+    throw why ?? error;
   } finally {
     calm();
   }
+}
+
+/** What the kernel has told the program at its start: each has its own random addresses. */
+function programOf(pid: number): string | undefined {
+  const told = readAuxiliaryVector(pid);
+  return told === undefined ? undefined : [...told].join();
+}
+
+/** Whatever could not be done: the program may be there no more. */
+function whyNotThere(pid: number, program: string | undefined, cause: Error): CannotError | undefined {
+  const tried = `trace process ${pid}`;
+  if (hasEnded(pid))
+    return new CannotError('GONE', { tried, why: 'it has ended meanwhile', next: 'start it again', cause });
+  const now = programOf(pid);
+  if (program === undefined || now === undefined || now === program) return undefined;
+  return new CannotError('EXECUTED', {
+    tried,
+    why: 'it has executed another program meanwhile',
+    next: 'attach again, or use --follow',
+    cause,
+  });
 }
 
 function recoverAndStart(

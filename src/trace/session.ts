@@ -295,6 +295,8 @@ export class Session implements AsyncIterable<Call> {
         throw failure ?? asError(error);
       }
       end = targetEnd === undefined ? this.#vanished() : { why: endOf(targetEnd), target: targetEnd };
+      // What has failed was a look at a program that is no more.
+      if (failure !== undefined && isSafepokeError(failure)) failure = undefined;
       this.#drain.finish();
     }
     this.#flushWrites();

@@ -112,7 +112,8 @@ export class Deadline {
 }
 
 /**
- * With `--follow-dlopen` a session may have to wait for the library that it is to trace. Nothing is done to the process before.
+ * With `--follow-dlopen` a session may have to wait for the library that it is to trace, with `--follow` for a program that is executed
+ * while it begins. Nothing is done to the process before.
  */
 async function beginWhenLoaded(
   options: LiveOptions,
@@ -123,7 +124,10 @@ async function beginWhenLoaded(
     try {
       return begin();
     } catch (error) {
-      const waits = options.followDlopen === true && isSafepokeError(error) && error.code === 'NO_MODULE';
+      const code = isSafepokeError(error) ? error.code : undefined;
+      const waits =
+        (options.followDlopen === true && code === 'NO_MODULE') ||
+        (options.follow === true && code === 'EXECUTED');
       if (!waits || isOver()) throw error;
     }
     await new Promise((resolve) => setTimeout(resolve, LIBRARY_POLL_MS));
