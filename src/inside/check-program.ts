@@ -10,6 +10,9 @@ const HEAD_BYTES = 256;
 const MAX_INTERPRETERS = 5;
 const SET_ID_BITS = 0o6000;
 
+/** Why our object is not loaded with a program that has nothing of which the object could ask where the C library's functions are. */
+export const NO_C_LIBRARY = 'it has no C library, without which our object can do nothing';
+
 function refused(path: string, why: string, next: string): CannotError {
   return new CannotError('NOT_INSIDE', { tried: `trace ${path} from inside`, why, next });
 }
@@ -82,7 +85,7 @@ export function checkProgram(
       'run safepoke as root, without --inside',
     );
   }
-  const { interpreter } = parseElf(bytes, file);
+  const { interpreter, needed } = parseElf(bytes, file);
   if (interpreter === undefined) {
     throw refused(
       path,
@@ -90,6 +93,8 @@ export function checkProgram(
       'run it without --inside',
     );
   }
+  // One that needs a library has a C library by way of that, as a rule; where not the object itself finds out.
+  if (needed.length === 0) throw refused(path, NO_C_LIBRARY, 'run it without --inside');
   if (interpreter.includes('musl')) {
     throw refused(
       path,

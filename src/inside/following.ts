@@ -11,7 +11,7 @@ import { mayExecute } from '../target/index.js';
 import { checkProgram, hasProgramFormat, type Identity } from './check-program.js';
 import type { InsideMemory } from './inside-memory.js';
 import { BLOCK, ENVIRONMENT_SIZE, EXECUTION, EXECUTION_KIND, FOLLOW } from './layout.js';
-import { awaitReady, letGo, type Block, type Files } from './loading.js';
+import { awaitReady, failureOf, letGo, type Block, type Files } from './loading.js';
 import { preloadVariable } from './shared-object.js';
 
 /** PATH_MAX, include/uapi/linux/limits.h, and the most that one string of an environment may have (MAX_ARG_STRLEN). */
@@ -86,6 +86,7 @@ export class Following {
     if (Atomics.load(this.#words, BLOCK.follow / 4) === FOLLOW.yes)
       Atomics.store(this.#words, BLOCK.follow / 4, FOLLOW.no);
     this.#answer(EXECUTION.denied);
+    this.#refusal = this.refusal;
     if (this.#next !== undefined) letGo(this.#next);
     this.#next = undefined;
   }
@@ -149,7 +150,7 @@ export class Following {
       if (block === undefined || files === undefined || state !== EXECUTION.granted) throw this.#why();
       const { objectFile } = files;
       const since = performance.now();
-      awaitReady(`what process ${this.#pid} executes`, block, () => {
+      awaitReady(this.#successor, block, () => {
         checkEnd();
         if (performance.now() - since < FOREIGN_MS || hasOurVariable(this.#pid, objectFile)) return;
         throw notFollowed(this.#pid, 'another thread, or a signal handler, was quicker to execute something');
@@ -166,7 +167,19 @@ export class Following {
 
   /** Why the program that the process has become, which may have ended meanwhile, was not followed; undefined where nobody knows. */
   get refusal(): Error | undefined {
-    return Atomics.load(this.#words, BLOCK.execution / 4) === EXECUTION.denied ? this.#refusal : undefined;
+    switch (Atomics.load(this.#words, BLOCK.execution / 4)) {
+      case EXECUTION.denied:
+        return this.#refusal;
+      case EXECUTION.granted:
+        return this.#refusal ?? (this.#next && failureOf(this.#successor, this.#next));
+      default:
+        return undefined;
+    }
+  }
+
+  /** How it is called. */
+  get #successor(): string {
+    return `what process ${this.#pid} executes`;
   }
 
   #why(): Error {

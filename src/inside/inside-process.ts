@@ -1,6 +1,7 @@
 // A program that has our object loaded with it. It needs no permission over the program: all that safepoke wants of it the
 // agent's thread does, which the object starts before anything of the program runs.
 import { AgentThread, type ResidentThread } from '../agent/index.js';
+import { CannotError } from '../errors/index.js';
 import { waitForThread, type OwnMapping } from '../linux/index.js';
 import {
   killStopped,
@@ -16,6 +17,7 @@ import { checkProgram } from './check-program.js';
 import { Following } from './following.js';
 import { InsideMemory } from './inside-memory.js';
 import { BLOCK, STUBS, TEXT } from './layout.js';
+import { NO_BLOCK_STATUS } from './listing.js';
 import { Files, awaitReady, letGo, type Block } from './loading.js';
 import { Meetings } from './rendezvous.js';
 import { addressOfWord, preloadVariable } from './shared-object.js';
@@ -90,6 +92,7 @@ export class InsideProcess {
       pid = child;
       awaitReady(path, block, () => {
         const result = waitForThread(child, false);
+        if (result.kind === 'exited' && result.status === NO_BLOCK_STATUS) throw noBlock(path);
         if (result.kind === 'exited') throw startFailure(path, result.status);
         if (result.kind === 'killed') throw startFailure(path, undefined);
       });
@@ -164,6 +167,14 @@ export class InsideProcess {
     const writtenBy = this.memory.mustUnlock ? 'mprotect' : 'proc-self-mem';
     return { waits, longestWaitTicks: waits === 0 ? 0 : longest * CLOCK_UNIT_TICKS, helperWrites, writtenBy };
   }
+}
+
+function noBlock(path: string): CannotError {
+  return new CannotError('NOT_INSIDE', {
+    tried: `trace ${path} from inside`,
+    why: 'it cannot map the memory that safepoke shares with it',
+    next: 'see whether a limit on its address space forbids it (ulimit -v), or run it without --inside',
+  });
 }
 
 /** The user's own LD_PRELOAD comes first, where our object finds it again; of two variables the loader takes the last. */

@@ -59,6 +59,8 @@ export const PRIVATE = {
   action: PRIVATE_START + 176,
   /** Address of the C library's `environ`. */
   environ: PRIVATE_START + 208,
+  /** u32: stands for errno where there is no C library. */
+  noErrno: PRIVATE_START + 216,
   /** The protocol's words. */
   protocol: PRIVATE_START + 256,
   /** Addresses of the functions that ours stand before. */
@@ -144,7 +146,7 @@ export const BLOCK = {
   nextObjectFile: AGENT.size + 176,
   directory: AGENT.size + 180,
   executionFlags: AGENT.size + 184,
-  /** i32: why a program that was executed goes on without us, or 0. */
+  /** i32: why a program has not got so far that it waits, or 0: an error of clone, or NO_LIBRARY. */
   startFailure: AGENT.size + 188,
   /** u64: addresses of the program's name, of the environment that it is to have, and of that in which PATH is. */
   path: AGENT.size + 192,

@@ -174,6 +174,33 @@ test('a static program is not followed: the reason is said, and it runs as it do
   assert.doesNotMatch(running.stdout, /LD_PRELOAD/);
 });
 
+/** A program that exits by itself, with a status of its own, and has no C library; perhaps it needs a library, which has none either. */
+function withoutLibc(needsLibrary: boolean): string {
+  const compile = (name: string, text: string, ...flags: string[]): string => {
+    const [source, target] = [join(folder, `${name}.c`), join(folder, name)];
+    writeFileSync(source, text);
+    const made = spawnSync('gcc', ['-nostdlib', '-fPIC', '-o', target, source, ...flags]);
+    assert.equal(made.status, 0, String(made.stderr));
+    return target;
+  };
+  const start = `void _start(void) { __asm__("syscall" : : "a"(60), "D"(${STATUS})); }\n`;
+  const loader = ['-pie', '-Wl,--dynamic-linker=/lib64/ld-linux-x86-64.so.2'];
+  if (!needsLibrary) return compile('alone', start, ...loader);
+  const library = compile('library-alone.so', 'int nothing;\n', '-shared');
+  return compile('alone-with-library', start, ...loader, '-Wl,--no-as-needed', library);
+}
+
+test('a dynamic program without a C library is not traced: the reason is said, and executed by another it runs as without us', () => {
+  for (const needsLibrary of [false, true]) {
+    const program = withoutLibc(needsLibrary);
+    assert.throws(() => InsideProcess.start(program, [program]), /it has no C library/);
+    const executed = followed([build('execs.c'), '1', 'v', program]);
+    assert.equal(executed.status, STATUS, executed.stderr);
+    assert.match(executed.stderr, /it has no C library/);
+    assert.equal(executed.parts.length, 1);
+  }
+});
+
 test('a program that is executed by a system call of the program’s own is not followed, and runs without us', () => {
   const traced = followed([build('execs.c'), '1', 'r']);
   assert.deepEqual([traced.status, traced.parts.length], [STATUS, 1], traced.stderr);
