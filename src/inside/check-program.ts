@@ -27,14 +27,14 @@ function readHead(path: string): Uint8Array {
   }
 }
 
-/** The file that the kernel maps for a program: a script's interpreter. */
-function executableOf(path: string): string {
+/** The file that the kernel maps for a program: a script's interpreter, as `find` finds it. */
+function executableOf(path: string, find: (name: string) => string): string {
   let file = path;
   for (let depth = 0; depth < MAX_INTERPRETERS; depth++) {
     const line = new TextDecoder('latin1').decode(readHead(file));
     const interpreter = /^#![ \t]*([^ \t\n]+)/.exec(line);
     if (interpreter === null) return file;
-    file = interpreter[1];
+    file = find(interpreter[1]);
   }
   return file;
 }
@@ -57,16 +57,17 @@ export function hasProgramFormat(file: string): boolean {
   return head.startsWith('#!') || head.startsWith('\x7fELF');
 }
 
-/** `path` is what it is called, `found` where we find it. @throws CannotError NOT_INSIDE, NOT_X86_64, NOT_STARTED */
+/** `path` is what it is called, `found` where we find it; `find` says where a script's interpreter is found. @throws CannotError NOT_INSIDE, NOT_X86_64, NOT_STARTED */
 export function checkProgram(
   found: string,
   path = found,
   identity: Identity = { uid: process.geteuid?.(), gid: process.getegid?.() },
+  find = (name: string): string => name,
 ): void {
   let file: string;
   let bytes: Uint8Array;
   try {
-    file = executableOf(found);
+    file = executableOf(found, find);
     bytes = readFileSync(file);
   } catch (error) {
     throw refused(

@@ -5,6 +5,7 @@
 // It never waits in vain: whoever does not want it any more lets it go, and that is remembered in its block, also if it comes later.
 import { readFileSync, readlinkSync, statSync } from 'node:fs';
 import { join } from 'node:path';
+import type { AgentThread, ResidentThread } from '../agent/index.js';
 import { CannotError, isSafepokeError } from '../errors/index.js';
 import { EVERYBODY, FUTEX, SYS, faultPoint, readStatus, systemCall } from '../linux/index.js';
 import { mayExecute } from '../target/index.js';
@@ -24,6 +25,11 @@ const DEFAULT_PATH = '/bin:/usr/bin';
 const SHELL = '/bin/sh';
 /** So long a program may take to be seen as the one that was made ready; it is looked at so often then. */
 const FOREIGN_MS = 500;
+/** With less address space a program may get by, and lack what is ours. */
+const LEAST_ADDRESS_SPACE = 2 ** 30;
+/** With this variable the dynamic loader lists what it loads, and runs nothing. */
+const LIST_ONLY = 'LD_TRACE_LOADED_OBJECTS';
+const QUICKER = 'another thread, or a signal handler, was quicker to execute something';
 /** A program that waits for nobody is let go after this time. */
 const ADOPT_PATIENCE_MS = 2000;
 
@@ -55,6 +61,7 @@ export class Following {
   readonly #block: Block;
   readonly #address: number;
   readonly #memory: InsideMemory;
+  readonly #thread: AgentThread;
   readonly #words: Int32Array;
   readonly #view: DataView;
   /** For the program that comes; it stays ready while what was to be executed could not be. */
@@ -64,8 +71,15 @@ export class Following {
   #refusal: Error | undefined;
   #timer: NodeJS.Timeout | undefined;
 
-  constructor(pid: number, files: Files, block: Block, address: number, memory: InsideMemory) {
+  constructor(
+    pid: number,
+    files: Files,
+    block: Block,
+    { thread, address }: ResidentThread,
+    memory: InsideMemory,
+  ) {
     this.#pid = pid;
+    this.#thread = thread;
     this.#files = files;
     this.#block = block;
     this.#address = address;
@@ -122,12 +136,20 @@ export class Following {
       answer = EXECUTION.granted;
     } catch (error) {
       // Whatever it is, the thread must not wait for it.
-      this.#refusal = isSafepokeError(error)
-        ? error
-        : notFollowed(this.#pid, error instanceof Error ? error.message : String(error));
+      this.#refusal = this.#reasonOf(error);
     }
     faultPoint();
     this.#answer(answer);
+  }
+
+  /** Where the program is another already, or has ended, what has been looked at tells nothing. */
+  #reasonOf(error: unknown): Error | undefined {
+    if (!this.#thread.isPresent) {
+      const state = readStatus(this.#pid)?.get('State');
+      return state === undefined || /^[ZX]/.test(state) ? undefined : notFollowed(this.#pid, QUICKER);
+    }
+    if (isSafepokeError(error)) return error;
+    return notFollowed(this.#pid, error instanceof Error ? error.message : String(error));
   }
 
   /**
@@ -153,7 +175,7 @@ export class Following {
       awaitReady(this.#successor, block, () => {
         checkEnd();
         if (performance.now() - since < FOREIGN_MS || hasOurVariable(this.#pid, objectFile)) return;
-        throw notFollowed(this.#pid, 'another thread, or a signal handler, was quicker to execute something');
+        throw notFollowed(this.#pid, QUICKER);
       });
     } catch (error) {
       this.end();
@@ -172,6 +194,11 @@ export class Following {
         return this.#refusal;
       case EXECUTION.granted:
         return this.#refusal ?? (this.#next && failureOf(this.#successor, this.#next));
+      case EXECUTION.noFiles:
+        return notFollowed(
+          this.#pid,
+          'it may open too few further files (ulimit -n), and what it executes would lack them',
+        );
       default:
         return undefined;
     }
@@ -184,12 +211,17 @@ export class Following {
 
   #why(): Error {
     if (this.refusal !== undefined) return this.refusal;
-    return notFollowed(
-      this.#pid,
-      Atomics.load(this.#words, BLOCK.follow / 4) === FOLLOW.tired
-        ? 'safepoke has not got round to making it ready in time'
-        : 'it was executed past the C library, by a system call of its own, or while another was, and nothing of ours is loaded with it',
-    );
+    switch (Atomics.load(this.#words, BLOCK.follow / 4)) {
+      case FOLLOW.tired:
+        return notFollowed(this.#pid, 'safepoke has not got round to making it ready in time');
+      case FOLLOW.no:
+        return notFollowed(this.#pid, 'nobody followed it any more, and it runs without us');
+      default:
+        return notFollowed(
+          this.#pid,
+          'it was executed past the C library, by a system call of its own, or while another was, and nothing of ours is loaded with it',
+        );
+    }
   }
 
   #answer(answer: number): void {
@@ -219,8 +251,22 @@ export class Following {
         'it has confined itself by a seccomp filter, which the program inherits that it executes, and which may kill what does something unforeseen',
       );
     }
-    const { file, name } = this.#fileOf(request);
-    checkProgram(file, name, this.#identity(status));
+    const addressSpace = mostAddressSpace(this.#pid);
+    if (addressSpace < LEAST_ADDRESS_SPACE) {
+      throw notFollowed(
+        this.#pid,
+        `its address space is limited to ${addressSpace} bytes (ulimit -v), of which our memory would take a part`,
+      );
+    }
+    const from = this.#threadPath(request.tid);
+    const { file, name } = this.#fileOf(request, from);
+    checkProgram(file, name, this.#identity(status), (interpreter) => asFoundFrom(from, interpreter));
+    if (this.#read(request.environment, LIST_ONLY).values.length > 0) {
+      throw notFollowed(
+        this.#pid,
+        `${LIST_ONLY} is set for what it executes: the dynamic loader lists what it loads, our object too, and runs nothing`,
+      );
+    }
     const entries = this.#read(request.environment, 'LD_PRELOAD');
     const block = (this.#next ??= this.#files.newBlock());
     const blockFile = this.#view.getUint32(BLOCK.nextBlockFile, true);
@@ -246,11 +292,16 @@ export class Following {
     return { uid: Number(uid), gid: Number(gid) };
   }
 
-  /** The file as we find it which the thread is about to execute. */
-  #fileOf({ kind, tid, directory, path }: Request): Named {
+  /** Where what is of a thread's own is found: its files, its current directory. */
+  #threadPath(tid: number): string {
     const thread = `/proc/${this.#pid}/task/${tid}`;
     const from = exists(thread) ? thread : `/proc/${this.#pid}`;
     this.#checkPlace(from);
+    return from;
+  }
+
+  /** The file as we find it which the thread is about to execute. */
+  #fileOf({ kind, directory, path }: Request, from: string): Named {
     const byDescriptor = `${from}/fd/${directory}`;
     if (kind === EXECUTION_KIND.descriptor) return { file: byDescriptor, name: `descriptor ${directory}` };
     const name = Buffer.from(this.#string(path, PATH_BYTES)).toString();
@@ -367,6 +418,12 @@ function hasOurVariable(pid: number, objectFile: number): boolean {
     // It has become another user's; anything else says that it has ended.
     return ['EACCES', 'EPERM'].includes((error as NodeJS.ErrnoException).code ?? '');
   }
+}
+
+/** RLIMIT_AS, in bytes. */
+function mostAddressSpace(pid: number): number {
+  const [, soft] = /^Max address space +(\d+)/m.exec(readFileSync(`/proc/${pid}/limits`, 'latin1')) ?? [];
+  return soft === undefined ? Number.POSITIVE_INFINITY : Number(soft);
 }
 
 function readLink(path: string): string | undefined {

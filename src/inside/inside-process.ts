@@ -72,7 +72,7 @@ export class InsideProcess {
     this.#meetings = new Meetings(pid, thread, mapping, this.memory, object);
     [this.leader] = this.#meetings.first().threads;
     files.tellKept(block, agentTid, blockFile, objectFile);
-    this.following = new Following(pid, files, block, address, this.memory);
+    this.following = new Following(pid, files, block, this.resident, this.memory);
   }
 
   /**

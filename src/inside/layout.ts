@@ -169,8 +169,8 @@ export const KEPT_NAME_BYTES = BLOCK.keptObject - BLOCK.keptBlock;
 
 /** BLOCK.follow. `tired`: the tracer has not answered in time, and is not asked again. */
 export const FOLLOW = { no: 0, yes: 1, tired: 2 } as const;
-/** BLOCK.execution. `granted`: with our object; `denied`: without. */
-export const EXECUTION = { none: 0, asked: 1, granted: 2, denied: 3 } as const;
+/** BLOCK.execution. `granted`: with our object; `denied`: without; `noFiles`: nobody was asked, as there are too few descriptors left. */
+export const EXECUTION = { none: 0, asked: 1, granted: 2, denied: 3, noFiles: 4 } as const;
 /** By a path (execve), by a name that is looked for in PATH (execvpe), by a descriptor (fexecve), by both (execveat). */
 export const EXECUTION_KIND = { path: 0, search: 1, descriptor: 2, at: 3 } as const;
 
