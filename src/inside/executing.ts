@@ -41,7 +41,7 @@ const E2BIG = 7;
 const AT_FDCWD = -100;
 const O_RDWR = 2;
 const F_DUPFD = 0;
-const F_DUPFD_CLOEXEC = 1030;
+const O_CLOEXEC = 0x8_0000;
 /** The first descriptor behind standard input, output and error. */
 const LOWEST_FILE = 3;
 
@@ -154,16 +154,18 @@ export function executeListing(name: Executing): string {
   }
 }
 
-/** Opens one of the agent's thread's: `label` is its own. */
-const open = (label: string, name: number, file: number): string => `
+const openOnly = (name: number, flags: number, file: number): string => `
     mov rsi, [rel ${PRIVATE.block}]
     add rsi, ${name}
     mov rdi, ${AT_FDCWD}
-    mov edx, ${O_RDWR}
+    mov edx, ${flags}
     xor r10d, r10d
     mov eax, ${SYS.openat}
     syscall
-    mov [rbp-${file}], rax
+    mov [rbp-${file}], rax`;
+
+/** Opens one of the agent's thread's: `label` is its own. */
+const open = (label: string, name: number, file: number): string => `${openOnly(name, O_RDWR, file)}
     test rax, rax
     js execute_no_files
     cmp eax, ${LOWEST_FILE}
@@ -180,14 +182,8 @@ const open = (label: string, name: number, file: number): string => `
     jl execute_no_files
 ${label}:`;
 
-/** One more descriptor that our successor's could be: another thread may start a program meanwhile, which does not get it. */
-const tryFile = (spare: number): string => `
-    mov rdi, [rbp-${FRAME.blockFile}]
-    mov esi, ${F_DUPFD_CLOEXEC}
-    xor edx, edx
-    mov eax, ${SYS.fcntl}
-    syscall
-    mov [rbp-${spare}], rax`;
+/** One more, by no other system call than is made anyway. Another thread may start a program meanwhile, which does not get it. */
+const tryFile = (spare: number): string => openOnly(BLOCK.keptBlock, O_RDWR | O_CLOEXEC, spare);
 
 const giveUpFile = (spare: number): string => `
     mov rdi, [rbp-${spare}]

@@ -29,6 +29,8 @@ const FOREIGN_MS = 500;
 const LEAST_ADDRESS_SPACE = 2 ** 30;
 /** With this variable the dynamic loader lists what it loads, and runs nothing. */
 const LIST_ONLY = 'LD_TRACE_LOADED_OBJECTS';
+/** Of each variable so much is read as tells whether it is one of ours. */
+const HEAD_BYTES = `${LIST_ONLY}=`.length;
 const QUICKER = 'another thread, or a signal handler, was quicker to execute something';
 /** A program that waits for nobody is let go after this time. */
 const ADOPT_PATIENCE_MS = 2000;
@@ -45,8 +47,8 @@ interface Request {
 /** An environment of the target's. */
 interface Entries {
   readonly pointers: readonly bigint[];
-  /** Values of a variable that was looked for, in the order in which they stand. */
-  readonly values: readonly Uint8Array[];
+  /** How each begins: its name at least, if it is one of those that are looked for. */
+  readonly heads: readonly string[];
 }
 
 /** A file, and how the target calls it. */
@@ -261,13 +263,13 @@ export class Following {
     const from = this.#threadPath(request.tid);
     const { file, name } = this.#fileOf(request, from);
     checkProgram(file, name, this.#identity(status), (interpreter) => asFoundFrom(from, interpreter));
-    if (this.#read(request.environment, LIST_ONLY).values.length > 0) {
+    const entries = this.#read(request.environment);
+    if (this.#values(entries, LIST_ONLY).length > 0) {
       throw notFollowed(
         this.#pid,
         `${LIST_ONLY} is set for what it executes: the dynamic loader lists what it loads, our object too, and runs nothing`,
       );
     }
-    const entries = this.#read(request.environment, 'LD_PRELOAD');
     const block = (this.#next ??= this.#files.newBlock());
     const blockFile = this.#view.getUint32(BLOCK.nextBlockFile, true);
     const objectFile = this.#view.getUint32(BLOCK.nextObjectFile, true);
@@ -314,7 +316,7 @@ export class Following {
   /** As execvp does: the first of the candidates that may be executed. What the kernel cannot execute is a script for the shell. */
   #search(name: string, from: string): string {
     const ownEnvironment = Number(this.#view.getBigUint64(BLOCK.ownEnvironment, true));
-    const path = name.includes('/') ? undefined : this.#read(ownEnvironment, 'PATH').values.at(0);
+    const path = name.includes('/') ? undefined : this.#values(this.#read(ownEnvironment), 'PATH').at(0);
     const folders = path === undefined ? DEFAULT_PATH : Buffer.from(path).toString();
     const candidates = name.includes('/') ? [name] : folders.split(':').map((folder) => join(folder, name));
     const file = candidates.map((candidate) => asFoundFrom(from, candidate)).find(mayExecute);
@@ -346,18 +348,20 @@ export class Following {
     throw notFollowed(this.#pid, 'it gives an address at which there is no string');
   }
 
-  /** An environment, and the variables of one name in it. */
-  #read(environment: number, name: string): Entries {
+  #read(environment: number): Entries {
     const pointers = environment === 0 ? [] : this.#pointers(environment);
-    const start = `${name}=`;
     const heads = this.#memory.readMany(
-      pointers.map((pointer) => ({ address: Number(pointer), length: start.length })),
+      pointers.map((pointer) => ({ address: Number(pointer), length: HEAD_BYTES })),
     );
-    const decoder = new TextDecoder();
-    const values = pointers
-      .filter((_, i) => decoder.decode(heads[i]) === start)
+    return { pointers, heads: heads.map((head) => Buffer.from(head).toString('latin1')) };
+  }
+
+  /** Values of a variable, in the order in which they stand. */
+  #values({ pointers, heads }: Entries, name: string): Uint8Array[] {
+    const start = `${name}=`;
+    return pointers
+      .filter((_, i) => heads[i].startsWith(start))
       .map((pointer) => this.#string(Number(pointer), STRING_BYTES).subarray(start.length));
-    return { pointers, values };
   }
 
   #pointers(environment: number): bigint[] {
@@ -376,8 +380,9 @@ export class Following {
   }
 
   /** The program's entries, and ours: of two variables the loader takes the last. */
-  #writeEnvironment({ pointers, values }: Entries, objectFile: number): void {
-    const others = values.at(-1) ?? new Uint8Array();
+  #writeEnvironment(entries: Entries, objectFile: number): void {
+    const { pointers } = entries;
+    const others = this.#values(entries, 'LD_PRELOAD').at(-1) ?? new Uint8Array();
     const own = preloadVariable(objectFile);
     const text = Buffer.concat([
       Buffer.from(others.length === 0 ? own : `${own}:`),
@@ -407,7 +412,10 @@ function notFollowed(pid: number, why: string): CannotError {
 /** Names that lead to whoever asks. */
 function asFoundFrom(from: string, name: string): string {
   if (!name.startsWith('/')) return `${from}/cwd/${name}`;
-  return name.replace(/^\/proc\/(self|thread-self)(?=\/)/, from).replace(/^\/dev\/fd(?=\/)/, `${from}/fd`);
+  return name
+    .replace(/^\/proc\/(self|thread-self)(?=\/)/, from)
+    .replace(/^\/dev\/fd(?=\/)/, `${from}/fd`)
+    .replace(/^\/dev\/stdin$/, `${from}/fd/0`);
 }
 
 /** What a process was given at its start tells, where it can be read at all. */
@@ -422,7 +430,7 @@ function hasOurVariable(pid: number, objectFile: number): boolean {
 
 /** RLIMIT_AS, in bytes. */
 function mostAddressSpace(pid: number): number {
-  const [, soft] = /^Max address space +(\d+)/m.exec(readFileSync(`/proc/${pid}/limits`, 'latin1')) ?? [];
+  const soft = /^Max address space +(\d+)/m.exec(readFileSync(`/proc/${pid}/limits`, 'latin1'))?.[1];
   return soft === undefined ? Number.POSITIVE_INFINITY : Number(soft);
 }
 

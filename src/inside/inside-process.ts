@@ -2,7 +2,7 @@
 // agent's thread does, which the object starts before anything of the program runs.
 import { AgentThread, type ResidentThread } from '../agent/index.js';
 import { CannotError } from '../errors/index.js';
-import { waitForThread, type OwnMapping } from '../linux/index.js';
+import { waitForThread, type OwnMapping, type OwnerWord } from '../linux/index.js';
 import {
   killStopped,
   ownEnvironment,
@@ -52,6 +52,7 @@ export class InsideProcess {
   readonly #meetings: Meetings;
   readonly #files: Files;
   readonly #block: OwnMapping;
+  readonly #owner: OwnerWord;
   readonly #object: number;
 
   /** The program waits, with these descriptors of the files. */
@@ -65,6 +66,7 @@ export class InsideProcess {
     this.pid = pid;
     this.#files = files;
     this.#block = mapping;
+    this.#owner = owner;
     this.#object = object;
     this.resident = { thread, page: mapping, address };
     this.code = { start: object + TEXT, end: object + STUBS };
@@ -101,7 +103,6 @@ export class InsideProcess {
     } catch (error) {
       if (pid !== undefined) killStopped(pid);
       block?.owner.release();
-      block?.mapping.unmap();
       files.close();
       throw error;
     }
@@ -129,6 +130,7 @@ export class InsideProcess {
 
   /** The process has ended. */
   close(): void {
+    this.#owner.release();
     this.#files.close();
   }
 

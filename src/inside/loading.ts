@@ -33,7 +33,15 @@ const PUNCH_HOLE = 0x3;
 const LOAD_PATIENCE_MS = 30_000;
 const LOAD_POLL_MS = 0.5;
 
-/** A block that nobody has mapped yet but we. */
+/**
+ * Blocks that nobody looks at any more: a session of a program that has become another reads what that has left, for as long as its owner
+ * likes, and nothing else says when that is over.
+ */
+const unused = new FinalizationRegistry<bigint>((address) => {
+  systemCall(SYS.munmap, address, BLOCK.size);
+});
+
+/** A block that nobody has mapped yet but we. It is not unmapped by hand, but when no view of it is left, and its owner has been released. */
 export interface Block {
   readonly mapping: OwnMapping;
   readonly owner: OwnerWord;
@@ -63,6 +71,7 @@ export class Files {
     const offset = this.#end;
     ftruncateSync(this.#block, offset + BLOCK.size);
     const mapping = mapOwn(BLOCK.size, PROT.read | PROT.write, MAP.shared, this.#block, offset);
+    unused.register(mapping.bytes, mapping.address);
     this.#end += BLOCK.size;
     return { mapping, owner: AgentThread.prepare(mapping), offset };
   }

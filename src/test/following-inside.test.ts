@@ -2,9 +2,21 @@
 // its environment, files and masks, is to be the same as without us.
 import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
-import { chmodSync, closeSync, copyFileSync, mkdirSync, openSync, statSync, writeFileSync } from 'node:fs';
+import {
+  chmodSync,
+  closeSync,
+  copyFileSync,
+  mkdirSync,
+  openSync,
+  readFileSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import { test, type TestContext } from 'node:test';
+import { setFlagsFromString } from 'node:v8';
+import { runInNewContext } from 'node:vm';
+import { SHARED_NAME } from '../agent/index.js';
 import type { SessionSummary } from '../index.js';
 import { attach, run } from '../index.js';
 import { InsideProcess } from '../inside/inside-process.js';
@@ -205,7 +217,10 @@ test('a dynamic program without a C library is not traced: the reason is said, a
 
 test('a program that was executed, and cannot map what it shares with us, runs as without us: the rendezvous is not blocked', () => {
   const [object, objectFile, noFile] = [join(folder, 'object'), 3, 99];
-  writeFileSync(object, makeSharedObject({ blockFile: noFile, objectFile, blockOffset: 0, isSuccessor: true }));
+  writeFileSync(
+    object,
+    makeSharedObject({ blockFile: noFile, objectFile, blockOffset: 0, isSuccessor: true }),
+  );
   const file = openSync(object, 'r');
   const preload = `LD_PRELOAD=/proc/self/fd/${objectFile}`;
   const ran = (stdio: readonly ('pipe' | number)[], ...options: string[]): string => {
@@ -320,9 +335,9 @@ test('when the trace is over what is executed is the program’s own business', 
 const reaped = new Set<number>();
 
 /** A program that is not followed by a session, but by the test itself: it asks, and waits. */
-async function asking(t: TestContext, how: string): Promise<InsideProcess> {
+async function asking(t: TestContext, how: string, executions = 1): Promise<InsideProcess> {
   const program = build('execs.c');
-  const inside = InsideProcess.start(program, [program, '1', how]);
+  const inside = InsideProcess.start(program, [program, String(executions), how]);
   t.after(() => {
     if (!reaped.has(inside.pid)) killStopped(inside.pid);
     inside.close();
@@ -360,6 +375,39 @@ test('threads can be called together while one waits for what it is to execute',
     inside.succeed(lives).begin().release();
     assert.equal(await endOf(inside), STATUS);
   }
+});
+
+/** Blocks that are mapped in the test itself, when garbage is collected. */
+async function blocksMapped(): Promise<number> {
+  setFlagsFromString('--expose-gc');
+  const collect = runInNewContext('gc') as () => void;
+  for (let i = 0; i < 3; i++) {
+    collect();
+    await pause(10);
+  }
+  return readFileSync('/proc/self/maps', 'utf8')
+    .split('\n')
+    .filter((line) => line.includes(`/memfd:${SHARED_NAME}`)).length;
+}
+
+test('what was mapped for programs that have become others does not stay mapped', async (t) => {
+  const executions = 12;
+  const before = await blocksMapped();
+  const follow = async (): Promise<void> => {
+    let inside = await asking(t, 'qv', executions);
+    for (let left = executions; left > 0; left--) {
+      while (!inside.following.isAsked) await pause(1);
+      inside.following.serve();
+      while (!inside.isOver) await pause(1);
+      inside = inside.succeed(lives);
+      if (left > 1) inside.following.begin();
+      inside.begin().release();
+    }
+    assert.equal(await endOf(inside), STATUS);
+  };
+  await follow();
+  // The first is still known to what cleans up, and the last to nobody but its owner.
+  assert.ok((await blocksMapped()) - before <= 2);
 });
 
 test('a handler that comes while a thread waits for what it is to execute, and executes something itself, is not followed', async (t) => {
