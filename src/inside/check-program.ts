@@ -10,6 +10,9 @@ const HEAD_BYTES = 256;
 const MAX_INTERPRETERS = 5;
 const SET_ID_BITS = 0o6000;
 
+/** Why our object is not loaded with a program that has nothing of which the object could ask where the C library's functions are. */
+export const NO_C_LIBRARY = 'it has no C library, without which our object can do nothing';
+
 function refused(path: string, why: string, next: string): CannotError {
   return new CannotError('NOT_INSIDE', { tried: `trace ${path} from inside`, why, next });
 }
@@ -24,14 +27,14 @@ function readHead(path: string): Uint8Array {
   }
 }
 
-/** The file that the kernel maps for a program: a script's interpreter. */
-function executableOf(path: string): string {
+/** The file that the kernel maps for a program: a script's interpreter, as `find` finds it. */
+function executableOf(path: string, find: (name: string) => string): string {
   let file = path;
   for (let depth = 0; depth < MAX_INTERPRETERS; depth++) {
     const line = new TextDecoder('latin1').decode(readHead(file));
     const interpreter = /^#![ \t]*([^ \t\n]+)/.exec(line);
     if (interpreter === null) return file;
-    file = interpreter[1];
+    file = find(interpreter[1]);
   }
   return file;
 }
@@ -54,16 +57,17 @@ export function hasProgramFormat(file: string): boolean {
   return head.startsWith('#!') || head.startsWith('\x7fELF');
 }
 
-/** `path` is what it is called, `found` where we find it. @throws CannotError NOT_INSIDE, NOT_X86_64, NOT_STARTED */
+/** `path` is what it is called, `found` where we find it; `find` says where a script's interpreter is found. @throws CannotError NOT_INSIDE, NOT_X86_64, NOT_STARTED */
 export function checkProgram(
   found: string,
   path = found,
   identity: Identity = { uid: process.geteuid?.(), gid: process.getegid?.() },
+  find = (name: string): string => name,
 ): void {
   let file: string;
   let bytes: Uint8Array;
   try {
-    file = executableOf(found);
+    file = executableOf(found, find);
     bytes = readFileSync(file);
   } catch (error) {
     throw refused(
@@ -82,7 +86,7 @@ export function checkProgram(
       'run safepoke as root, without --inside',
     );
   }
-  const { interpreter } = parseElf(bytes, file);
+  const { interpreter, needed } = parseElf(bytes, file);
   if (interpreter === undefined) {
     throw refused(
       path,
@@ -90,6 +94,8 @@ export function checkProgram(
       'run it without --inside',
     );
   }
+  // One that needs a library has a C library by way of that, as a rule; where not the object itself finds out.
+  if (needed.length === 0) throw refused(path, NO_C_LIBRARY, 'run it without --inside');
   if (interpreter.includes('musl')) {
     throw refused(
       path,

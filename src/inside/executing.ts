@@ -6,7 +6,8 @@
 //   2. All signals but the rendezvous wait, so that no handler leaves the thread here, or executes something itself.
 //   3. One thread asks at a time; another, or a handler of this one, executes without us.
 //   4. The successor needs two descriptors. The program itself has closed them: they are opened again, by those of the agent's thread,
-//      and this time stay open when the next program begins.
+//      and this time stay open when the next program begins. They are none that a program takes for its standard input or output, where
+//      those are closed, and leave the successor's loader some others.
 //   5. The thread tells what it wants, and waits for the answer: until the tracer dies, or does not answer in time. It is called together
 //      with the others meanwhile as from any other place.
 //   6. The C library's function is called: with the environment that the tracer has written, or with the program's own. Signals come
@@ -39,8 +40,15 @@ const LOOKS = 60;
 const E2BIG = 7;
 const AT_FDCWD = -100;
 const O_RDWR = 2;
+const F_DUPFD = 0;
+const O_CLOEXEC = 0x8_0000;
+/** The first descriptor behind standard input, output and error. */
+const LOWEST_FILE = 3;
 
-/** Below rbp, in each of the functions: what it was called with, the mask before, another mask, our descriptors, looks left, a result. */
+/**
+ * Below rbp, in each of the functions: what it was called with, the mask before, another mask, our descriptors, looks left, a result;
+ * descriptors that are only tried.
+ */
 const FRAME = {
   path: 8,
   arguments: 16,
@@ -54,7 +62,8 @@ const FRAME = {
   objectFile: 80,
   looks: 88,
   result: 96,
-  room: 96,
+  spare: [104, 112, 120],
+  room: 128,
 } as const;
 /** Arguments behind the first that come in registers. */
 const IN_REGISTERS = ['rsi', 'rdx', 'rcx', 'r8', 'r9'] as const;
@@ -145,17 +154,40 @@ export function executeListing(name: Executing): string {
   }
 }
 
-const open = (name: number, file: number, failed: string): string => `
+const openOnly = (name: number, flags: number, file: number): string => `
     mov rsi, [rel ${PRIVATE.block}]
     add rsi, ${name}
     mov rdi, ${AT_FDCWD}
-    mov edx, ${O_RDWR}
+    mov edx, ${flags}
     xor r10d, r10d
     mov eax, ${SYS.openat}
     syscall
-    mov [rbp-${file}], rax
+    mov [rbp-${file}], rax`;
+
+/** Opens one of the agent's thread's: `label` is its own. */
+const open = (label: string, name: number, file: number): string => `${openOnly(name, O_RDWR, file)}
     test rax, rax
-    js ${failed}`;
+    js execute_no_files
+    cmp eax, ${LOWEST_FILE}
+    jae ${label}
+    mov edi, eax
+    mov esi, ${F_DUPFD}
+    mov edx, ${LOWEST_FILE}
+    mov eax, ${SYS.fcntl}
+    syscall
+    mov rdi, [rbp-${file}]
+    mov [rbp-${file}], rax
+    call execute_close_one
+    cmp qword [rbp-${file}], 0
+    jl execute_no_files
+${label}:`;
+
+/** One more, by no other system call than is made anyway. Another thread may start a program meanwhile, which does not get it. */
+const tryFile = (spare: number): string => openOnly(BLOCK.keptBlock, O_RDWR | O_CLOEXEC, spare);
+
+const giveUpFile = (spare: number): string => `
+    mov rdi, [rbp-${spare}]
+    call execute_close_one`;
 
 const tell = (from: number, register: 'rax' | 'eax', to: number): string => `
     mov rax, [rbp-${from}]
@@ -199,8 +231,11 @@ ${changeMask(SIG_SETMASK, `rbp-${FRAME.otherMask}`, `rbp-${FRAME.mask}`)}
     jne execute_unasked
     mov qword [rbp-${FRAME.blockFile}], -1   ; 4.
     mov qword [rbp-${FRAME.objectFile}], -1
-${open(BLOCK.keptBlock, FRAME.blockFile, 'execute_denied')}
-${open(BLOCK.keptObject, FRAME.objectFile, 'execute_denied')}
+${open('execute_block_file', BLOCK.keptBlock, FRAME.blockFile)}
+${open('execute_object_file', BLOCK.keptObject, FRAME.objectFile)}
+${FRAME.spare.map(tryFile).join('')}
+${FRAME.spare.map(giveUpFile).join('')}
+${FRAME.spare.map((spare) => `    cmp qword [rbp-${spare}], 0\n    jl execute_no_files`).join('\n')}
     mov r8, [rel ${PRIVATE.block}]          ; 5.
 ${tell(FRAME.blockFile, 'eax', BLOCK.nextBlockFile)}
 ${tell(FRAME.objectFile, 'eax', BLOCK.nextObjectFile)}
@@ -261,6 +296,9 @@ ${changeMask(SIG_SETMASK, `rbp-${FRAME.mask}`)}
     mov rax, [rbp-${FRAME.result}]
     add rsp, 8
     ret
+execute_no_files:
+    mov r8, [rel ${PRIVATE.block}]
+    mov dword [r8+${BLOCK.execution}], ${EXECUTION.noFiles}
 execute_denied:                             ; the tracer's reason is asked for if the program becomes another now
     call execute_close
 ${changeMask(SIG_SETMASK, `rbp-${FRAME.mask}`)}

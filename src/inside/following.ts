@@ -5,13 +5,14 @@
 // It never waits in vain: whoever does not want it any more lets it go, and that is remembered in its block, also if it comes later.
 import { readFileSync, readlinkSync, statSync } from 'node:fs';
 import { join } from 'node:path';
+import type { AgentThread, ResidentThread } from '../agent/index.js';
 import { CannotError, isSafepokeError } from '../errors/index.js';
 import { EVERYBODY, FUTEX, SYS, faultPoint, readStatus, systemCall } from '../linux/index.js';
 import { mayExecute } from '../target/index.js';
 import { checkProgram, hasProgramFormat, type Identity } from './check-program.js';
 import type { InsideMemory } from './inside-memory.js';
 import { BLOCK, ENVIRONMENT_SIZE, EXECUTION, EXECUTION_KIND, FOLLOW } from './layout.js';
-import { awaitReady, letGo, type Block, type Files } from './loading.js';
+import { awaitReady, failureOf, letGo, type Block, type Files } from './loading.js';
 import { preloadVariable } from './shared-object.js';
 
 /** PATH_MAX, include/uapi/linux/limits.h, and the most that one string of an environment may have (MAX_ARG_STRLEN). */
@@ -24,6 +25,13 @@ const DEFAULT_PATH = '/bin:/usr/bin';
 const SHELL = '/bin/sh';
 /** So long a program may take to be seen as the one that was made ready; it is looked at so often then. */
 const FOREIGN_MS = 500;
+/** With less address space a program may get by, and lack what is ours. */
+const LEAST_ADDRESS_SPACE = 2 ** 30;
+/** With this variable the dynamic loader lists what it loads, and runs nothing. */
+const LIST_ONLY = 'LD_TRACE_LOADED_OBJECTS';
+/** Of each variable so much is read as tells whether it is one of ours. */
+const HEAD_BYTES = `${LIST_ONLY}=`.length;
+const QUICKER = 'another thread, or a signal handler, was quicker to execute something';
 /** A program that waits for nobody is let go after this time. */
 const ADOPT_PATIENCE_MS = 2000;
 
@@ -39,8 +47,8 @@ interface Request {
 /** An environment of the target's. */
 interface Entries {
   readonly pointers: readonly bigint[];
-  /** Values of a variable that was looked for, in the order in which they stand. */
-  readonly values: readonly Uint8Array[];
+  /** How each begins: its name at least, if it is one of those that are looked for. */
+  readonly heads: readonly string[];
 }
 
 /** A file, and how the target calls it. */
@@ -55,6 +63,7 @@ export class Following {
   readonly #block: Block;
   readonly #address: number;
   readonly #memory: InsideMemory;
+  readonly #thread: AgentThread;
   readonly #words: Int32Array;
   readonly #view: DataView;
   /** For the program that comes; it stays ready while what was to be executed could not be. */
@@ -64,8 +73,15 @@ export class Following {
   #refusal: Error | undefined;
   #timer: NodeJS.Timeout | undefined;
 
-  constructor(pid: number, files: Files, block: Block, address: number, memory: InsideMemory) {
+  constructor(
+    pid: number,
+    files: Files,
+    block: Block,
+    { thread, address }: ResidentThread,
+    memory: InsideMemory,
+  ) {
     this.#pid = pid;
+    this.#thread = thread;
     this.#files = files;
     this.#block = block;
     this.#address = address;
@@ -86,6 +102,7 @@ export class Following {
     if (Atomics.load(this.#words, BLOCK.follow / 4) === FOLLOW.yes)
       Atomics.store(this.#words, BLOCK.follow / 4, FOLLOW.no);
     this.#answer(EXECUTION.denied);
+    this.#refusal = this.refusal;
     if (this.#next !== undefined) letGo(this.#next);
     this.#next = undefined;
   }
@@ -121,12 +138,20 @@ export class Following {
       answer = EXECUTION.granted;
     } catch (error) {
       // Whatever it is, the thread must not wait for it.
-      this.#refusal = isSafepokeError(error)
-        ? error
-        : notFollowed(this.#pid, error instanceof Error ? error.message : String(error));
+      this.#refusal = this.#reasonOf(error);
     }
     faultPoint();
     this.#answer(answer);
+  }
+
+  /** Where the program is another already, or has ended, what has been looked at tells nothing. */
+  #reasonOf(error: unknown): Error | undefined {
+    if (!this.#thread.isPresent) {
+      const state = readStatus(this.#pid)?.get('State');
+      return state === undefined || /^[ZX]/.test(state) ? undefined : notFollowed(this.#pid, QUICKER);
+    }
+    if (isSafepokeError(error)) return error;
+    return notFollowed(this.#pid, error instanceof Error ? error.message : String(error));
   }
 
   /**
@@ -149,10 +174,10 @@ export class Following {
       if (block === undefined || files === undefined || state !== EXECUTION.granted) throw this.#why();
       const { objectFile } = files;
       const since = performance.now();
-      awaitReady(`what process ${this.#pid} executes`, block, () => {
+      awaitReady(this.#successor, block, () => {
         checkEnd();
         if (performance.now() - since < FOREIGN_MS || hasOurVariable(this.#pid, objectFile)) return;
-        throw notFollowed(this.#pid, 'another thread, or a signal handler, was quicker to execute something');
+        throw notFollowed(this.#pid, QUICKER);
       });
     } catch (error) {
       this.end();
@@ -166,17 +191,39 @@ export class Following {
 
   /** Why the program that the process has become, which may have ended meanwhile, was not followed; undefined where nobody knows. */
   get refusal(): Error | undefined {
-    return Atomics.load(this.#words, BLOCK.execution / 4) === EXECUTION.denied ? this.#refusal : undefined;
+    switch (Atomics.load(this.#words, BLOCK.execution / 4)) {
+      case EXECUTION.denied:
+        return this.#refusal;
+      case EXECUTION.granted:
+        return this.#refusal ?? (this.#next && failureOf(this.#successor, this.#next));
+      case EXECUTION.noFiles:
+        return notFollowed(
+          this.#pid,
+          'it may open too few further files (ulimit -n), and what it executes would lack them',
+        );
+      default:
+        return undefined;
+    }
+  }
+
+  /** How it is called. */
+  get #successor(): string {
+    return `what process ${this.#pid} executes`;
   }
 
   #why(): Error {
     if (this.refusal !== undefined) return this.refusal;
-    return notFollowed(
-      this.#pid,
-      Atomics.load(this.#words, BLOCK.follow / 4) === FOLLOW.tired
-        ? 'safepoke has not got round to making it ready in time'
-        : 'it was executed past the C library, by a system call of its own, or while another was, and nothing of ours is loaded with it',
-    );
+    switch (Atomics.load(this.#words, BLOCK.follow / 4)) {
+      case FOLLOW.tired:
+        return notFollowed(this.#pid, 'safepoke has not got round to making it ready in time');
+      case FOLLOW.no:
+        return notFollowed(this.#pid, 'nobody followed it any more, and it runs without us');
+      default:
+        return notFollowed(
+          this.#pid,
+          'it was executed past the C library, by a system call of its own, or while another was, and nothing of ours is loaded with it',
+        );
+    }
   }
 
   #answer(answer: number): void {
@@ -206,9 +253,23 @@ export class Following {
         'it has confined itself by a seccomp filter, which the program inherits that it executes, and which may kill what does something unforeseen',
       );
     }
-    const { file, name } = this.#fileOf(request);
-    checkProgram(file, name, this.#identity(status));
-    const entries = this.#read(request.environment, 'LD_PRELOAD');
+    const addressSpace = mostAddressSpace(this.#pid);
+    if (addressSpace < LEAST_ADDRESS_SPACE) {
+      throw notFollowed(
+        this.#pid,
+        `its address space is limited to ${addressSpace} bytes (ulimit -v), of which our memory would take a part`,
+      );
+    }
+    const from = this.#threadPath(request.tid);
+    const { file, name } = this.#fileOf(request, from);
+    checkProgram(file, name, this.#identity(status), (interpreter) => asFoundFrom(from, interpreter));
+    const entries = this.#read(request.environment);
+    if (this.#values(entries, LIST_ONLY).length > 0) {
+      throw notFollowed(
+        this.#pid,
+        `${LIST_ONLY} is set for what it executes: the dynamic loader lists what it loads, our object too, and runs nothing`,
+      );
+    }
     const block = (this.#next ??= this.#files.newBlock());
     const blockFile = this.#view.getUint32(BLOCK.nextBlockFile, true);
     const objectFile = this.#view.getUint32(BLOCK.nextObjectFile, true);
@@ -233,11 +294,16 @@ export class Following {
     return { uid: Number(uid), gid: Number(gid) };
   }
 
-  /** The file as we find it which the thread is about to execute. */
-  #fileOf({ kind, tid, directory, path }: Request): Named {
+  /** Where what is of a thread's own is found: its files, its current directory. */
+  #threadPath(tid: number): string {
     const thread = `/proc/${this.#pid}/task/${tid}`;
     const from = exists(thread) ? thread : `/proc/${this.#pid}`;
     this.#checkPlace(from);
+    return from;
+  }
+
+  /** The file as we find it which the thread is about to execute. */
+  #fileOf({ kind, directory, path }: Request, from: string): Named {
     const byDescriptor = `${from}/fd/${directory}`;
     if (kind === EXECUTION_KIND.descriptor) return { file: byDescriptor, name: `descriptor ${directory}` };
     const name = Buffer.from(this.#string(path, PATH_BYTES)).toString();
@@ -250,7 +316,7 @@ export class Following {
   /** As execvp does: the first of the candidates that may be executed. What the kernel cannot execute is a script for the shell. */
   #search(name: string, from: string): string {
     const ownEnvironment = Number(this.#view.getBigUint64(BLOCK.ownEnvironment, true));
-    const path = name.includes('/') ? undefined : this.#read(ownEnvironment, 'PATH').values.at(0);
+    const path = name.includes('/') ? undefined : this.#values(this.#read(ownEnvironment), 'PATH').at(0);
     const folders = path === undefined ? DEFAULT_PATH : Buffer.from(path).toString();
     const candidates = name.includes('/') ? [name] : folders.split(':').map((folder) => join(folder, name));
     const file = candidates.map((candidate) => asFoundFrom(from, candidate)).find(mayExecute);
@@ -282,18 +348,20 @@ export class Following {
     throw notFollowed(this.#pid, 'it gives an address at which there is no string');
   }
 
-  /** An environment, and the variables of one name in it. */
-  #read(environment: number, name: string): Entries {
+  #read(environment: number): Entries {
     const pointers = environment === 0 ? [] : this.#pointers(environment);
-    const start = `${name}=`;
     const heads = this.#memory.readMany(
-      pointers.map((pointer) => ({ address: Number(pointer), length: start.length })),
+      pointers.map((pointer) => ({ address: Number(pointer), length: HEAD_BYTES })),
     );
-    const decoder = new TextDecoder();
-    const values = pointers
-      .filter((_, i) => decoder.decode(heads[i]) === start)
+    return { pointers, heads: heads.map((head) => Buffer.from(head).toString('latin1')) };
+  }
+
+  /** Values of a variable, in the order in which they stand. */
+  #values({ pointers, heads }: Entries, name: string): Uint8Array[] {
+    const start = `${name}=`;
+    return pointers
+      .filter((_, i) => heads[i].startsWith(start))
       .map((pointer) => this.#string(Number(pointer), STRING_BYTES).subarray(start.length));
-    return { pointers, values };
   }
 
   #pointers(environment: number): bigint[] {
@@ -312,8 +380,9 @@ export class Following {
   }
 
   /** The program's entries, and ours: of two variables the loader takes the last. */
-  #writeEnvironment({ pointers, values }: Entries, objectFile: number): void {
-    const others = values.at(-1) ?? new Uint8Array();
+  #writeEnvironment(entries: Entries, objectFile: number): void {
+    const { pointers } = entries;
+    const others = this.#values(entries, 'LD_PRELOAD').at(-1) ?? new Uint8Array();
     const own = preloadVariable(objectFile);
     const text = Buffer.concat([
       Buffer.from(others.length === 0 ? own : `${own}:`),
@@ -343,7 +412,10 @@ function notFollowed(pid: number, why: string): CannotError {
 /** Names that lead to whoever asks. */
 function asFoundFrom(from: string, name: string): string {
   if (!name.startsWith('/')) return `${from}/cwd/${name}`;
-  return name.replace(/^\/proc\/(self|thread-self)(?=\/)/, from).replace(/^\/dev\/fd(?=\/)/, `${from}/fd`);
+  return name
+    .replace(/^\/proc\/(self|thread-self)(?=\/)/, from)
+    .replace(/^\/dev\/fd(?=\/)/, `${from}/fd`)
+    .replace(/^\/dev\/stdin$/, `${from}/fd/0`);
 }
 
 /** What a process was given at its start tells, where it can be read at all. */
@@ -354,6 +426,12 @@ function hasOurVariable(pid: number, objectFile: number): boolean {
     // It has become another user's; anything else says that it has ended.
     return ['EACCES', 'EPERM'].includes((error as NodeJS.ErrnoException).code ?? '');
   }
+}
+
+/** RLIMIT_AS, in bytes. */
+function mostAddressSpace(pid: number): number {
+  const soft = /^Max address space +(\d+)/m.exec(readFileSync(`/proc/${pid}/limits`, 'latin1'))?.[1];
+  return soft === undefined ? Number.POSITIVE_INFINITY : Number(soft);
 }
 
 function readLink(path: string): string | undefined {

@@ -1,7 +1,8 @@
 // A program that has our object loaded with it. It needs no permission over the program: all that safepoke wants of it the
 // agent's thread does, which the object starts before anything of the program runs.
 import { AgentThread, type ResidentThread } from '../agent/index.js';
-import { waitForThread, type OwnMapping } from '../linux/index.js';
+import { CannotError } from '../errors/index.js';
+import { waitForThread, type OwnMapping, type OwnerWord } from '../linux/index.js';
 import {
   killStopped,
   ownEnvironment,
@@ -16,6 +17,7 @@ import { checkProgram } from './check-program.js';
 import { Following } from './following.js';
 import { InsideMemory } from './inside-memory.js';
 import { BLOCK, STUBS, TEXT } from './layout.js';
+import { NO_BLOCK_STATUS } from './listing.js';
 import { Files, awaitReady, letGo, type Block } from './loading.js';
 import { Meetings } from './rendezvous.js';
 import { addressOfWord, preloadVariable } from './shared-object.js';
@@ -50,6 +52,7 @@ export class InsideProcess {
   readonly #meetings: Meetings;
   readonly #files: Files;
   readonly #block: OwnMapping;
+  readonly #owner: OwnerWord;
   readonly #object: number;
 
   /** The program waits, with these descriptors of the files. */
@@ -63,6 +66,7 @@ export class InsideProcess {
     this.pid = pid;
     this.#files = files;
     this.#block = mapping;
+    this.#owner = owner;
     this.#object = object;
     this.resident = { thread, page: mapping, address };
     this.code = { start: object + TEXT, end: object + STUBS };
@@ -70,7 +74,7 @@ export class InsideProcess {
     this.#meetings = new Meetings(pid, thread, mapping, this.memory, object);
     [this.leader] = this.#meetings.first().threads;
     files.tellKept(block, agentTid, blockFile, objectFile);
-    this.following = new Following(pid, files, block, address, this.memory);
+    this.following = new Following(pid, files, block, this.resident, this.memory);
   }
 
   /**
@@ -90,6 +94,7 @@ export class InsideProcess {
       pid = child;
       awaitReady(path, block, () => {
         const result = waitForThread(child, false);
+        if (result.kind === 'exited' && result.status === NO_BLOCK_STATUS) throw noBlock(path);
         if (result.kind === 'exited') throw startFailure(path, result.status);
         if (result.kind === 'killed') throw startFailure(path, undefined);
       });
@@ -98,7 +103,6 @@ export class InsideProcess {
     } catch (error) {
       if (pid !== undefined) killStopped(pid);
       block?.owner.release();
-      block?.mapping.unmap();
       files.close();
       throw error;
     }
@@ -126,6 +130,7 @@ export class InsideProcess {
 
   /** The process has ended. */
   close(): void {
+    this.#owner.release();
     this.#files.close();
   }
 
@@ -164,6 +169,14 @@ export class InsideProcess {
     const writtenBy = this.memory.mustUnlock ? 'mprotect' : 'proc-self-mem';
     return { waits, longestWaitTicks: waits === 0 ? 0 : longest * CLOCK_UNIT_TICKS, helperWrites, writtenBy };
   }
+}
+
+function noBlock(path: string): CannotError {
+  return new CannotError('NOT_INSIDE', {
+    tried: `trace ${path} from inside`,
+    why: 'it cannot map the memory that safepoke shares with it',
+    next: 'see whether a limit on its address space forbids it (ulimit -v), or run it without --inside',
+  });
 }
 
 /** The user's own LD_PRELOAD comes first, where our object finds it again; of two variables the loader takes the last. */

@@ -59,6 +59,8 @@ export const PRIVATE = {
   action: PRIVATE_START + 176,
   /** Address of the C library's `environ`. */
   environ: PRIVATE_START + 208,
+  /** u32: stands for errno where there is no C library. */
+  noErrno: PRIVATE_START + 216,
   /** The protocol's words. */
   protocol: PRIVATE_START + 256,
   /** Addresses of the functions that ours stand before. */
@@ -144,7 +146,7 @@ export const BLOCK = {
   nextObjectFile: AGENT.size + 176,
   directory: AGENT.size + 180,
   executionFlags: AGENT.size + 184,
-  /** i32: why a program that was executed goes on without us, or 0. */
+  /** i32: why a program has not got so far that it waits, or 0: an error of clone, or NO_LIBRARY. */
   startFailure: AGENT.size + 188,
   /** u64: addresses of the program's name, of the environment that it is to have, and of that in which PATH is. */
   path: AGENT.size + 192,
@@ -167,8 +169,8 @@ export const KEPT_NAME_BYTES = BLOCK.keptObject - BLOCK.keptBlock;
 
 /** BLOCK.follow. `tired`: the tracer has not answered in time, and is not asked again. */
 export const FOLLOW = { no: 0, yes: 1, tired: 2 } as const;
-/** BLOCK.execution. `granted`: with our object; `denied`: without. */
-export const EXECUTION = { none: 0, asked: 1, granted: 2, denied: 3 } as const;
+/** BLOCK.execution. `granted`: with our object; `denied`: without; `noFiles`: nobody was asked, as there are too few descriptors left. */
+export const EXECUTION = { none: 0, asked: 1, granted: 2, denied: 3, noFiles: 4 } as const;
 /** By a path (execve), by a name that is looked for in PATH (execvpe), by a descriptor (fexecve), by both (execveat). */
 export const EXECUTION_KIND = { path: 0, search: 1, descriptor: 2, at: 3 } as const;
 

@@ -71,7 +71,9 @@ export const EBUSY = -16;
 const O_RDWR = 2;
 const O_CLOEXEC = 0x8_0000;
 const RTLD_NEXT = -1;
-/** Exit status where our memory cannot be mapped. */
+/** BLOCK.startFailure of a program without a C library: no error of the kernel's. */
+export const NO_LIBRARY = -4096;
+/** Exit status of a program that was to be traced from its beginning where it cannot be: our memory cannot be mapped, or startFailure tells. */
 export const NO_BLOCK_STATUS = 125;
 
 /** `syscall`, and what C libraries put the number into eax with before it: at most so many bytes before. */
@@ -155,6 +157,10 @@ init:                                       ; rdi argc, rsi argv, rdx envp
     ja init_no_block
     mov rbx, rax
     mov [rel ${PRIVATE.block}], rax
+    cmp qword [rel ${PRIVATE.dlsym}], 0
+    je init_no_library
+    cmp qword [rel ${PRIVATE.errnoLocation}], 0
+    je init_no_library
     mov [rbx+${BLOCK.address}], rax
     lea rax, [rel 0]
     mov [rbx+${BLOCK.object}], rax
@@ -196,6 +202,10 @@ init_parent:
 init_unmask:
 ${changeMask(SIG_SETMASK, 'rsp+8')}
 init_resolve:
+    cmp qword [rel ${PRIVATE.dlsym}], 0
+    je init_cannot_resolve
+    cmp qword [rel ${PRIVATE.errnoLocation}], 0
+    je init_cannot_resolve
 ${wrapped
   .map(
     ({ name }, index) => `
@@ -209,6 +219,7 @@ init_found_${name}:
     mov [rel ${realSlot(name)}], rax`,
   )
   .join('\n')}
+init_resolved:
     test r13d, r13d
     jne init_go
     ; the first place of a rendezvous that is over when the program may begin
@@ -283,7 +294,7 @@ init_done:
     pop rbx
     pop rbp
     ret
-init_no_thread:
+init_no_thread:                             ; one that was executed runs on all the same
     mov [rbx+${BLOCK.startFailure}], eax
     mov r13d, 1
     cmp dword [rel ${PRIVATE.isSuccessor}], 0
@@ -293,23 +304,33 @@ init_exit:
     mov edi, ${NO_BLOCK_STATUS}
     syscall
     ud2
-init_no_block:                              ; one that was executed runs on all the same, with words in which nothing is asked of it
+init_no_library:
+    mov dword [rbx+${BLOCK.startFailure}], ${NO_LIBRARY}
+    jmp init_alone
+init_no_block:                              ; zeros of our own, where nothing is asked: counts, which nobody makes without knowsThreads
+    lea rbx, [rel ${PRIVATE.counts - AGENT.size}]
+    mov [rel ${PRIVATE.block}], rbx
+init_alone:
     cmp dword [rel ${PRIVATE.isSuccessor}], 0
     je init_exit
     mov r13d, 1
-    mov eax, ${SYS.mmap}
-    xor edi, edi
-    mov esi, ${BLOCK.places}
-    mov edx, ${PROT.read | PROT.write}
-    mov r10d, ${MAP.private | MAP.anonymous}
-    mov r8, -1
-    xor r9d, r9d
-    syscall
-    cmp rax, -4096
-    ja init_exit
-    mov rbx, rax
-    mov [rel ${PRIVATE.block}], rax
+    mov rax, ${RENDEZVOUS_ALONE}
+    mov [rsp], rax
+${changeMask(SIG_UNBLOCK, 'rsp')}
     jmp init_resolve
+init_cannot_resolve:                        ; whoever calls a wrapper all the same is told that there is no such function
+    lea rax, [rel missing]
+    lea rdx, [rel ${PRIVATE.real}]
+    mov ecx, ${wrapped.length}
+init_next_missing:
+    sub ecx, 1
+    mov [rdx+rcx*8], rax
+    jne init_next_missing
+    cmp qword [rel ${PRIVATE.errnoLocation}], 0
+    jne init_resolved
+    lea rax, [rel no_errno]
+    mov [rel ${PRIVATE.errnoLocation}], rax
+    jmp init_resolved
 
 ; ---- the agent's thread: r9 the block
 agent:
@@ -924,6 +945,10 @@ missing:
     call qword [rel ${PRIVATE.errnoLocation}]
     mov dword [rax], ${ENOSYS}
     mov rax, -1
+    ret
+
+no_errno:
+    lea rax, [rel ${PRIVATE.noErrno}]
     ret
 
 ; An exception, or the end of the thread, leaves a handler through the shim: as with a jump. edi version, esi phase

@@ -18,7 +18,9 @@ import {
   type OwnerWord,
 } from '../linux/index.js';
 import { pause } from '../target/index.js';
+import { NO_C_LIBRARY } from './check-program.js';
 import { BLOCK, PRIVATE_HEAD } from './layout.js';
+import { NO_LIBRARY } from './listing.js';
 import { makeSharedObject } from './shared-object.js';
 
 const OBJECT_NAME = 'safepoke-inside';
@@ -31,7 +33,15 @@ const PUNCH_HOLE = 0x3;
 const LOAD_PATIENCE_MS = 30_000;
 const LOAD_POLL_MS = 0.5;
 
-/** A block that nobody has mapped yet but we. */
+/**
+ * Blocks that nobody looks at any more: a session of a program that has become another reads what that has left, for as long as its owner
+ * likes, and nothing else says when that is over.
+ */
+const unused = new FinalizationRegistry<bigint>((address) => {
+  systemCall(SYS.munmap, address, BLOCK.size);
+});
+
+/** A block that nobody has mapped yet but we. It is not unmapped by hand, but when no view of it is left, and its owner has been released. */
 export interface Block {
   readonly mapping: OwnMapping;
   readonly owner: OwnerWord;
@@ -61,6 +71,7 @@ export class Files {
     const offset = this.#end;
     ftruncateSync(this.#block, offset + BLOCK.size);
     const mapping = mapOwn(BLOCK.size, PROT.read | PROT.write, MAP.shared, this.#block, offset);
+    unused.register(mapping.bytes, mapping.address);
     this.#end += BLOCK.size;
     return { mapping, owner: AgentThread.prepare(mapping), offset };
   }
@@ -125,29 +136,43 @@ export function letGo({ mapping, owner }: Block): void {
   owner.release();
 }
 
+const refusedFrom = (what: string, why: string, next: string): CannotError =>
+  new CannotError('NOT_INSIDE', { tried: `trace ${what} from inside`, why, next });
+
+/** What a program has told that has not got so far that it waits. */
+export function failureOf(what: string, { mapping }: Block): CannotError | undefined {
+  const failure = Atomics.load(new Int32Array(mapping.bytes), BLOCK.startFailure / 4);
+  if (failure >= 0) return undefined;
+  if (failure === NO_LIBRARY) return refusedFrom(what, NO_C_LIBRARY, 'run it without --inside');
+  return refusedFrom(
+    what,
+    `it may have no further thread (clone: ${errnoName(-failure)})`,
+    'see whether a limit on threads or a filter forbids it',
+  );
+}
+
 /**
  * Waits until the program waits. `checkEnd` throws when it has ended.
  *
  * @throws CannotError NOT_INSIDE
  */
-export function awaitReady(what: string, { mapping }: Block, checkEnd: () => void): void {
-  const words = new Int32Array(mapping.bytes);
-  const refused = (why: string, next: string): CannotError =>
-    new CannotError('NOT_INSIDE', { tried: `trace ${what} from inside`, why, next });
+export function awaitReady(what: string, block: Block, checkEnd: () => void): void {
+  const words = new Int32Array(block.mapping.bytes);
+  const refused = (why: string, next: string): CannotError => refusedFrom(what, why, next);
   const isReady = (): boolean =>
     Atomics.load(words, BLOCK.ready / 4) !== 0 &&
     words[BLOCK.agentTid / 4] !== 0 &&
     Atomics.load(words, BLOCK.waiting / 4) !== 0;
   const since = performance.now();
   while (!isReady()) {
-    checkEnd();
-    const failure = Atomics.load(words, BLOCK.startFailure / 4);
-    if (failure < 0) {
-      throw refused(
-        `it may have no further thread (clone: ${errnoName(-failure)})`,
-        'see whether a limit on threads or a filter forbids it',
-      );
+    try {
+      checkEnd();
+    } catch (error) {
+      // What it has told says more than that it has ended.
+      throw failureOf(what, block) ?? error;
     }
+    const failure = failureOf(what, block);
+    if (failure !== undefined) throw failure;
     if (performance.now() - since > LOAD_PATIENCE_MS)
       throw refused('its dynamic loader has not loaded our object', 'run it without --inside');
     pause(LOAD_POLL_MS);

@@ -2,12 +2,25 @@
 // its environment, files and masks, is to be the same as without us.
 import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
-import { chmodSync, existsSync, mkdirSync, writeFileSync } from 'node:fs';
+import {
+  chmodSync,
+  closeSync,
+  copyFileSync,
+  mkdirSync,
+  openSync,
+  readFileSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import { test, type TestContext } from 'node:test';
+import { setFlagsFromString } from 'node:v8';
+import { runInNewContext } from 'node:vm';
+import { SHARED_NAME } from '../agent/index.js';
 import type { SessionSummary } from '../index.js';
 import { attach, run } from '../index.js';
 import { InsideProcess } from '../inside/inside-process.js';
+import { makeSharedObject } from '../inside/shared-object.js';
 import { waitForThread } from '../linux/index.js';
 import { HoldTimes, killStopped } from '../target/index.js';
 import { killedWhileExecuting } from './hazards-inside.test.support.js';
@@ -43,10 +56,11 @@ interface Parts {
   readonly parts: readonly SessionSummary[];
 }
 
-/** Summaries of all parts of a trace. */
+/** Summaries of all parts of a trace. That of one which could not begin is empty. */
 function partsAt(path: string): SessionSummary[] {
   const parts: SessionSummary[] = [];
-  for (let at = path; existsSync(at); at = `${path}.${parts.length + 1}`) parts.push(readSummary(at));
+  const isThere = (at: string): boolean => (statSync(at, { throwIfNoEntry: false })?.size ?? 0) > 0;
+  for (let at = path; isThere(at); at = `${path}.${parts.length + 1}`) parts.push(readSummary(at));
   return parts;
 }
 
@@ -174,6 +188,104 @@ test('a static program is not followed: the reason is said, and it runs as it do
   assert.doesNotMatch(running.stdout, /LD_PRELOAD/);
 });
 
+/** A program that exits by itself, with a status of its own, and has no C library; perhaps it needs a library, which has none either. */
+function withoutLibc(needsLibrary: boolean): string {
+  const compile = (name: string, text: string, ...flags: string[]): string => {
+    const [source, target] = [join(folder, `${name}.c`), join(folder, name)];
+    writeFileSync(source, text);
+    const made = spawnSync('gcc', ['-nostdlib', '-fPIC', '-o', target, source, ...flags]);
+    assert.equal(made.status, 0, String(made.stderr));
+    return target;
+  };
+  const start = `void _start(void) { __asm__("syscall" : : "a"(60), "D"(${STATUS})); }\n`;
+  const loader = ['-pie', '-Wl,--dynamic-linker=/lib64/ld-linux-x86-64.so.2'];
+  if (!needsLibrary) return compile('alone', start, ...loader);
+  const library = compile('library-alone.so', 'int nothing;\n', '-shared');
+  return compile('alone-with-library', start, ...loader, '-Wl,--no-as-needed', library);
+}
+
+test('a dynamic program without a C library is not traced: the reason is said, and executed by another it runs as without us', () => {
+  for (const needsLibrary of [false, true]) {
+    const program = withoutLibc(needsLibrary);
+    assert.throws(() => InsideProcess.start(program, [program]), /it has no C library/);
+    const executed = followed([build('execs.c'), '1', 'v', program]);
+    assert.equal(executed.status, STATUS, executed.stderr);
+    assert.match(executed.stderr, /it has no C library/);
+    assert.equal(executed.parts.length, 1);
+  }
+});
+
+test('a program that was executed, and cannot map what it shares with us, runs as without us: the rendezvous is not blocked', () => {
+  const [object, objectFile, noFile] = [join(folder, 'object'), 3, 99];
+  writeFileSync(
+    object,
+    makeSharedObject({ blockFile: noFile, objectFile, blockOffset: 0, isSuccessor: true }),
+  );
+  const file = openSync(object, 'r');
+  const preload = `LD_PRELOAD=/proc/self/fd/${objectFile}`;
+  const ran = (stdio: readonly ('pipe' | number)[], ...options: string[]): string => {
+    const command = ['--ignore-environment', ...options, build('execs.c'), '0', 'sn'];
+    const { status, stdout } = spawnSync('env', command, { stdio: [...stdio], encoding: 'utf8' });
+    assert.equal(status, STATUS);
+    return stdout;
+  };
+  const streams = ['pipe', 'pipe', 'pipe'] as const;
+  assert.equal(ran([...streams, file], '--block-signal=RTMAX', preload), ran(streams));
+  closeSync(file);
+});
+
+test('with standard streams closed what is executed finds them closed, and writes into nothing of ours', () => {
+  for (const closed of ['<&-', '2>&-', '<&- 2>&-', '<&- >&- 2>&-']) {
+    const redirected = `exec ${build('execs.c')} 3 '*' ${closed}`;
+    const alone = spawnSync('sh', ['-c', redirected], { cwd: folder, encoding: 'utf8', env: ENVIRONMENT });
+    const traced = followed(['sh', '-c', redirected], ['-F', 'libc.so.6!getpid', '-F', '*!step']);
+    assert.deepEqual([traced.status, traced.stdout], [alone.status, alone.stdout], traced.stderr);
+    assert.equal(traced.parts.length, 5, traced.stderr);
+  }
+});
+
+test('where limits leave a successor no room for what is ours it runs without us', () => {
+  const limits = [
+    ['ulimit -n 5', /too few further files/],
+    ['ulimit -n 7', /too few further files/],
+    ['ulimit -v 200000', /address space is limited to 204800000 bytes/],
+  ] as const;
+  for (const [limit, reason] of limits) {
+    const traced = followed(
+      ['sh', '-c', `${limit}; exec ${build('execs.c')} 1 qv`],
+      ['-F', 'libc.so.6!getpid'],
+    );
+    assert.deepEqual([traced.status, traced.stdout.includes('the end')], [STATUS, true], traced.stderr);
+    assert.match(traced.stderr, reason);
+    assert.equal(traced.parts.length, 1);
+  }
+});
+
+test('what only lists the libraries that are loaded is not followed', () => {
+  const command = ['env', 'LD_TRACE_LOADED_OBJECTS=1', build('execs.c')] as const;
+  const traced = followed(command, ['-F', 'libc.so.6!getenv', '-F', 'libc.so.6!setlocale']);
+  assert.equal(traced.status, 0, traced.stderr);
+  assert.match(traced.stdout, /libc\.so/);
+  assert.doesNotMatch(traced.stdout, /proc|safepoke-inside/);
+  assert.match(traced.stderr, /LD_TRACE_LOADED_OBJECTS is set/);
+});
+
+test('the interpreter of a script is looked for where the kernel finds it: a static one is not followed', () => {
+  const own = join(folder, 'interpreters');
+  mkdirSync(own);
+  copyFileSync(build('execs.c', '-static'), join(own, 'relative'));
+  const script = join(own, 'script');
+  writeFileSync(script, '#!./relative\n');
+  chmodSync(script, 0o755);
+  // Here stands another of that name, which could be followed.
+  copyFileSync(build('execs.c'), join(folder, 'relative'));
+  const shell = `cd ${own}; exec ./script 0 n`;
+  const alone = spawnSync('sh', ['-c', shell], { cwd: folder, encoding: 'utf8', env: ENVIRONMENT });
+  const traced = followed(['sh', '-c', shell], ['-F', 'libc.so.6!getpid']);
+  assert.deepEqual([traced.status, traced.stdout], [alone.status, alone.stdout], traced.stderr);
+  assert.match(traced.stderr, /static program/);
+});
+
 test('a program that is executed by a system call of the program’s own is not followed, and runs without us', () => {
   const traced = followed([build('execs.c'), '1', 'r']);
   assert.deepEqual([traced.status, traced.parts.length], [STATUS, 1], traced.stderr);
@@ -223,9 +335,9 @@ test('when the trace is over what is executed is the program’s own business', 
 const reaped = new Set<number>();
 
 /** A program that is not followed by a session, but by the test itself: it asks, and waits. */
-async function asking(t: TestContext, how: string): Promise<InsideProcess> {
+async function asking(t: TestContext, how: string, executions = 1): Promise<InsideProcess> {
   const program = build('execs.c');
-  const inside = InsideProcess.start(program, [program, '1', how]);
+  const inside = InsideProcess.start(program, [program, String(executions), how]);
   t.after(() => {
     if (!reaped.has(inside.pid)) killStopped(inside.pid);
     inside.close();
@@ -263,6 +375,39 @@ test('threads can be called together while one waits for what it is to execute',
     inside.succeed(lives).begin().release();
     assert.equal(await endOf(inside), STATUS);
   }
+});
+
+/** Blocks that are mapped in the test itself, when garbage is collected. */
+async function blocksMapped(): Promise<number> {
+  setFlagsFromString('--expose-gc');
+  const collect = runInNewContext('gc') as () => void;
+  for (let i = 0; i < 3; i++) {
+    collect();
+    await pause(10);
+  }
+  return readFileSync('/proc/self/maps', 'utf8')
+    .split('\n')
+    .filter((line) => line.includes(`/memfd:${SHARED_NAME}`)).length;
+}
+
+test('what was mapped for programs that have become others does not stay mapped', async (t) => {
+  const executions = 12;
+  const before = await blocksMapped();
+  const follow = async (): Promise<void> => {
+    let inside = await asking(t, 'qv', executions);
+    for (let left = executions; left > 0; left--) {
+      while (!inside.following.isAsked) await pause(1);
+      inside.following.serve();
+      while (!inside.isOver) await pause(1);
+      inside = inside.succeed(lives);
+      if (left > 1) inside.following.begin();
+      inside.begin().release();
+    }
+    assert.equal(await endOf(inside), STATUS);
+  };
+  await follow();
+  // The first is still known to what cleans up, and the last to nobody but its owner.
+  assert.ok((await blocksMapped()) - before <= 2);
 });
 
 test('a handler that comes while a thread waits for what it is to execute, and executes something itself, is not followed', async (t) => {
