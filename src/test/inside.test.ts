@@ -131,18 +131,24 @@ async function turnRound(
   filters?: readonly string[],
 ): Promise<void> {
   let session = first;
-  for (let i = 0; i < rounds; i++) {
+  try {
+    for (let i = 0; i < rounds; i++) {
+      await pause(between);
+      const summary = await session.stop();
+      assert.deepEqual(
+        [summary.ended, summary.restored, summary.removed],
+        ['stopped', true, true],
+        `round ${i}`,
+      );
+      session = attach(first.pid, { inside: true, ...(filters === undefined ? {} : { filters }) });
+    }
     await pause(between);
-    const summary = await session.stop();
-    assert.deepEqual(
-      [summary.ended, summary.restored, summary.removed],
-      ['stopped', true, true],
-      `round ${i}`,
-    );
-    session = attach(first.pid, { inside: true, ...(filters === undefined ? {} : { filters }) });
+    await session.stop();
+  } catch (error) {
+    // Nobody else would end it, and who waits for its end would wait for ever.
+    process.kill(first.pid, 'SIGKILL');
+    throw error;
   }
-  await pause(between);
-  await session.stop();
 }
 
 /** What `assertStaysRight` does otherwise than as a rule. */

@@ -49,6 +49,8 @@ const OTHER_TRACER_PAUSE_MS = 100;
  */
 const REMOVE_TRIES = 14;
 const REMOVE_PAUSE_MS = 25;
+/** Of them, those that fail with such an error, each of which may take seconds. */
+const REMOVE_PASSING_TRIES = 3;
 const MAX_REMOVE_PAUSE_MS = 400;
 /** Errors that may be over at the next try: threads cannot be made to stand still, or a handler would run uncounted. */
 const PASSING: readonly (string | undefined)[] = ['WILL_NOT_STOP', UNCOUNTED_HANDLER];
@@ -424,13 +426,16 @@ export class Session implements AsyncIterable<Call> {
   async #removePatiently(): Promise<string | undefined> {
     const { target } = this.#parts;
     let other: Error | undefined;
+    let passing = 0;
     const tryRemove = (): boolean => {
       other = undefined;
       try {
         return target.tryRemove();
       } catch (error) {
         // Sites may have been turned back with nobody held: here it is found that a debugger holds the threads.
-        if (!isSafepokeError(error) || error.code !== 'ALREADY_TRACED') throw error;
+        if (!isSafepokeError(error)) throw error;
+        const passes = PASSING.includes(error.code) && ++passing < REMOVE_PASSING_TRIES;
+        if (error.code !== 'ALREADY_TRACED' && !passes) throw error;
         other = error;
         return false;
       }
