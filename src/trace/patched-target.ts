@@ -30,7 +30,7 @@ import { savedInstructionPointersOf, withReader } from './thread-facts.js';
 import type { WayName } from './ways.js';
 
 /** How long text waits for threads to be out of our code, so that no swapped return address outlives the unwinders' hooks. */
-const RETURNS_PATIENCE_MS = 200;
+const RETURNS_PATIENCE_MS = 3000;
 const RETURNS_PAUSE_MS = 2;
 
 /** What detaching achieved. */
