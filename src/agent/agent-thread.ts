@@ -12,6 +12,8 @@ import {
   FUTEX_OWNER_DIED,
   MADV,
   MREMAP,
+  O_CLOEXEC,
+  O_RDWR,
   OwnerWord,
   PAGE,
   SYS,
@@ -46,9 +48,6 @@ export const AGENT_THREAD_FLAGS = 0x100 | 0x200 | CLONE_FILES | 0x800 | 0x10000 
 /** The same for a thread with descriptors of its own, which the program can neither close nor see. */
 export const AGENT_THREAD_FLAGS_APART = AGENT_THREAD_FLAGS & ~CLONE_FILES;
 const MREMAP_AWAY = MREMAP.mayMove | MREMAP.dontUnmap;
-/** include/uapi/asm-generic/fcntl.h */
-const O_RDWR = 2;
-const O_CLOEXEC = 0x8_0000;
 const PR_SET_NAME = 15;
 
 /** System calls of the thread, and the one that makes it, with arguments of the kind that they will have. */

@@ -41,3 +41,10 @@ export function parseCount(text: string, what: string, least = 1): number {
     });
   return value;
 }
+
+const US_PER_MS = 1000;
+
+/** Microseconds as people read them who wait for threads. */
+export function milliseconds(us: number, digits = 1): string {
+  return `${(us / US_PER_MS).toFixed(digits)} ms`;
+}

@@ -17,7 +17,7 @@
 //
 // Strings and tables of the program's are read by the tracer, for which a bad address is no more than an answer.
 import { AGENT } from '../agent/index.js';
-import { FUTEX, FUTEX_OWNER_DIED, SYS } from '../linux/index.js';
+import { AT_FDCWD, FUTEX, FUTEX_OWNER_DIED, O_CLOEXEC, O_RDWR, SYS } from '../linux/index.js';
 import { BLOCK, EXECUTION, EXECUTION_KIND, FOLLOW, PRIVATE } from './layout.js';
 import { ALL_BUT_RENDEZVOUS, RENDEZVOUS_ALONE, SIG_SETMASK, changeMask } from './signal-mask.js';
 
@@ -38,10 +38,7 @@ export type Executing = (typeof EXECUTING)[number];
 /** How often the patience of PRIVATE.patience (50 ms) has to end before the tracer is given up. */
 const LOOKS = 60;
 const E2BIG = 7;
-const AT_FDCWD = -100;
-const O_RDWR = 2;
 const F_DUPFD = 0;
-const O_CLOEXEC = 0x8_0000;
 /** The first descriptor behind standard input, output and error. */
 const LOWEST_FILE = 3;
 

@@ -3,11 +3,20 @@
 // the environment is written in which our variable stands last. The program then waits, as any that we start, until it is adopted.
 //
 // It never waits in vain: whoever does not want it any more lets it go, and that is remembered in its block, also if it comes later.
-import { readFileSync, readlinkSync, statSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import type { AgentThread, ResidentThread } from '../agent/index.js';
 import { CannotError, isSafepokeError } from '../errors/index.js';
-import { EVERYBODY, FUTEX, SYS, faultPoint, readStatus, systemCall } from '../linux/index.js';
+import {
+  AT_FDCWD,
+  EVERYBODY,
+  FUTEX,
+  SYS,
+  faultPoint,
+  readLink,
+  readStatus,
+  systemCall,
+} from '../linux/index.js';
 import { mayExecute } from '../target/index.js';
 import { checkProgram, hasProgramFormat, type Identity } from './check-program.js';
 import type { InsideMemory } from './inside-memory.js';
@@ -19,7 +28,6 @@ import { preloadVariable } from './shared-object.js';
 const PATH_BYTES = 4096;
 const STRING_BYTES = 32 * 4096;
 const POINTER = 8;
-const AT_FDCWD = -100;
 /** Where a C library looks that finds no PATH (confstr). */
 const DEFAULT_PATH = '/bin:/usr/bin';
 const SHELL = '/bin/sh';
@@ -297,7 +305,7 @@ export class Following {
   /** Where what is of a thread's own is found: its files, its current directory. */
   #threadPath(tid: number): string {
     const thread = `/proc/${this.#pid}/task/${tid}`;
-    const from = exists(thread) ? thread : `/proc/${this.#pid}`;
+    const from = existsSync(thread) ? thread : `/proc/${this.#pid}`;
     this.#checkPlace(from);
     return from;
   }
@@ -432,16 +440,4 @@ function hasOurVariable(pid: number, objectFile: number): boolean {
 function mostAddressSpace(pid: number): number {
   const soft = /^Max address space +(\d+)/m.exec(readFileSync(`/proc/${pid}/limits`, 'latin1'))?.[1];
   return soft === undefined ? Number.POSITIVE_INFINITY : Number(soft);
-}
-
-function readLink(path: string): string | undefined {
-  try {
-    return readlinkSync(path);
-  } catch {
-    return undefined;
-  }
-}
-
-function exists(path: string): boolean {
-  return statSync(path, { throwIfNoEntry: false }) !== undefined;
 }

@@ -7,6 +7,7 @@ import { CannotError, isSafepokeError } from '../errors/index.js';
 import {
   ERRNO,
   PROT,
+  SEEK_SET,
   SYS,
   errnoName,
   mappingAt,
@@ -29,9 +30,6 @@ const HANDLERS_PATIENCE_MS = 200;
 const POLL_MS = 0.05;
 /** The word is of 32 bits. */
 const RUNNING_MASK = 0xffff_ffffn;
-
-/** lseek: from the beginning. */
-const SEEK_SET = 0;
 
 /** Text with the same rights, in which changes lie. */
 interface Region {

@@ -18,6 +18,8 @@ import {
   FUTEX_OWNER_DIED,
   GLIBC_TID_OFFSET,
   MAP,
+  O_CLOEXEC,
+  O_RDWR,
   PROT,
   SIGNAL_SET_BYTES,
   SYS,
@@ -68,8 +70,6 @@ const ENOSYS = 38;
 const EINTR = -4;
 const EFAULT = -14;
 export const EBUSY = -16;
-const O_RDWR = 2;
-const O_CLOEXEC = 0x8_0000;
 const RTLD_NEXT = -1;
 /** BLOCK.startFailure of a program without a C library: no error of the kernel's. */
 export const NO_LIBRARY = -4096;

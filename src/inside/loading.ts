@@ -9,6 +9,7 @@ import {
   FUTEX_OWNER_DIED,
   MAP,
   PROT,
+  SEEK_SET,
   SYS,
   createMemoryFile,
   errnoName,
@@ -26,7 +27,6 @@ import { makeSharedObject } from './shared-object.js';
 const OBJECT_NAME = 'safepoke-inside';
 const F_SETFD = 2;
 const FD_CLOEXEC = 1;
-const SEEK_SET = 0;
 /** FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, include/uapi/linux/falloc.h */
 const PUNCH_HOLE = 0x3;
 /** Until the dynamic loader has loaded the program's libraries and ours. */

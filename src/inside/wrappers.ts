@@ -79,8 +79,6 @@ const EINVAL = 22;
 const ACTION = { handler: 0, mask: 8, flags: 136, restorer: 144, size: 152 } as const;
 /** struct __jmp_buf_tag of the C library: eight registers, whether a mask was saved, the mask. */
 const JUMP = { isMaskSaved: 64, mask: 72 } as const;
-const SYS_RT_SIGACTION = 13;
-const SYS_RT_SIGPROCMASK = 14;
 
 const RETURN = `
     mov rsp, rbp
@@ -155,7 +153,7 @@ function handlerListing(name: string): string {
     call handler_of
     mov [rbp-16], rax
     ; the rendezvous is masked while the handler runs: what the C library has installed is installed once more, with that
-    mov eax, ${SYS_RT_SIGACTION}
+    mov eax, ${SYS.rt_sigaction}
     mov rdi, [rbp-8]
     xor esi, esi
     lea rdx, [rbp-48]
@@ -168,7 +166,7 @@ function handlerListing(name: string): string {
     jbe ${name}.end
     mov r10, ${RENDEZVOUS_ALONE}
     or [rbp${KERNEL_ACTION.mask - 48}], r10
-    mov eax, ${SYS_RT_SIGACTION}
+    mov eax, ${SYS.rt_sigaction}
     mov rdi, [rbp-8]
     lea rsi, [rbp-48]
     xor edx, edx
@@ -222,18 +220,15 @@ ${name}.end:${RETURN}`;
 /** Calls that return twice, or not at all: clone, fork, vfork, clone3, rt_sigreturn. */
 const LEFT_ALONE = [56, 57, 58, 435, 15] as const;
 
-/** exit: of a thread that may be in a handler. */
-const SYS_EXIT = 60;
-
 /** Some calls are looked at; the others are made as they are. */
 function systemCallListing(name: string): string {
   const copy = 64;
   return `
-    cmp rdi, ${SYS_RT_SIGACTION}
+    cmp rdi, ${SYS.rt_sigaction}
     je ${name}.action
-    cmp rdi, ${SYS_RT_SIGPROCMASK}
+    cmp rdi, ${SYS.rt_sigprocmask}
     je ${name}.mask
-    cmp rdi, ${SYS_EXIT}
+    cmp rdi, ${SYS.exit}
     je ${name}.exit
     cmp rdi, ${SYS.execve}
     je ${name}.execve

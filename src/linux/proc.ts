@@ -129,13 +129,18 @@ export function readCommandLine(pid: number): string[] | undefined {
   return text?.replace(/\0$/, '').split('\0');
 }
 
-/** Path of the running executable as the kernel knows it, without " (deleted)". */
-export function readExecutablePath(pid: number): string | undefined {
+/** What a symbolic link of /proc leads to; undefined where there is none, or it may not be read. */
+export function readLink(path: string): string | undefined {
   try {
-    return readlinkSync(`/proc/${pid}/exe`).replace(/ \(deleted\)$/, '');
+    return readlinkSync(path);
   } catch {
     return undefined;
   }
+}
+
+/** Path of the running executable as the kernel knows it, without " (deleted)". */
+export function readExecutablePath(pid: number): string | undefined {
+  return readLink(`/proc/${pid}/exe`)?.replace(/ \(deleted\)$/, '');
 }
 
 /** Entries of the auxiliary vector (getauxval(3)) by type. */

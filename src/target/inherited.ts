@@ -1,19 +1,12 @@
 // What safepoke was given by whoever started it, and what a program that it starts is to get as if safepoke were not there: descriptors
 // beyond the first three, which Node marks to be closed, and strings that are not UTF-8, which Node's own do not hold.
-import { readFileSync, readdirSync, readlinkSync } from 'node:fs';
+import { readFileSync, readdirSync } from 'node:fs';
+import { readLink } from '../linux/index.js';
 
 const FIRST_OTHER_FILE = 3;
 const REPLACEMENT = '\ufffd';
 
 let passedOn: readonly number[] = [];
-
-function linkOf(pid: number | 'self', file: number): string | undefined {
-  try {
-    return readlinkSync(`/proc/${pid}/fd/${file}`);
-  } catch {
-    return undefined;
-  }
-}
 
 function filesOf(pid: number | 'self'): Map<number, string> {
   const files = new Map<number, string>();
@@ -24,7 +17,7 @@ function filesOf(pid: number | 'self'): Map<number, string> {
     return files;
   }
   for (const name of names) {
-    const link = linkOf(pid, Number(name));
+    const link = readLink(`/proc/${pid}/fd/${name}`);
     if (link !== undefined) files.set(Number(name), link);
   }
   return files;

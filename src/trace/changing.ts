@@ -4,7 +4,7 @@ import type { Registers } from '../linux/index.js';
 import { SYSCALL_LENGTH, makesCallAgain, type Standstill } from '../target/index.js';
 import type { PatchRequest } from './patch-target.js';
 import { PatchedTarget } from './patched-target.js';
-import type { PreparedChanges, SiteChanges } from './patch.js';
+import type { PreparedChanges, SiteChanges, WriteWhole } from './patch.js';
 import { fromInside, fromOutside } from './reach.js';
 import type { PlannedSite, SessionRefusalReason } from './site-plan.js';
 import type { TextRuns } from './text-runs.js';
@@ -20,6 +20,7 @@ export interface Ready {
   /** What is changed one after the other. */
   readonly parts: readonly Part[];
   readonly text: TextRuns;
+  readonly writeWhole: WriteWhole | undefined;
 }
 
 /** Sites that are changed together. */
@@ -111,7 +112,7 @@ export class Changing {
 
   /** Undefined: a way could not make some changes that another can; nothing is wrong with those that it made. */
   finish(lanes: ReadonlyMap<number, number>): PatchedTarget | undefined {
-    const { agent, sites, changes, text } = this.#ready;
+    const { agent, sites, changes, text, writeWhole } = this.#ready;
     if (!this.#isComplete && this.#request.way === undefined) return undefined;
     const functions = [...this.#refused].filter(
       ([i, why]) => why !== 'handler-busy' || sites[i].kind !== 'hook',
@@ -122,14 +123,14 @@ export class Changing {
       reason,
     }));
     const made = changes.without(new Set(this.#refused.keys()));
-    const patched = { sites, agent, lanes, refused, ways: this.#ways, changes: made, text };
+    const patched = { sites, agent, lanes, refused, ways: this.#ways, changes: made, text, writeWhole };
     const { pid, memory, times, inside } = this.#request;
     const reach = inside === undefined ? fromOutside(pid, memory) : fromInside(inside.process);
     return new PatchedTarget(pid, memory, times, reach, patched);
   }
 
   /** `changes` are those of these indices, where they are at hand. */
-  #apply(way: Way, indices: ReadonlySet<number>, changes = this.#changesOf(indices)): void {
+  #apply(way: Way, indices: ReadonlySet<number>, changes = this.#ready.changes.only(indices)): void {
     if (indices.size === 0) return;
     const { foreign, failed, busy } = way.apply(changes);
     const numbered = foreign.size + failed.size + busy.size === 0 ? [] : [...indices].sort((a, b) => a - b);
@@ -139,13 +140,6 @@ export class Changing {
     if (failed.size > 0) this.#isComplete = false;
     const made = indices.size - foreign.size - failed.size - busy.size;
     this.#ways[way.name] = (this.#ways[way.name] ?? 0) + made;
-  }
-
-  #changesOf(indices: ReadonlySet<number>): SiteChanges {
-    const { changes } = this.#ready;
-    const others = new Set(indices.size === changes.length ? [] : changes.addresses.keys());
-    for (const i of indices) others.delete(i);
-    return changes.without(others);
   }
 }
 

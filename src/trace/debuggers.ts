@@ -2,12 +2,12 @@
 // stands: an int3 in the middle of it, and it leads nowhere. So while a debugger is there functions have their own code. It stops
 // all threads when it comes, and nobody executes anything then that is written; when it has gone all are held, and changed once more.
 import { isSafepokeError } from '../errors/index.js';
-import { hasEnded, readMaps, readStatus, readThreads } from '../linux/index.js';
-import { Hold, type SessionTimes, type TargetMemory } from '../target/index.js';
+import { readMaps, readStatus, readThreads } from '../linux/index.js';
+import type { Standstill, TargetMemory } from '../target/index.js';
 import { Interior, leaveSites } from './changing.js';
 import { PreparedChanges, appliedOnes, type SiteChanges, type WriteWhole } from './patch.js';
 import type { PlannedSite } from './site-plan.js';
-import { savedInstructionPointersOf } from './thread-facts.js';
+import { withReader } from './thread-facts.js';
 
 /** Tracers that set no breakpoints, by their names. */
 const HARMLESS: readonly (string | undefined)[] = ['strace'];
@@ -20,13 +20,11 @@ const GIVEN_AT_ONCE = 64;
 interface Traced {
   readonly pid: number;
   readonly memory: TargetMemory;
-  readonly times: SessionTimes;
-  /** The agent's thread, which need not be held. */
-  readonly agentTid: number | undefined;
   readonly sites: readonly PlannedSite[];
   /** Those of functions; hooks stay, as return addresses may be swapped. */
   readonly changes: SiteChanges;
   readonly writeWhole: WriteWhole | undefined;
+  readonly standAll: () => Standstill;
 }
 
 /** What has come of a look: a debugger's name, or that it is gone. */
@@ -60,14 +58,14 @@ export class DebuggerWatch {
   /** A tracer has stopped all threads. */
   #isStopped(): boolean {
     const { pid } = this.#traced;
-    return (readThreads(pid) ?? []).every(
-      (tid) => hasEnded(pid, tid) || readStatus(pid, tid)?.get('State')?.startsWith('t') === true,
-    );
+    // Those that have ended may be listed still.
+    return (readThreads(pid) ?? []).every((tid) => /^[tZX]/.test(readStatus(pid, tid)?.get('State') ?? 'X'));
   }
 
   /** Site by site, as the debugger may write near them: nothing but our jumps is written over. True if there was any. */
   #giveWay(): boolean {
     const { memory, changes } = this.#traced;
+    if (!this.#isStopped()) return this.#given.size > 0;
     const ours = [...appliedOnes(memory, changes)];
     for (let at = 0; at < ours.length; at += GIVEN_AT_ONCE) {
       if (!this.#isStopped()) return this.#given.size > 0;
@@ -82,27 +80,30 @@ export class DebuggerWatch {
 
   /** True if all are traced again. */
   #takeAgain(): boolean {
-    const { pid, memory, times, agentTid, changes: all, writeWhole } = this.#traced;
+    const { pid, memory, changes: all, writeWhole, standAll } = this.#traced;
     this.#isAllGiven = false;
     if (performance.now() < this.#notBefore) return false;
     this.#notBefore = performance.now() + PAUSE_MS;
-    let hold: Hold | undefined;
-    try {
-      const changes = all.without(new Set([...all.addresses.keys()].filter((i) => !this.#given.has(i))));
-      const prepared = PreparedChanges.of(memory, changes, writeWhole);
-      const maps = readMaps(pid) ?? [];
-      hold = Hold.all(pid, times.held, agentTid);
-      const rips = hold.threads.flatMap((thread) => savedInstructionPointersOf(thread, maps, memory));
-      const busy = new Set([...leaveSites(hold, this.#interior, rips)].map(({ address }) => address));
-      const left = new Set([...changes.addresses.keys()].filter((i) => busy.has(changes.addresses[i])));
-      prepared.without(left).apply();
-      for (const i of this.#given) if (!busy.has(all.addresses[i])) this.#given.delete(i);
-      return this.#given.size === 0;
-    } catch (error) {
-      if (!isSafepokeError(error)) throw error;
-      return false;
-    } finally {
-      hold?.release();
-    }
+    return withReader((readThreads(pid) ?? []).length, (reader) => {
+      let hold: Standstill | undefined;
+      try {
+        const changes = all.only(this.#given);
+        const prepared = PreparedChanges.of(memory, changes, writeWhole);
+        const maps = readMaps(pid) ?? [];
+        hold = standAll();
+        const { savedInstructionPointers } = reader.look(hold.threads, maps, memory);
+        const sites = leaveSites(hold, this.#interior, savedInstructionPointers);
+        const busy = new Set([...sites].map(({ address }) => address));
+        const left = new Set([...changes.addresses.keys()].filter((i) => busy.has(changes.addresses[i])));
+        prepared.without(left).apply();
+        for (const i of this.#given) if (!busy.has(all.addresses[i])) this.#given.delete(i);
+        return this.#given.size === 0;
+      } catch (error) {
+        if (!isSafepokeError(error)) throw error;
+        return false;
+      } finally {
+        hold?.release();
+      }
+    });
   }
 }

@@ -3,7 +3,7 @@
 // file's first byte back. So under such a breakpoint the rest of our jump must become the rest of the original, and soon: the kernel
 // asks nobody, and tells nobody.
 import { isSafepokeError } from '../errors/index.js';
-import { Hold, type SessionTimes, type TargetMemory } from '../target/index.js';
+import type { Standstill, TargetMemory } from '../target/index.js';
 import { SITE_LENGTH } from '../x86/index.js';
 import { isUnderBreakpoint, restoreUnderBreakpoint, type SiteChanges } from './patch.js';
 
@@ -12,26 +12,24 @@ const LOOKED_AT_ONCE = 256;
 /** A debugger may hold the threads, whose breakpoint it is then. */
 const PAUSE_MS = 1000;
 
-/** What is needed to hold the threads of a process. */
-interface Held {
-  readonly pid: number;
-  readonly memory: TargetMemory;
-  readonly times: SessionTimes;
-  /** The agent's thread, which need not be held. */
-  readonly agentTid: number | undefined;
-}
-
 export class KernelBreakpoints {
-  readonly #held: Held;
+  readonly #memory: TargetMemory;
   readonly #changes: SiteChanges;
+  readonly #standAll: () => Standstill;
   readonly #isOurs: (address: number) => boolean;
   #next = 0;
   #notBefore = 0;
 
   /** `changes` are those that were made; `isOurs` tells whether an address is in code that they lead to. */
-  constructor(held: Held, changes: SiteChanges, isOurs: (address: number) => boolean) {
-    this.#held = held;
+  constructor(
+    memory: TargetMemory,
+    changes: SiteChanges,
+    standAll: () => Standstill,
+    isOurs: (address: number) => boolean,
+  ) {
+    this.#memory = memory;
     this.#changes = changes;
+    this.#standAll = standAll;
     this.#isOurs = isOurs;
   }
 
@@ -44,12 +42,16 @@ export class KernelBreakpoints {
     const now = performance.now();
     const found = now < this.#notBefore ? [] : this.#look();
     if (found.length === 0) return 0;
-    const { pid, memory, times, agentTid } = this.#held;
-    let hold: Hold | undefined;
+    let hold: Standstill | undefined;
     try {
-      hold = Hold.all(pid, times.held, agentTid);
+      hold = this.#standAll();
       const given = found.filter((i) =>
-        restoreUnderBreakpoint(memory, this.#changes.addresses[i], this.#changes.expectedOf(i), this.#isOurs),
+        restoreUnderBreakpoint(
+          this.#memory,
+          this.#changes.addresses[i],
+          this.#changes.expectedOf(i),
+          this.#isOurs,
+        ),
       );
       return given.length;
     } catch (error) {
@@ -69,7 +71,7 @@ export class KernelBreakpoints {
     const some = addresses.subarray(first, first + LOOKED_AT_ONCE);
     this.#next += some.length;
     const ranges = [...some].map((address) => ({ address, length: SITE_LENGTH }));
-    const bytes = this.#held.memory.readMany(ranges);
+    const bytes = this.#memory.readMany(ranges);
     const indices = [...bytes.keys()].filter((i) =>
       isUnderBreakpoint(bytes[i], this.#changes.wantedOf(first + i)),
     );

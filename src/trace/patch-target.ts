@@ -348,11 +348,10 @@ function getReady(request: PatchRequest, agent: Agent, sites: readonly PlannedSi
   // First: it has text that is in use come from the file again, and spans are read after it, so that it is there when threads are held.
   const text = prepareText(pid, agent, memory, changes);
   const parts = groups.map((belongs) => {
-    const others = new Set([...sites.keys()].filter((index) => !belongs(index)));
     const indices = new Set([...sites.keys()].filter(belongs));
-    return { indices, prepared: PreparedChanges.of(memory, changes.without(others), writeWhole) };
+    return { indices, prepared: PreparedChanges.of(memory, changes.only(indices), writeWhole) };
   });
-  return { agent, sites, interior: new Interior(sites), changes, parts, text };
+  return { agent, sites, interior: new Interior(sites), changes, parts, text, writeWhole };
 }
 
 /**

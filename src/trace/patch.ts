@@ -59,6 +59,13 @@ export class SiteChanges {
     return new SiteChanges(this.addresses, this.wanted, this.expected);
   }
 
+  /** Those of these indices. */
+  only(indices: ReadonlySet<number>): SiteChanges {
+    const others = new Set(indices.size === this.length ? [] : this.addresses.keys());
+    for (const i of indices) others.delete(i);
+    return this.without(others);
+  }
+
   /** The others than those of these indices. What stays is copied in whole pieces: threads may stand still meanwhile. */
   without(indices: ReadonlySet<number>): SiteChanges {
     if (indices.size === 0) return this;

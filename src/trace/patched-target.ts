@@ -21,6 +21,7 @@ import {
   isUnderBreakpoint,
   restoreUnderBreakpoint,
   type SiteChanges,
+  type WriteWhole,
 } from './patch.js';
 import type { Reach } from './reach.js';
 import type { PlannedSite, RefusedFunction } from './site-plan.js';
@@ -67,6 +68,8 @@ interface Patched {
   /** The changes that were made. */
   readonly changes: SiteChanges;
   readonly text: TextRuns;
+  /** As far as a filter of the program's does not keep its thread from it. */
+  readonly writeWhole: WriteWhole | undefined;
 }
 
 export class PatchedTarget {
@@ -85,6 +88,7 @@ export class PatchedTarget {
   readonly #reach: Reach;
   readonly #changes: SiteChanges;
   readonly #text: TextRuns;
+  readonly #writeWhole: WriteWhole | undefined;
   #breakpoints: KernelBreakpoints | undefined;
   #debuggers: DebuggerWatch | undefined;
   /** No thread is in our code, and none will return into it. */
@@ -97,6 +101,9 @@ export class PatchedTarget {
   #stay: Stay = 'inside';
   /** An address in code of ours. */
   readonly #isOurs = (rip: bigint): boolean => this.agent.ownsCode(rip);
+  readonly #isOurAddress = (address: number): boolean => this.#isOurs(BigInt(address));
+  /** All threads but the agent's. */
+  readonly #standAll = (): Standstill => this.#reach.standAll(this.#times.held, this.agent.thread?.tid);
 
   constructor(pid: number, memory: TargetMemory, times: SessionTimes, reach: Reach, patched: Patched) {
     this.#pid = pid;
@@ -110,6 +117,7 @@ export class PatchedTarget {
     this.ways = patched.ways;
     this.#changes = patched.changes;
     this.#text = patched.text;
+    this.#writeWhole = patched.writeWhole;
   }
 
   /**
@@ -124,12 +132,11 @@ export class PatchedTarget {
     const undone = back.without(appliedOnes(this.#memory, back));
     if (undone.length === 0) return { restored: true, foreign: 0, breakpoints: 0 };
     const prepared = PreparedChanges.of(this.#memory, undone);
-    const isOurs = (address: number): boolean => this.agent.ownsCode(BigInt(address));
-    const hold = this.#reach.standAll(this.#times.held, this.agent.thread?.tid);
+    const hold = this.#standAll();
     try {
       const foreign = [...prepared.apply()];
       const breakpoints = foreign.filter((i) =>
-        this.#standsBreakpoint(undone.addresses[i], undone.wantedOf(i), isOurs),
+        this.#standsBreakpoint(undone.addresses[i], undone.wantedOf(i)),
       );
       return {
         restored: areApplied(this.#memory, back),
@@ -142,9 +149,9 @@ export class PatchedTarget {
   }
 
   /** A breakpoint stands on a function, which has its own code below it from now on, if it has not already. */
-  #standsBreakpoint(address: number, original: Uint8Array, isOurs: (address: number) => boolean): boolean {
+  #standsBreakpoint(address: number, original: Uint8Array): boolean {
     return (
-      restoreUnderBreakpoint(this.#memory, address, original, isOurs) ||
+      restoreUnderBreakpoint(this.#memory, address, original, this.#isOurAddress) ||
       isUnderBreakpoint(this.#memory.readSome(address, SITE_LENGTH), original)
     );
   }
@@ -153,9 +160,10 @@ export class PatchedTarget {
   giveWayToBreakpoints(): number {
     if (this.#reach.mustStandAll) return 0;
     this.#breakpoints ??= new KernelBreakpoints(
-      { pid: this.#pid, memory: this.#memory, times: this.#times, agentTid: this.agent.thread?.tid },
+      this.#memory,
       this.#changes,
-      (address) => this.agent.ownsCode(BigInt(address)),
+      this.#standAll,
+      this.#isOurAddress,
     );
     return this.#breakpoints.giveWay();
   }
@@ -170,15 +178,13 @@ export class PatchedTarget {
   #watchDebuggers(): DebuggerWatch {
     const hooks = new Set(this.sites.filter(({ kind }) => kind === 'hook').map(({ address }) => address));
     const { addresses } = this.#changes;
-    const { thread } = this.agent;
     return new DebuggerWatch({
       pid: this.#pid,
       memory: this.#memory,
-      times: this.#times,
-      agentTid: thread?.tid,
       sites: this.sites,
       changes: this.#changes.without(new Set([...addresses.keys()].filter((i) => hooks.has(addresses[i])))),
-      writeWhole: thread?.writeWhole.bind(thread),
+      writeWhole: this.#writeWhole,
+      standAll: this.#standAll,
     });
   }
 
@@ -296,7 +302,7 @@ export class PatchedTarget {
   #putReturnsBack(done: Set<number>): boolean {
     const agentTid = this.agent.thread?.tid;
     if (this.#reach.mustStandAll || !this.agent.areReturnsOwn()) {
-      const hold = this.#reach.standAll(this.#times.held, agentTid);
+      const hold = this.#standAll();
       try {
         if (anyoneInside(this.#pid, hold, this.#memory, this.#isOurs)) return false;
         this.agent.restoreReturnAddresses();
@@ -335,7 +341,7 @@ export class PatchedTarget {
   #putReturnsBackTogether(tids: ReadonlySet<number>): Set<number> {
     return withReader(tids.size, (reader) => {
       const maps = readMaps(this.#pid) ?? [];
-      const hold = this.#reach.standAll(this.#times.held, this.agent.thread?.tid);
+      const hold = this.#standAll();
       try {
         const threads = hold.threads.filter(({ tid }) => tids.has(tid));
         const { savedInstructionPointers } = reader.look(threads, maps, this.#memory);

@@ -9,9 +9,9 @@ import {
   sharedLast,
   type Journal,
 } from '../agent/index.js';
-import { readlinkSync, readdirSync } from 'node:fs';
+import { readdirSync } from 'node:fs';
 import { CannotError } from '../errors/index.js';
-import { SYS, readMaps, readStartTime, type Mapping } from '../linux/index.js';
+import { SYS, readLink, readMaps, readStartTime, type Mapping } from '../linux/index.js';
 import { Hold, RemoteCalls, borrowCode, pause, type HoldTimes, type TargetMemory } from '../target/index.js';
 import { SITE_LENGTH } from '../x86/index.js';
 import { SiteChanges, applyChanges, jumpTarget, restoreUnderBreakpoint } from './patch.js';
@@ -139,14 +139,6 @@ function sharedFiles(pid: number): number[] {
       .filter((fd) => [SHARED_PATH, CODE_PATH].includes(readLink(`/proc/${pid}/fd/${fd}`) ?? ''));
   } catch {
     return [];
-  }
-}
-
-function readLink(path: string): string | undefined {
-  try {
-    return readlinkSync(path);
-  } catch {
-    return undefined;
   }
 }
 

@@ -49,11 +49,11 @@ const OTHER_TRACER_PAUSE_MS = 100;
  */
 const REMOVE_TRIES = 14;
 const REMOVE_PAUSE_MS = 25;
-/** Of them, those that fail with such an error, each of which may take seconds. */
-const REMOVE_PASSING_TRIES = 3;
 const MAX_REMOVE_PAUSE_MS = 400;
 /** Errors that may be over at the next try: threads cannot be made to stand still, or a handler would run uncounted. */
 const PASSING: readonly (string | undefined)[] = ['WILL_NOT_STOP', UNCOUNTED_HANDLER];
+/** Tries to remove our code that may fail with one of them: each may take seconds. */
+const REMOVE_PASSING_TRIES = 3;
 /** Errors after which our code stays in a target that goes on: those, or its filters forbid. */
 const KEPT: readonly (string | undefined)[] = [...PASSING, CALL_REFUSED];
 /** The memory of a process goes a moment before it is seen to have ended. */

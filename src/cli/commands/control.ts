@@ -1,9 +1,7 @@
 import { UsageError, control, formatCount, type ControlAnswer, type SessionStatus } from '../../index.js';
-import { parseCount } from '../units.js';
+import { milliseconds, parseCount } from '../units.js';
 import type { RegisterCommand } from './index.js';
 import { collect } from './trace-options.js';
-
-const US_PER_MS = 1000;
 
 interface ControlFlags {
   readonly pid: string;
@@ -51,7 +49,7 @@ function describeChange({ matchedOn, matchedOff, status }: ControlAnswer): strin
   const parts = [];
   if (matchedOn > 0) parts.push(`${matchedOn} on`);
   if (matchedOff > 0) parts.push(`${matchedOff} off`);
-  return `${parts.join(', ')}, in ${(status.switch_us / US_PER_MS).toFixed(2)} ms; no thread was held`;
+  return `${parts.join(', ')}, in ${milliseconds(status.switch_us, 2)}; no thread was held`;
 }
 
 /** What only a program that changes its own code has. */
@@ -60,7 +58,7 @@ function describeInside({ inside }: SessionStatus): readonly (readonly [string, 
   const { waits, longest_wait_us: longest, helper_writes: helped, written_by: by } = inside;
   return [
     ['written', by === 'mprotect' ? 'by mprotect; signal handlers wait meanwhile' : 'by /proc/self/mem'],
-    ['waited', `${times(waits)} for signal handlers, ${(longest / US_PER_MS).toFixed(1)} ms at longest`],
+    ['waited', `${times(waits)} for signal handlers, ${milliseconds(longest)} at longest`],
     ['helped', `${times(helped)} by signal handlers`],
   ];
 }
@@ -81,8 +79,8 @@ function describeStatus(status: SessionStatus): string {
     ['threads', formatCount(status.threads)],
     ['sites', ways.join(', ')],
     ['switched', `${formatCount(status.switched)} functions`],
-    ['held', `${(status.held_us / US_PER_MS).toFixed(1)} ms at longest`],
-    ['lent', `one thread, ${(status.lent_us / US_PER_MS).toFixed(1)} ms at longest`],
+    ['held', `${milliseconds(status.held_us)} at longest`],
+    ['lent', `one thread, ${milliseconds(status.lent_us)} at longest`],
     ...describeInside(status),
   ];
   return rows.map(([name, value]) => `${name.padEnd(10)} ${value}\n`).join('');

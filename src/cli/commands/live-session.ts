@@ -17,7 +17,7 @@ import {
   type TextOutput,
 } from '../../index.js';
 import { OutputClosed, type Terminal } from '../terminal.js';
-import { parseCount, parseSize, parseTime } from '../units.js';
+import { milliseconds, parseCount, parseSize, parseTime } from '../units.js';
 import type { LiveOptions } from './trace-options.js';
 
 /** Exit status of a program that a signal ended, as shells tell it. */
@@ -31,7 +31,6 @@ const LIBRARY_POLL_MS = 200;
 const FLUSH_MS = 50;
 /** Of a program with so few functions most have no symbol, as a rule. */
 const FEW_FUNCTIONS = 50;
-const US_PER_MS = 1000;
 
 function sessionOptions(options: LiveOptions, terminal: Terminal): SessionOptions {
   return {
@@ -249,9 +248,8 @@ function tell(terminal: Terminal, options: LiveOptions, summary: SessionSummary)
   ];
   const refused = Object.values(summary.refused).reduce((sum, n) => sum + n, 0);
   if (refused > 0) parts.push(`${counted(refused, 'function')} refused (see safepoke functions --refused)`);
-  const ms = (us: number): string => `${(us / US_PER_MS).toFixed(1)} ms`;
-  if (summary.held_us > 0) parts.push(`no thread held longer than ${ms(summary.held_us)}`);
-  else if (summary.lent_us > 0) parts.push(`no thread held, one lent for ${ms(summary.lent_us)}`);
+  if (summary.held_us > 0) parts.push(`no thread held longer than ${milliseconds(summary.held_us)}`);
+  else if (summary.lent_us > 0) parts.push(`no thread held, one lent for ${milliseconds(summary.lent_us)}`);
   terminal.note(`safepoke: ${parts.join('; ')}`);
   if (summary.laneless > 0) {
     terminal.warn(
