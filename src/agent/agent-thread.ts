@@ -6,6 +6,8 @@
 // is that nobody sees half of a change. The text pages that hold sites are the target's private copies of the file's pages.
 // mremap(MREMAP_DONTUNMAP) takes the copies away, with the old translations flushed on all processors before anybody can get a
 // new one; the next fetch faults the file's own page in. So the text is afterwards what it was, and so is its mapping.
+//
+// Pages with hooks of unwinders come last when the tracer has died: swapped return addresses are put back first (return-listing.ts).
 import { CannotError } from '../errors/index.js';
 import {
   FUTEX,
@@ -28,11 +30,20 @@ import {
 import { type PlannedCall, type RemoteCall } from '../target/index.js';
 import { SITE_LENGTH, assemble } from '../x86/index.js';
 import { AGENT, CALL, CALLS_MAX, CONTROL, WRITE } from './layout.js';
+import { RETURNS_LISTING } from './return-listing.js';
 
 export const TEXT_RUN_SIZE = 16;
+const TEXT_RUN_SHIFT = 4;
 
 /** What to do. */
-const ACTION = { restoreText: 1, leave: 2, makeCalls: 3, writeWhole: 4 } as const;
+const ACTION = {
+  restoreText: 1,
+  leave: 2,
+  makeCalls: 3,
+  writeWhole: 4,
+  restorePlainText: 5,
+  putReturnsBack: 6,
+} as const;
 
 /** Something more that the thread can do: `label` stands in the listing around it, keeps rbx and r14, and jumps to `served`. */
 export interface AgentAction {
@@ -69,6 +80,9 @@ const NAP_NS = 1_000_000;
 /** A pause before trying again what failed for want of mappings or memory. */
 const RETRY_NS = 50_000_000;
 const RETRIES = 1200;
+/** Between two looks for return addresses that are still swapped: first and most. The first is far more than a store takes to be seen by all. */
+const RETURNS_NAP_NS = 1_000_000;
+const RETURNS_NAP_MAX_NS = 64_000_000;
 
 const NAME = 'safepoke';
 const MEMORY_PATH = '/proc/self/mem';
@@ -87,6 +101,19 @@ export interface WholeSite {
   readonly address: number;
   readonly bytes: Uint8Array;
 }
+
+/** What the thread does when we die. Addresses in the target; all 0: nothing. */
+export interface OrphanPlaces {
+  readonly control: number;
+  readonly rings: number;
+  readonly ringBytes: number;
+  /** Of the first lane that a thread can have. */
+  readonly lanes: number;
+  /** It may make a process that shares the memory. */
+  readonly mayMend: boolean;
+}
+
+export const NO_PLACES: OrphanPlaces = { control: 0, rings: 0, ringBytes: 0, lanes: 0, mayMend: false };
 
 /** Where the thread finds things, in the target. */
 export interface AgentThreadPlaces {
@@ -132,10 +159,7 @@ ${idle}
     je next
     mov qword [rbx+${AGENT.pause}], 0 ; forbidden, by a filter of the program's
     mov qword [rbx+${AGENT.pause + 8}], ${NAP_NS}
-    lea rdi, [rbx+${AGENT.pause}]
-    xor esi, esi
-    mov eax, ${SYS.nanosleep}
-    syscall
+    call nap
     jmp next
 
 serve:
@@ -146,7 +170,15 @@ serve:
     je make_calls
     cmp dword [rbx+${AGENT.action}], ${ACTION.writeWhole}
     je write_whole
+    cmp dword [rbx+${AGENT.action}], ${ACTION.putReturnsBack}
+    je serve_returns
 ${more.map(({ action, label }) => `    cmp dword [rbx+${AGENT.action}], ${action}\n    je ${label}`).join('\n')}
+    mov r12, [rbx+${AGENT.runs}]
+    mov r13, [rbx+${AGENT.plainRunCount}]
+    cmp dword [rbx+${AGENT.action}], ${ACTION.restorePlainText}
+    je restore_now
+    mov r13, [rbx+${AGENT.runCount}]
+restore_now:
     call restore
     mov [rbx+${AGENT.failed}], eax
 served:
@@ -157,6 +189,11 @@ served:
     mov eax, ${SYS.futex}
     syscall
     jmp next
+
+serve_returns:
+    call put_returns_back
+    mov [rbx+${AGENT.failed}], eax
+    jmp served
 
 make_calls:
     lea r12, [rbx+${AGENT.calls}]
@@ -203,28 +240,39 @@ write_next:
     syscall
     jmp served
 
-; The tracer is gone. Stop recording, turn the text back, free the rings. The code stays: threads may be in it.
+; The tracer is gone. Stop recording, turn the text back but for hooks, put return addresses back, then turn back the hooks, free the
+; rings. The code stays: threads may be in it. A session that comes meanwhile does the rest, and says so.
 orphaned:
 ${onOrphaned === undefined ? '' : `    call ${onOrphaned}`}
     mov rax, [rbx+${AGENT.control}]
     test rax, rax
     je leave_now
     mov qword [rax+${CONTROL.enabled}], 0
-    mov r15d, ${RETRIES}
-orphaned_try:
-    call restore
-    test eax, eax
-    je orphaned_done
-    sub r15d, 1
-    je orphaned_done
+    mov r14, [rbx+${AGENT.runs}]
+    mov r13, [rbx+${AGENT.plainRunCount}]
+    call restore_patiently
+    cmp qword [rbx+${AGENT.lanes}], 0
+    je orphaned_hooks
     mov qword [rbx+${AGENT.pause}], 0
-    mov qword [rbx+${AGENT.pause + 8}], ${RETRY_NS}
-    lea rdi, [rbx+${AGENT.pause}]
-    xor esi, esi
-    mov eax, ${SYS.nanosleep}
-    syscall
-    jmp orphaned_try
-orphaned_done:
+    mov qword [rbx+${AGENT.pause + 8}], ${RETURNS_NAP_NS}
+orphaned_returns:
+    call nap
+    cmp qword [rbx+${AGENT.control}], 0
+    je leave_now
+    call put_returns_back
+    test eax, eax
+    je orphaned_hooks
+    cmp qword [rbx+${AGENT.pause + 8}], ${RETURNS_NAP_MAX_NS}
+    jae orphaned_returns
+    shl qword [rbx+${AGENT.pause + 8}], 1
+    jmp orphaned_returns
+orphaned_hooks:
+    mov r14, [rbx+${AGENT.plainRunCount}]
+    mov r13, [rbx+${AGENT.runCount}]
+    sub r13, r14
+    shl r14, ${TEXT_RUN_SHIFT}
+    add r14, [rbx+${AGENT.runs}]
+    call restore_patiently
     mov rdi, [rbx+${AGENT.rings}]
     mov rsi, [rbx+${AGENT.ringBytes}]
     mov edx, ${MADV.remove}
@@ -236,10 +284,35 @@ leave_now:
     syscall
     ud2
 
-; Takes the private copies of all runs away. eax: how many could not be.
+; Sleeps for as long as the page says.
+nap:
+    lea rdi, [rbx+${AGENT.pause}]
+    xor esi, esi
+    mov eax, ${SYS.nanosleep}
+    syscall
+    ret
+
+; Takes the copies of r13 runs from r14 on away, again and again where that fails.
+restore_patiently:
+    mov r15d, ${RETRIES}
+restore_try:
+    push r13
+    mov r12, r14
+    call restore
+    pop r13
+    test eax, eax
+    je restore_tried
+    sub r15d, 1
+    je restore_tried
+    mov qword [rbx+${AGENT.pause}], 0
+    mov qword [rbx+${AGENT.pause + 8}], ${RETRY_NS}
+    call nap
+    jmp restore_try
+restore_tried:
+    ret
+
+; Takes the private copies of r13 runs from r12 on away. eax: how many could not be.
 restore:
-    mov r12, [rbx+${AGENT.runs}]
-    mov r13, [rbx+${AGENT.runCount}]
     xor ebp, ebp
 restore_next:
     test r13, r13
@@ -267,7 +340,7 @@ restore_on:
 restore_done:
     mov eax, ebp
     ret
-`;
+${RETURNS_LISTING}`;
 }
 
 /** The tracer's side of the thread. */
@@ -342,18 +415,29 @@ export class AgentThread {
     return this.#tid;
   }
 
-  /** Tells it where the runs of text are that it is to turn back, by command or when we die: `count` of them from `address` on. */
-  setTextRuns(address: number, count: number): void {
+  /**
+   * Tells it where the runs of text are that it is to turn back, by command or when we die: `count` of them from `address` on, the first
+   * `plain` of which have no hook.
+   */
+  setTextRuns(address: number, count: number, plain: number): void {
     this.#longs[AGENT.runCount / 8] = 0n;
     this.#longs[AGENT.runs / 8] = BigInt(address);
+    this.#longs[AGENT.plainRunCount / 8] = BigInt(plain);
     this.#longs[AGENT.runCount / 8] = BigInt(count);
   }
 
-  /** Tells it what to turn off and to free should we die. From then on it is of use. */
-  setMemory(control: number, rings: number, ringBytes: number): void {
+  /** Tells it what to turn off, to put right and to free should we die. From then on it is of use. */
+  setMemory({ control, rings, ringBytes, lanes, mayMend }: OrphanPlaces): void {
     this.#longs[AGENT.ringBytes / 8] = BigInt(ringBytes);
     this.#longs[AGENT.rings / 8] = BigInt(rings);
+    this.#longs[AGENT.lanes / 8] = BigInt(lanes);
+    this.#words[AGENT.mayMend / 4] = mayMend ? 1 : 0;
     this.#longs[AGENT.control / 8] = BigInt(control);
+  }
+
+  /** It may not make another process any more. */
+  forbidMending(): void {
+    this.#words[AGENT.mayMend / 4] = 0;
   }
 
   /** Has it make one system call. Returns the result, or -errno. @throws CannotError AGENT_LOST */
@@ -395,10 +479,20 @@ export class AgentThread {
     }
   }
 
-  /** Turns the text runs back to what the file has. Returns the number of those that could not be. @throws CannotError AGENT_LOST */
-  restoreText(): number {
-    this.#perform(ACTION.restoreText);
+  /**
+   * Turns the text runs back to what the file has: all, or those without hooks. Returns the number of those that could not be.
+   *
+   * @throws CannotError AGENT_LOST
+   */
+  restoreText(withHooks = true): number {
+    this.#perform(withHooks ? ACTION.restoreText : ACTION.restorePlainText);
     return this.#words[AGENT.failed / 4];
+  }
+
+  /** Puts swapped return addresses back. True if none is left that is, or may come to be, swapped. @throws CannotError AGENT_LOST */
+  putReturnsBack(): boolean {
+    this.#perform(ACTION.putReturnsBack);
+    return this.#words[AGENT.failed / 4] === 0;
   }
 
   /** Ends the thread, and waits until it has gone. */

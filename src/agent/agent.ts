@@ -50,10 +50,16 @@ import {
   type Journal,
   type ShadowPlaces,
 } from './journal.js';
-import { AGENT_THREAD_CALLS, AgentThread, TEXT_RUN_SIZE, agentThreadCode } from './agent-thread.js';
+import {
+  AGENT_THREAD_CALLS,
+  AgentThread,
+  NO_PLACES,
+  TEXT_RUN_SIZE,
+  agentThreadCode,
+} from './agent-thread.js';
 import {
   areOnOwnStacks,
-  hasSwappedReturns,
+  maySwapReturns,
   readShadowEntries,
   restoreReturnAddresses,
   shadowBase,
@@ -133,6 +139,8 @@ export interface AgentOptions {
   /** Calls nested deeper than this many others are not wanted; undefined: all are. */
   readonly maxDepth: number | undefined;
   readonly mayAskTid: boolean;
+  /** Should the tracer die, the agent's thread may make a process that shares the memory: no seccomp filter minds. */
+  readonly mayMend: boolean;
   /** Offset of the thread's id from its thread pointer; 0: unknown. */
   readonly tidOffset: number;
   /** Code whose calls may have their return address swapped, the most frequent caller first. */
@@ -184,6 +192,9 @@ export class Agent {
   readonly #codePlaces: Mapped[] = [];
   #code: OwnMapping | undefined;
   #isFurnished = false;
+  /** As `AgentOptions.mayMend`, until a filter comes. */
+  #mayMend: boolean;
+  #filters: string | undefined;
   #reserved = 0;
   readonly #pid: number;
   /** The process locks memory (mlock). */
@@ -215,6 +226,7 @@ export class Agent {
     this.#journalRoom = journalRoom;
     this.#memory = memory;
     this.#options = options;
+    this.#mayMend = options.mayMend;
     this.geometry = geometry;
     this.budget = budgetOf(options, geometry);
     this.control = places.control;
@@ -364,7 +376,14 @@ export class Agent {
     if ([ERRNO.ENOMEM, ERRNO.EAGAIN].includes(-wiped)) throw noMemory(this.#pid);
     expectSuccess(wiped, `prepare process ${this.#pid} for fork`, 'use Linux 4.14 or later');
     this.#mapCode(clusters, call);
-    this.#thread?.setMemory(this.control, this.#shared + rings, sharedBytes - rings);
+    this.#thread?.setMemory({
+      control: this.control,
+      rings: this.#shared + rings,
+      ringBytes: sharedBytes - rings,
+      lanes: this.#laneAddress(1),
+      mayMend: this.#mayMend,
+    });
+    this.#filters = this.#threadFilters();
   }
 
   #mapCode(clusters: readonly Cluster[], call: RemoteCall): void {
@@ -435,15 +454,18 @@ export class Agent {
   }
 
   /** Tells the agent's thread which runs of text hold sites, for it to turn back. */
-  writeTextRuns(runs: readonly { readonly start: number; readonly length: number }[]): void {
+  writeTextRuns(
+    runs: readonly { readonly start: number; readonly length: number; readonly hasHook: boolean }[],
+  ): void {
     const table = new BigUint64Array(runs.length * 2);
-    runs.forEach(({ start, length }, i) => {
+    const plain = runs.filter(({ hasHook }) => !hasHook);
+    [...plain, ...runs.filter(({ hasHook }) => hasHook)].forEach(({ start, length }, i) => {
       table[i * 2] = BigInt(start);
       table[i * 2 + 1] = BigInt(length);
     });
     const address = this.data + this.geometry.dataBytes + this.#journalRoom;
     this.#memory.write(address, new Uint8Array(table.buffer));
-    this.#thread?.setTextRuns(address, runs.length);
+    this.#thread?.setTextRuns(address, runs.length, plain.length);
   }
 
   /** Writes lanes and code: everything but the sites, ready for so many threads. @throws CannotError where an instruction cannot be relocated */
@@ -635,9 +657,32 @@ export class Agent {
     return restored;
   }
 
-  /** True if a call is open whose return address is swapped, or was until it was put back. */
-  hasSwappedReturns(): boolean {
-    return hasSwappedReturns(this.#memory, this.#places);
+  /**
+   * Has the agent's thread put swapped return addresses back, with all others running. True: none is swapped any more, nor will be. False:
+   * try again, or do it another way. Recording has been off for long enough to be seen by all.
+   */
+  putReturnsBack(): boolean {
+    this.mindFilters();
+    return this.#mayMend && this.#thread?.putReturnsBack() === true;
+  }
+
+  /** To be called again and again: a seccomp filter that the program has given all of its threads meanwhile may not like another process. */
+  mindFilters(): void {
+    if (!this.#mayMend || this.#threadFilters() === this.#filters) return;
+    this.#mayMend = false;
+    this.#thread?.forbidMending();
+  }
+
+  /** Says whether two looks found the same filters on the agent's thread. */
+  #threadFilters(): string | undefined {
+    if (this.#thread === undefined) return undefined;
+    const status = readStatus(this.#pid, this.#thread.tid);
+    return status === undefined ? this.#filters : `${status.get('Seccomp')} ${status.get('Seccomp_filters')}`;
+  }
+
+  /** True if a return address is swapped, or may be yet: recording has been off for long enough to be seen by all. */
+  maySwapReturns(): boolean {
+    return maySwapReturns(this.#memory, this.#places);
   }
 
   /** True if nobody returns through a swapped return address but the thread that it was swapped for. The sites have been restored. */
@@ -649,7 +694,7 @@ export class Agent {
    * Writes down what is about to be changed, for a session to come should this one be killed: ascending addresses, and the five
    * bytes of each. Before any site is changed; which of them will be changed need not be known yet.
    */
-  writeJournal(addresses: Float64Array, originals: Uint8Array): void {
+  writeJournal(addresses: Float64Array, originals: Uint8Array, hooks: ReadonlySet<number>): void {
     // The agent's thread is done for when it is out of its code.
     const code = new Set(this.#codePlaces.map(({ address }) => address));
     const threadCode = { address: this.#threadCode, length: PAGE, isCode: true };
@@ -662,7 +707,7 @@ export class Agent {
       ],
     };
     const address = this.data + this.geometry.dataBytes;
-    this.#memory.write(address, encodeJournal(journal, addresses, originals));
+    this.#memory.write(address, encodeJournal(journal, addresses, originals, hooks));
     new BigUint64Array(this.#page.bytes)[AGENT.journal / 8] = BigInt(address);
   }
 
@@ -670,8 +715,8 @@ export class Agent {
   dismissThread(): boolean {
     if (this.#resident !== undefined) {
       // It stays, and has nothing to turn back any more.
-      this.#resident.thread.setTextRuns(0, 0);
-      this.#resident.thread.setMemory(0, 0, 0);
+      this.#resident.thread.setTextRuns(0, 0, 0);
+      this.#resident.thread.setMemory(NO_PLACES);
       return true;
     }
     try {

@@ -7,6 +7,7 @@ export {
   type ResidentThread,
 } from './agent.js';
 export { CODE_PATH, SHARED_NAME, SHARED_PATH, readAgentPage, readJournal, type Journal } from './journal.js';
+export { MENDER_CALLS } from './return-listing.js';
 export { restoreReturnAddresses } from './shadow-stacks.js';
 export {
   AGENT_THREAD_FLAGS_APART,

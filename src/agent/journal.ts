@@ -3,15 +3,15 @@
 //
 //   header   journal magic, where the agent's regions are
 //   ranges   {address, length, is code} of each mapping
-//   sites    {address, original bytes}
+//   sites    {address, original bytes, is a hook}
 //
 // It is found through the agent's page, at the start of the shared region, which /proc/PID/maps shows by name. That page also lists
 // the mappings, for a session that was killed before there was a journal.
 import type { TargetMemory } from '../target/index.js';
 import { AGENT, MAPPED_MAX, type AgentGeometry } from './layout.js';
 
-/** "journal2" read as a little-endian number: changes with the layout. */
-const JOURNAL_MAGIC = 0x326c_616e_7275_6f6an;
+/** "journal3" read as a little-endian number: changes with the layout. */
+const JOURNAL_MAGIC = 0x336c_616e_7275_6f6an;
 
 /** Offsets in the header. All u64. */
 const JOURNAL = {
@@ -31,6 +31,7 @@ const RANGE_SIZE = 24;
 const SITE_SIZE = 16;
 const ORIGINAL_OFFSET = 8;
 const ORIGINAL_LENGTH = 5;
+const HOOK_OFFSET = ORIGINAL_OFFSET + ORIGINAL_LENGTH;
 const TWO_TO_32 = 2 ** 32;
 /** No honest journal has more: a damaged one must not make us allocate without bound. */
 const MAX_RANGES = 4096;
@@ -54,6 +55,8 @@ export interface JournalRange {
 export interface JournalSite {
   readonly address: number;
   readonly original: Uint8Array;
+  /** Of an unwinder: it is needed as long as return addresses are swapped. */
+  readonly isHook: boolean;
 }
 
 /** Where shadow stacks are, to put return addresses back. */
@@ -76,11 +79,12 @@ export function journalBytes(ranges: number, sites: number): number {
   return JOURNAL.size + ranges * RANGE_SIZE + sites * SITE_SIZE;
 }
 
-/** `addresses` ascend; `originals` has the five bytes of each, one site's behind the other's. */
+/** `addresses` ascend; `originals` has the five bytes of each, one site's behind the other's; `hooks` are indices. */
 export function encodeJournal(
   journal: Omit<Journal, 'sites'>,
   addresses: Float64Array,
   originals: Uint8Array,
+  hooks: ReadonlySet<number>,
 ): Uint8Array {
   const bytes = new Uint8Array(journalBytes(journal.ranges.length, addresses.length));
   const view = new DataView(bytes.buffer);
@@ -108,6 +112,7 @@ export function encodeJournal(
     view.setUint32(at + 4, Math.floor(addresses[i] / TWO_TO_32), true);
     for (let k = 0; k < ORIGINAL_LENGTH; k++)
       bytes[at + ORIGINAL_OFFSET + k] = originals[i * ORIGINAL_LENGTH + k];
+    bytes[at + HOOK_OFFSET] = hooks.has(i) ? 1 : 0;
     at += SITE_SIZE;
   }
   return bytes;
@@ -137,7 +142,7 @@ export function readJournal(memory: TargetMemory, shared: number): Journal | und
   const sites = Array.from({ length: siteCount }, (_, i) => {
     const at = rangeCount * RANGE_SIZE + i * SITE_SIZE;
     const original = rest.slice(at + ORIGINAL_OFFSET, at + ORIGINAL_OFFSET + ORIGINAL_LENGTH);
-    return { address: restGet(at), original };
+    return { address: restGet(at), original, isHook: rest[at + HOOK_OFFSET] !== 0 };
   });
   return {
     control: get(JOURNAL.control),

@@ -72,10 +72,16 @@ export const AGENT = {
   pause: 80,
   /** u32: how many of the calls below to make. */
   callCount: 96,
+  /** u32: 1 if the thread may make a process that shares the memory, to put return addresses back (return-listing.ts). */
+  mayMend: 100,
   /** u64: what the thread turns off and frees when it is orphaned: the control page, the rings and their length; 0: not yet. */
   control: 104,
   rings: 112,
   ringBytes: 120,
+  /** u64: address of the first lane that a thread can have. */
+  lanes: 128,
+  /** u64: how many text runs, the first of the table, have no hook of an unwinder. */
+  plainRunCount: 136,
   /** u64: address of the table of text runs {start, length}; how many there are. */
   runs: 144,
   runCount: 152,
@@ -87,6 +93,8 @@ export const AGENT = {
   /** u64: how many mappings there are; then {address, length} of each, as soon as it is made. */
   mappedCount: 184,
   mapped: 192,
+  /** u32: threads that return through a swapped return address, or may come to; the largest number as long as that is not known. */
+  swapped: 1992,
   /** Path of the process's own memory; name of the memory that code lies in; name of the thread. Each ended by a zero. */
   memoryPath: 2000,
   codeName: 2016,
@@ -101,7 +109,7 @@ export const AGENT = {
 } as const;
 
 /** Mappings that the agent's page has room for. */
-export const MAPPED_MAX = Math.floor((AGENT.memoryPath - AGENT.mapped) / 16);
+export const MAPPED_MAX = Math.floor((AGENT.swapped - AGENT.mapped) / 16);
 
 /** A system call for the agent's thread to make. All u64. */
 export const CALL = {

@@ -13,7 +13,8 @@
 //   3. find the thread's lane: a cache indexed by a hash of the thread pointer, then the owner's thread id compared, for a
 //      new thread may have got the thread block of one that has ended. Only then the time stamp is read: what follows it
 //      need not wait for it, what comes before would
-//   4. mark the lane busy; a signal handler that comes now and is traced finds the mark and disturbs nothing
+//   4. mark the lane busy; a signal handler that comes now and is traced finds the mark and disturbs nothing. Look once more
+//      whether recording is off: who turns it off and then sees no mark knows that nobody will swap a return address
 //   5. drop shadow entries of calls that are over without having returned (longjmp, exceptions)
 //   6. swap the return address only if the caller is code in a file: those that walk stacks by return addresses (JITs)
 //      must find their own
@@ -197,6 +198,8 @@ export function recorderListing(
   const { laneTable, cache, queue, queueMask } = geometry;
   const data = `0x${places.data.toString(16)}`;
   const control = `0x${places.control.toString(16)}`;
+  // They are mapped in one piece.
+  const controlFromData = Number(places.control - places.data) + CONTROL.enabled;
 
   const timeStamp = `
     rdtsc
@@ -231,6 +234,8 @@ ${p}:${SAVE}
 ${p}_lane:${timeStamp}
     push qword [rbx+${LANE.busy}]
     mov [rbx+${LANE.busy}], rsp
+    cmp dword [rdi+${controlFromData}], 0
+    je ${p}_leave
     lea rsi, ${slotAddress}          ; rsi: return slot
     cmp qword [rbx+${LANE.parked}], 0
     jne ${p}_parked

@@ -69,9 +69,18 @@ function* openLanes(
   }
 }
 
-/** True if a return address is swapped in any lane. */
-export function hasSwappedReturns(memory: TargetMemory, places: ShadowPlaces): boolean {
-  return openLanes(memory, places).next().done !== true;
+/** True if a return address is swapped in any lane, or a recorder is at work that may swap one. Recording is off; threads may be running. */
+export function maySwapReturns(memory: TargetMemory, places: ShadowPlaces): boolean {
+  // Marks first: of one that is taken off meanwhile the entry is seen.
+  return isAnyBusy(memory, places) || openLanes(memory, places).next().done !== true;
+}
+
+function isAnyBusy(memory: TargetMemory, { data, laneTable, lanes }: ShadowPlaces): boolean {
+  const table = memory.read(data + laneTable, lanes * LANE.size);
+  const view = new DataView(table.buffer, table.byteOffset);
+  for (let at = 0; at < table.length; at += LANE.size)
+    if (view.getBigUint64(at + LANE.busy, true) !== 0n) return true;
+  return false;
 }
 
 /**

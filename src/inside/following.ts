@@ -17,7 +17,7 @@ import {
   readStatus,
   systemCall,
 } from '../linux/index.js';
-import { mayExecute } from '../target/index.js';
+import { hasOurFilters, mayExecute } from '../target/index.js';
 import { checkProgram, hasProgramFormat, type Identity } from './check-program.js';
 import type { InsideMemory } from './inside-memory.js';
 import { BLOCK, ENVIRONMENT_SIZE, EXECUTION, EXECUTION_KIND, FOLLOW } from './layout.js';
@@ -254,8 +254,7 @@ export class Following {
   #prepare(request: Request): void {
     this.#refusal = undefined;
     const status = readStatus(this.#pid);
-    const filters = 'Seccomp_filters';
-    if (status?.get(filters) !== readStatus(process.pid)?.get(filters)) {
+    if (!hasOurFilters(this.#pid)) {
       throw notFollowed(
         this.#pid,
         'it has confined itself by a seccomp filter, which the program inherits that it executes, and which may kill what does something unforeseen',

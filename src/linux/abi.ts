@@ -48,7 +48,7 @@ export const SIGNAL_SET_BYTES = 8;
 /** struct sigaction as the kernel has it: handler, flags, restorer, mask; a word each. */
 export const ACTION_WORDS = 4;
 /** Where a signal frame's struct ucontext has registers: arch/x86/include/uapi/asm/{ucontext,sigcontext}.h. */
-export const UCONTEXT_REGISTERS = { rax: 144, rcx: 152, rsp: 160, rip: 168 } as const;
+export const UCONTEXT_REGISTERS = { rbp: 120, rax: 144, rcx: 152, rsp: 160, rip: 168 } as const;
 
 /** Flags of open(2), the directory of openat(2) that is the current one, where lseek(2) counts from the beginning: include/uapi/linux/{fcntl,fs}.h. */
 export const O_RDWR = 2;

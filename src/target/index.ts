@@ -19,7 +19,7 @@ export {
   type RemoteCall,
 } from './remote-calls.js';
 export { SYSCALL_LENGTH, type BorrowedCode } from './return-frame.js';
-export { checkSeccomp, type PlannedCall } from './seccomp.js';
+export { checkSeccomp, hasOurFilters, seccompRefusal, type PlannedCall } from './seccomp.js';
 export { awaitUnshared, refuseShared } from './sharers.js';
 export { passOnFiles } from './inherited.js';
 export {

@@ -1,7 +1,7 @@
 // What a process's seccomp filters would do to the system calls that it is to make for us. Some filters kill: so their
 // programs are run here first, on the very arguments.
 import { CannotError } from '../errors/index.js';
-import { errnoName, readSeccompFilter } from '../linux/index.js';
+import { errnoName, readSeccompFilter, readStatus } from '../linux/index.js';
 
 /** struct seccomp_data, include/uapi/linux/seccomp.h: nr, arch, instruction_pointer, args[6]. */
 const DATA_SIZE = 64;
@@ -138,25 +138,41 @@ function compare(operation: number, a: number, b: number): boolean {
  * @throws CannotError SECCOMP with the call and what would become of it
  */
 export function checkSeccomp(pid: number, tid: number, calls: readonly PlannedCall[]): void {
-  const refuse = (why: string, next: string): CannotError =>
-    new CannotError('SECCOMP', { tried: `let process ${pid} make system calls for us`, why, next });
+  const refusal = seccompRefusal(tid, calls);
+  if (refusal === undefined) return;
+  throw new CannotError('SECCOMP', { tried: `let process ${pid} make system calls for us`, ...refusal });
+}
+
+/** How many filters a process has, in its status. */
+const FILTER_COUNT = 'Seccomp_filters';
+
+/** True if a process that safepoke has started has no filters but those that it has from safepoke. */
+export function hasOurFilters(pid: number): boolean {
+  return readStatus(pid)?.get(FILTER_COUNT) === readStatus(process.pid)?.get(FILTER_COUNT);
+}
+
+/** Why all filters of a held thread do not let the calls through, and what to do about it; undefined if they do. */
+export function seccompRefusal(
+  tid: number,
+  calls: readonly PlannedCall[],
+): { readonly why: string; readonly next: string } | undefined {
   for (let index = 0; ; index++) {
     const program = readSeccompFilter(tid, index);
-    if (program === undefined) return;
+    if (program === undefined) return undefined;
     if (typeof program === 'number') {
-      throw refuse(
-        `it has seccomp filters, which the kernel does not let us read (${errnoName(-program)})`,
-        'run safepoke as root in the initial namespace (CAP_SYS_ADMIN), so that it can see whether they allow it',
-      );
+      return {
+        why: `it has seccomp filters, which the kernel does not let us read (${errnoName(-program)})`,
+        next: 'run safepoke as root in the initial namespace (CAP_SYS_ADMIN), so that it can see whether they allow it',
+      };
     }
     for (const call of calls) {
       const action = (runFilter(program, call) & ACTION_MASK) >>> 0;
       if (action === RET_ALLOW || action === RET_LOG) continue;
       const would = ACTION_NAMES.get(action) ?? `act by 0x${action.toString(16)}`;
-      throw refuse(
-        `a seccomp filter would ${would} at ${call.name}`,
-        'start it with `safepoke run`, or with a filter that allows that call',
-      );
+      return {
+        why: `a seccomp filter would ${would} at ${call.name}`,
+        next: 'start it with `safepoke run`, or with a filter that allows that call',
+      };
     }
   }
 }

@@ -1,6 +1,7 @@
 // Children of every kind, programs that become others, libraries that come and go.
 import assert from 'node:assert/strict';
 import { isSafepokeError, attach } from '../index.js';
+import { throwing } from './exceptions.test.support.js';
 import type { Hazard, Rounds } from './rounds.test.support.js';
 import {
   Running,
@@ -175,4 +176,8 @@ export const processHazards: readonly Hazard[] = [
   },
   { name: 'libraries that are loaded and unloaded while their functions are traced', run: loading },
   { name: 'longjmp, coroutines, exceptions, stack overflow, cancellation, backtraces', run: leaving },
+  {
+    name: 'exceptions without a pause while safepoke comes, goes, and is killed: each is caught',
+    run: throwing,
+  },
 ];

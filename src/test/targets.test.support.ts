@@ -445,7 +445,14 @@ export function textMapsOf(pid: number): string[] {
 }
 
 function tracerOf(pid: number): string[] {
-  return readdirSync(`/proc/${pid}/task`).map((tid) => statusField(pid, 'TracerPid', tid));
+  return readdirSync(`/proc/${pid}/task`).flatMap((tid) => {
+    try {
+      return [statusField(pid, 'TracerPid', tid)];
+    } catch {
+      // It has ended meanwhile.
+      return [];
+    }
+  });
 }
 
 /** A field of /proc/PID/task/TID/status. */

@@ -1,12 +1,18 @@
 import assert from 'node:assert/strict';
+import { existsSync, readFileSync, readdirSync, readlinkSync } from 'node:fs';
 import { test } from 'node:test';
 import { attach } from '../index.js';
+import { THROWN_THROUGH, assertFine, killInSession } from './exceptions.test.support.js';
+import { textOf } from './process-state.test.support.js';
 import {
+  Running,
   Target,
   assertCounted,
   assertNested,
   build,
   callsOf,
+  changedBytes,
+  isTraced,
   pause,
   runTraced,
 } from './targets.test.support.js';
@@ -56,7 +62,7 @@ test('C++ exceptions with everything of the C++ library traced as well', () => {
 test('exceptions find their way at every moment of a session that begins, goes on and ends', async () => {
   const LONG_ENOUGH_MS = '600000';
   const target = new Target(build('leaves.cc'), LONG_ENOUGH_MS);
-  const filters = ['on_user', 'throws', 'work', 'step'];
+  const filters = [...THROWN_THROUGH];
   for (let i = 0; i < 12; i++) {
     const session = attach(target.pid, { filters });
     await pause(i * 3);
@@ -65,4 +71,90 @@ test('exceptions find their way at every moment of a session that begins, goes o
     assert.deepEqual([target.child.exitCode, target.child.signalCode], [null, null], target.stderr);
   }
   target.kill();
+});
+
+test('a thread that is about to swap a return address when a session ends finds its way, and no hook is left behind', async () => {
+  const STAYS_MS = '30';
+  const target = await Target.ready(build('stays.cc'), STAYS_MS);
+  try {
+    const before = textOf(target.pid);
+    for (let i = 0; i < 15; i++) {
+      const session = attach(target.pid, { filters: ['thrower'] });
+      await pause(50 + i * 7);
+      const { restored, removed } = await session.stop();
+      assert.deepEqual({ restored, removed }, { restored: true, removed: true });
+      assert.ok(textOf(target.pid).equals(before));
+    }
+    await assertFine(target);
+  } finally {
+    target.kill();
+  }
+});
+
+test('exceptions find their way when safepoke is killed in the middle of a session, and all text is restored', async () => {
+  const target = new Target(build('leaves.cc'), '0');
+  try {
+    const before = textOf(target.pid);
+    for (let i = 0; i < 12; i++) await killInSession(target, before, i * 20, THROWN_THROUGH);
+    await assertFine(target);
+  } finally {
+    target.kill();
+  }
+});
+
+test('the same while a thread stays in the recorder for longer: unwinders keep their hooks as long', async () => {
+  const target = await Target.ready(build('stays.cc'), '700');
+  try {
+    const before = textOf(target.pid);
+    for (let i = 0; i < 4; i++) await killInSession(target, before, 50, ['thrower']);
+    const { stayed } = await assertFine(target);
+    assert.ok(stayed > 0);
+  } finally {
+    target.kill();
+  }
+});
+
+test('the same while stacks are unmapped on which return addresses are swapped', async () => {
+  const target = await Target.ready(build('gone-stacks.c', '-fexceptions'));
+  try {
+    const before = textOf(target.pid);
+    for (let i = 0; i < 8; i++) await killInSession(target, before, i * 20, ['leave', 'stays']);
+    await assertFine(target);
+  } finally {
+    target.kill();
+  }
+});
+
+/** The program executes, and not what starts it. */
+function hasBegun(pid: number): boolean {
+  return (
+    readlinkSync(`/proc/${pid}/exe`) !== readlinkSync('/proc/self/exe') &&
+    readdirSync(`/proc/${pid}/task`).length > 3
+  );
+}
+
+test('the same from inside', async () => {
+  const program = build('leaves.cc');
+  for (let i = 0; i < 4; i++) {
+    const filters = THROWN_THROUGH.flatMap((name) => ['-F', name]);
+    const { child } = Running.run(['--inside', ...filters], program, '0');
+    let said = '';
+    child.stdout.on('data', (text: Buffer) => (said += text.toString()));
+    const closed = new Promise((resolve) => child.stdout.once('close', resolve));
+    const children = (): string =>
+      readFileSync(`/proc/${child.pid}/task/${child.pid}/children`, 'utf8').trim();
+    while (children() === '') await pause(2);
+    const pid = Number(children());
+    while (!hasBegun(pid) || !isTraced(pid)) await pause(2);
+    try {
+      await pause(100 + i * 20);
+      child.kill('SIGKILL');
+      while (existsSync(`/proc/${pid}`) && changedBytes(pid) > 0) await pause(2);
+      await pause(100);
+    } finally {
+      process.kill(pid, 'SIGINT');
+    }
+    await closed;
+    assert.match(said, /^wrong: 0, thrown: many, ended: all$/m);
+  }
 });

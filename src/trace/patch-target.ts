@@ -1,5 +1,12 @@
 // Putting the agent into a target and changing its sites: the part of a session that touches the process on the way in.
-import { AGENT_CALLS, Agent, HEAD_SIZE, type AgentOptions, type Cluster } from '../agent/index.js';
+import {
+  AGENT_CALLS,
+  Agent,
+  HEAD_SIZE,
+  MENDER_CALLS,
+  type AgentOptions,
+  type Cluster,
+} from '../agent/index.js';
 import { CannotError } from '../errors/index.js';
 import type { InsideProcess } from '../inside/index.js';
 import {
@@ -18,6 +25,8 @@ import {
   Latches,
   RemoteCalls,
   checkSeccomp,
+  hasOurFilters,
+  seccompRefusal,
   borrowCode,
   awaitUnshared,
   holdCaller,
@@ -66,7 +75,7 @@ export interface PatchRequest {
   readonly modules: readonly Module[];
   /** Functions to trace, then hooks; the index of a function in records is its position after `arrange`. */
   readonly sites: readonly PlannedSite[];
-  readonly agent: Omit<AgentOptions, 'tidOffset' | 'withThread'>;
+  readonly agent: Omit<AgentOptions, 'tidOffset' | 'withThread' | 'mayMend'>;
   readonly memory: TargetMemory;
   readonly times: SessionTimes;
   /** Its seccomp filters must be asked before it makes system calls for us. */
@@ -130,7 +139,7 @@ function patchWaiting(
   callsOf: CallsOf,
 ): PatchedTarget {
   const { pid, memory } = request;
-  const agent = mapAgent(request, adopted, arranged, callsOf, true);
+  const agent = mapAgent(request, adopted, arranged, callsOf, { withThread: true, mayMend: true });
   agent.furnish(arranged.clusters);
   undirtyPage(memory, agent, adopted.threads[0].registers);
   agent.emit(arranged.clusters, 1);
@@ -226,8 +235,9 @@ function mapByOne(request: PatchRequest, arranged: Arranged, callsOf: CallsOf): 
   const one = holdCaller(pid, tid, times);
   try {
     if (seccompFilter) checkSeccomp(pid, one.callableThread().tid, AGENT_CALLS);
+    const mayMend = !seccompFilter || seccompRefusal(one.callableThread().tid, MENDER_CALLS) === undefined;
     // Where job control has stopped the process, the agent's thread could not run.
-    return mapAgent(request, one, arranged, callsOf, !isStopped);
+    return mapAgent(request, one, arranged, callsOf, { withThread: !isStopped, mayMend });
   } finally {
     one.release();
   }
@@ -238,11 +248,11 @@ function mapAgent(
   hold: Hold,
   { clusters }: Arranged,
   callsOf: CallsOf,
-  withThread: boolean,
+  thread: { readonly withThread: boolean; readonly mayMend: boolean },
 ): Agent {
   const { pid, memory, modules } = request;
   const tidOffset = findTidOffset(pid, hold.threads.slice(0, COMPARED_THREADS), memory, modules);
-  return Agent.map(pid, callsOf(hold), memory, clusters, { ...request.agent, tidOffset, withThread });
+  return Agent.map(pid, callsOf(hold), memory, clusters, { ...request.agent, tidOffset, ...thread });
 }
 
 /** The same by the program's own agent: a program that has not begun waits, the threads of another are called together. */
@@ -253,7 +263,9 @@ function patchInside(
 ): PatchedTarget {
   const { pid, memory, times } = request;
   const tidOffset = findTidOffset(pid, [process.leader], memory, request.modules);
-  const options = { ...request.agent, tidOffset, withThread: true };
+  // Under the same filters safepoke has made a process: this one.
+  const mayMend = !request.seccompFilter || hasOurFilters(pid);
+  const options = { ...request.agent, tidOffset, withThread: true, mayMend };
   const agent = Agent.map(pid, process.calls, memory, clusters, options, process.resident);
   let all: Standstill | undefined;
   try {
@@ -294,9 +306,15 @@ function undirtyPage(memory: TargetMemory, agent: Agent, registers: Registers): 
 }
 
 /** Finds the runs of text that can be taken away, and tells the agent's thread, before anything is changed. */
-function prepareText(pid: number, agent: Agent, memory: TargetMemory, changes: SiteChanges): TextRuns {
+function prepareText(
+  pid: number,
+  agent: Agent,
+  memory: TargetMemory,
+  changes: SiteChanges,
+  hooks: ReadonlySet<number>,
+): TextRuns {
   if (agent.thread === undefined) return NO_TEXT_RUNS;
-  const text = planTextRuns(pid, memory, changes);
+  const text = planTextRuns(pid, memory, changes, hooks);
   agent.writeTextRuns(text);
   // Where memory is locked, the pages would come back unlocked: they are taken away if we die only.
   if (agent.isLocked) return NO_TEXT_RUNS;
@@ -337,16 +355,17 @@ function getReady(request: PatchRequest, agent: Agent, sites: readonly PlannedSi
       putJump(changes.wanted, i * SITE_LENGTH, address, Number(heads) + inRegion * HEAD_SIZE);
     }
   }
-  agent.writeJournal(changes.addresses, changes.expected);
+  const hooks = new Set([...sites.keys()].filter((index) => sites[index].kind === 'hook'));
+  agent.writeJournal(changes.addresses, changes.expected, hooks);
   // From inside nothing is half written anyway, and a filter might take offence.
   const { thread } = agent;
   const mayWrite = thread !== undefined && inside === undefined && !seccompFilter;
   const writeWhole = mayWrite ? thread.writeWhole.bind(thread) : undefined;
   // From inside handlers may keep us from making some changes: no function is changed then before the hooks are.
-  const isHook = (index: number): boolean => sites[index].kind === 'hook';
+  const isHook = (index: number): boolean => hooks.has(index);
   const groups = inside === undefined ? [(): boolean => true] : [isHook, (index: number) => !isHook(index)];
   // First: it has text that is in use come from the file again, and spans are read after it, so that it is there when threads are held.
-  const text = prepareText(pid, agent, memory, changes);
+  const text = prepareText(pid, agent, memory, changes, hooks);
   const parts = groups.map((belongs) => {
     const indices = new Set([...sites.keys()].filter(belongs));
     return { indices, prepared: PreparedChanges.of(memory, changes.only(indices), writeWhole) };

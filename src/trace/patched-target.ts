@@ -30,13 +30,15 @@ import { SITE_LENGTH } from '../x86/index.js';
 import { savedInstructionPointersOf, withReader } from './thread-facts.js';
 import type { WayName } from './ways.js';
 
-/** How long text waits for threads to be out of our code, so that no swapped return address outlives the unwinders' hooks. */
-const RETURNS_PATIENCE_MS = 3000;
+/** How long the end waits for threads to be out of our code, before it leaves hooks of unwinders where they are for longer than all else. */
+const RETURNS_PATIENCE_MS = 200;
 const RETURNS_PAUSE_MS = 2;
+/** Far more than it takes until what a thread has stored is seen by all. */
+const STORES_SEEN_MS = 1;
 
 /** What detaching achieved. */
 export interface DetachResult {
-  /** Every site has its original bytes. */
+  /** Every site has its original bytes, hooks of unwinders apart: see `hasHooks`. */
   readonly restored: boolean;
   /** Sites in which somebody else's bytes stood, which were left alone. */
   readonly foreign: number;
@@ -98,6 +100,8 @@ export class PatchedTarget {
   /** Processes that share the target's memory, as far as they were there when the sites had been restored. */
   #sharing: number[] | undefined;
   #isRemoved = false;
+  /** Unwinders have their hooks: a return address is swapped, or may come to be. */
+  #hasHooks = false;
   #stay: Stay = 'inside';
   /** An address in code of ours. */
   readonly #isOurs = (rip: bigint): boolean => this.agent.ownsCode(rip);
@@ -122,13 +126,26 @@ export class PatchedTarget {
 
   /**
    * Turns every site back: where the text pages are the file's, by taking our copies of them away, with no thread held;
-   * elsewhere by writing, with all threads held. Our code stays mapped until `tryRemove`.
+   * elsewhere by writing, with all threads held. Our code stays mapped until `tryRemove`. While a thread stays in our code for long, hooks
+   * of unwinders stay as well: they go when `tryRemove` has seen it leave, or when we are no more.
    */
   restore(): DetachResult {
     this.#stopRecording();
-    this.#putReturnsBackFirst();
-    const back = this.#changes.reversed();
-    this.#takeTextAway();
+    this.#hasHooks = !this.#putReturnsBackFirst();
+    return this.#restoreSites(!this.#hasHooks);
+  }
+
+  /** True as long as hooks of unwinders must stay where everything else is restored. */
+  get hasHooks(): boolean {
+    return this.#hasHooks;
+  }
+
+  #restoreSites(withHooks: boolean): DetachResult {
+    const { addresses } = this.#changes;
+    const hooks = this.#hookAddresses();
+    const staying = [...addresses.keys()].filter((i) => !withHooks && hooks.has(addresses[i]));
+    const back = this.#changes.reversed().without(new Set(staying));
+    this.#takeTextAway(withHooks);
     const undone = back.without(appliedOnes(this.#memory, back));
     if (undone.length === 0) return { restored: true, foreign: 0, breakpoints: 0 };
     const prepared = PreparedChanges.of(this.#memory, undone);
@@ -176,7 +193,7 @@ export class PatchedTarget {
   }
 
   #watchDebuggers(): DebuggerWatch {
-    const hooks = new Set(this.sites.filter(({ kind }) => kind === 'hook').map(({ address }) => address));
+    const hooks = this.#hookAddresses();
     const { addresses } = this.#changes;
     return new DebuggerWatch({
       pid: this.#pid,
@@ -186,6 +203,10 @@ export class PatchedTarget {
       writeWhole: this.#writeWhole,
       standAll: this.#standAll,
     });
+  }
+
+  #hookAddresses(): Set<number> {
+    return new Set(this.sites.filter(({ kind }) => kind === 'hook').map(({ address }) => address));
   }
 
   #stopRecording(): void {
@@ -198,7 +219,7 @@ export class PatchedTarget {
     }
   }
 
-  #takeTextAway(): void {
+  #takeTextAway(withHooks: boolean): void {
     const { agent } = this;
     if (agent.thread === undefined || this.#text.length === 0) return;
     try {
@@ -208,7 +229,7 @@ export class PatchedTarget {
       if (!isRefusedCall(error)) throw error;
     }
     try {
-      agent.thread.restoreText();
+      agent.thread.restoreText(withHooks);
     } catch (error) {
       // It stands still, perhaps with all the others; then they are held and the sites are written.
       if (!isSafepokeError(error) || error.code !== 'AGENT_LOST') throw error;
@@ -238,6 +259,14 @@ export class PatchedTarget {
     if (this.#isRemoved) return true;
     this.#stay = 'inside';
     if (!this.#isUnused && !this.#tryLeaveCode()) return false;
+    if (this.#hasHooks) {
+      // No return address is swapped any more. The hooks themselves led into our code until now.
+      this.#restoreSites(true);
+      this.#hasHooks = false;
+      this.#isUnused = false;
+      this.#outside.clear();
+      return this.tryRemove();
+    }
     this.#stay = 'still';
     // Nobody can get into our code any more. One thread unmaps it, quickly, as there is little left to free.
     if (!this.agent.dismissThread()) return false;
@@ -277,19 +306,26 @@ export class PatchedTarget {
   }
 
   /**
-   * Whoever walks a stack, for an exception above all, must find true return addresses, and the hooks that see to it go with the text.
-   * So these are put back while hooks are still there: recording is off, and none is swapped any more. Where a thread stays within our
-   * code for longer the text goes back all the same, and what that thread returns through is put back when it has left.
+   * Whoever walks a stack, for an exception above all, must find true return addresses, and the hooks see to it. So these are put back while
+   * hooks are still there: recording is off, and none is swapped any more by who was not in our code already. False: a thread stays there
+   * for longer, a debugger holds the threads, or one does not stop. The rest of the text can go back with nobody held, and is not to
+   * wait for that.
    */
-  #putReturnsBackFirst(): void {
-    if (!this.sites.some((site) => site.kind === 'hook') || !this.agent.hasSwappedReturns()) return;
+  #putReturnsBackFirst(): boolean {
+    if (!this.sites.some((site) => site.kind === 'hook')) return true;
+    pause(STORES_SEEN_MS);
+    if (!this.agent.maySwapReturns()) return true;
     const done = new Set<number>();
     const until = performance.now() + RETURNS_PATIENCE_MS;
     try {
-      while (!this.#putReturnsBack(done) && performance.now() < until) pause(RETURNS_PAUSE_MS);
+      for (;;) {
+        if (this.agent.putReturnsBack() || this.#putReturnsBack(done)) return true;
+        if (performance.now() > until) return false;
+        pause(RETURNS_PAUSE_MS);
+      }
     } catch (error) {
-      // A debugger holds the threads, or one does not stop. The text can go back with nobody held, and is not to wait for that.
       if (!isSafepokeError(error)) throw error;
+      return false;
     }
   }
 

@@ -81,14 +81,22 @@ export function recover(pid: number, memory: TargetMemory, times: HoldTimes): Re
       if (shared !== undefined && readAgentPage(memory, shared.start)?.tracerStart !== page.tracerStart)
         return undefined;
       // Once is enough: nobody turns them again.
-      if (journal !== undefined && tries === 0) {
+      if (journal !== undefined && shared !== undefined && tries === 0) {
         memory.writeWord(journal.control, 0n);
-        restoreSites(memory, journal.sites, isCode);
+        // The agent's thread need not wait for swapped return addresses any more.
+        memory.writeWord(shared.start + AGENT.control, 0n);
+        const functions = journal.sites.filter(({ isHook }) => !isHook);
+        restoreSites(memory, functions, isCode);
       }
       // The agent's own thread counts too: it ends by itself, now that its tracer has.
       if (anyoneInside(pid, hold, memory, isCode)) continue;
       const calls = new RemoteCalls(pid, hold.callableThread(), memory, borrowed);
-      if (journal !== undefined) restoreReturnAddresses(memory, journal);
+      if (journal !== undefined) {
+        restoreReturnAddresses(memory, journal);
+        // Not before: whoever walks a stack must find true ones.
+        const hooks = journal.sites.filter(({ isHook }) => isHook);
+        restoreSites(memory, hooks, isCode);
+      }
       if (shared !== undefined) memory.writeWord(shared.start + AGENT.journal, 0n);
       calls.run((call) => {
         for (const { address, length } of sharedLast(ranges, shared?.start ?? 0))

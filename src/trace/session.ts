@@ -367,6 +367,7 @@ export class Session implements AsyncIterable<Call> {
 
   #giveWay(): void {
     const { target, onNote } = this.#parts;
+    target.agent.mindFilters();
     const news = target.lookForDebuggers();
     if (news === 'went') onNote('the debugger has gone: functions are traced again');
     else if (news !== undefined) {
@@ -419,7 +420,7 @@ export class Session implements AsyncIterable<Call> {
         `${STAYS_SINCE[target.stay]}: the code stays mapped, unused; it goes when you attach once more later, or with the process`,
       );
     }
-    return restored;
+    return restored && !target.hasHooks;
   }
 
   /** Returns why nothing can be removed, if that is not for want of time. */

@@ -1,6 +1,6 @@
 // The pages of text that hold sites, in runs. Where they are the file's own pages before anything is changed, taking our copies
 // of them away turns every site back at once, with no thread held. What a page must look like is kept: if anybody else has
-// changed it meanwhile, it is not taken away.
+// changed it meanwhile, it is not taken away. Pages with hooks of unwinders go apart from others, as they may have to stay longer.
 import { PAGE, filePages, pageOf } from '../linux/index.js';
 import type { TargetMemory } from '../target/index.js';
 import { SITE_LENGTH } from '../x86/index.js';
@@ -16,24 +16,67 @@ export interface TextRun {
   /** The file's bytes, and those with all of our changes made. */
   readonly pristine: Uint8Array;
   readonly changed: Uint8Array;
+  /** A hook of an unwinder is among its sites. */
+  readonly hasHook: boolean;
 }
 
 export type TextRuns = readonly TextRun[];
 
 export const NO_TEXT_RUNS: TextRuns = [];
 
-/** Sorts changes that are not yet made into runs of pages that are the file's; those on other pages are in none. */
-export function planTextRuns(pid: number, memory: TargetMemory, changes: SiteChanges): TextRuns {
+/** Sites by index, from one up to another, and the pages that they are on. */
+interface Stretch {
+  readonly from: number;
+  to: number;
+  readonly start: number;
+  end: number;
+  hasHook: boolean;
+}
+
+/** The fewest pages that can be turned back together: no site is on two stretches. */
+function stretches({ addresses }: SiteChanges, hooks: ReadonlySet<number>): Stretch[] {
+  const found: Stretch[] = [];
+  addresses.forEach((address, i) => {
+    const last = found.at(-1);
+    const [start, end, hasHook] = [pageOf(address), endOfPage(address), hooks.has(i)];
+    if (last === undefined || start >= last.end) {
+      found.push({ from: i, to: i + 1, start, end, hasHook });
+    } else {
+      last.to = i + 1;
+      last.end = end;
+      last.hasHook ||= hasHook;
+    }
+  });
+  return found;
+}
+
+/** Joins neighbours of a kind. */
+function join(all: readonly Stretch[]): Stretch[] {
+  const joined: Stretch[] = [];
+  for (const stretch of all) {
+    const last = joined.at(-1);
+    const isNear = last?.end === stretch.start && last.hasHook === stretch.hasHook;
+    if (last !== undefined && isNear && last.end - last.start < MAX_RUN) {
+      last.to = stretch.to;
+      last.end = stretch.end;
+    } else joined.push({ ...stretch });
+  }
+  return joined;
+}
+
+/**
+ * Sorts changes that are not yet made into runs of pages that are the file's; those on other pages are in none. `hooks`: indices of those
+ * of unwinders.
+ */
+export function planTextRuns(
+  pid: number,
+  memory: TargetMemory,
+  changes: SiteChanges,
+  hooks: ReadonlySet<number>,
+): TextRuns {
   const { addresses, expected, wanted } = changes;
   const runs: TextRun[] = [];
-  for (let from = 0; from < changes.length;) {
-    const start = pageOf(addresses[from]);
-    let end = endOfPage(addresses[from]);
-    let to = from + 1;
-    while (to < changes.length && pageOf(addresses[to]) <= (end - start < MAX_RUN ? end : end - PAGE)) {
-      end = endOfPage(addresses[to]);
-      to++;
-    }
+  for (const { from, to, start, end, hasHook } of join(stretches(changes, hooks))) {
     const length = end - start;
     const pristine = memory.readSome(start, length);
     if (pristine.length === length && filePages(pid, start, length).every(Boolean)) {
@@ -45,9 +88,8 @@ export function planTextRuns(pid: number, memory: TargetMemory, changes: SiteCha
           if (pristine[at + k] === expected[bytes + k]) changed[at + k] = wanted[bytes + k];
         }
       }
-      runs.push({ start, length, pristine, changed });
+      runs.push({ start, length, pristine, changed, hasHook });
     }
-    from = to;
   }
   return runs;
 }

@@ -1,0 +1,190 @@
+// How the agent's thread puts swapped return addresses back at the end of a session, with nobody held; by itself if the tracer has died.
+// Those that walk stacks must find true ones before the unwinders' hooks may go.
+//
+// A return address is put back by one `lock cmpxchg`, with its thread running. That thread returns before it, through the trampoline and
+// the recorder, which finds the entry as ever; or after it, straight to its caller. What is not the trampoline any more, as the frame was
+// left by a jump, stays as it is. Recording is off, and each recorder that swaps looks for that after it has marked its lane busy: so of
+// a lane that is not busy all swaps can be seen. An entry in whose slot the true address stands is one that is about to be swapped, or has
+// just been returned through: its lane is looked at again later.
+//
+// A stack may be unmapped by then (its thread left the frame by a jump, and has ended). Reading it must not harm the program, whose
+// handlers for signals are its own affair. So all this is done by a process of its own that shares the memory (CLONE_VM) but no
+// handlers: it goes on behind whatever cannot be read. It sends no signal when it ends, and lives for less than a millisecond.
+import { ACTION_WORDS, PAGE, SIGNAL_SET_BYTES, SYS, UCONTEXT_REGISTERS, WAIT_ALL } from '../linux/index.js';
+import type { PlannedCall } from '../target/index.js';
+import { AGENT, DATA, LANE, SHADOW } from './layout.js';
+
+/** include/uapi/linux/sched.h: VM | FS | FILES | SYSVSEM; no signal at its end. */
+const MENDER_FLAGS = 0x100 | 0x200 | 0x400 | 0x40000;
+
+/** include/uapi/asm-generic/signal.h and signal-defs.h, arch/x86/include/uapi/asm/signal.h */
+const SIGBUS = 7;
+const SIGSEGV = 11;
+const SIG_UNBLOCK = 1;
+const SA_SIGINFO = 0x4;
+const SA_RESTORER = 0x0400_0000;
+const FAULTS = (1 << (SIGBUS - 1)) | (1 << (SIGSEGV - 1));
+
+/** What the mender needs beyond what the thread may do anyway. */
+export const MENDER_CALLS: readonly PlannedCall[] = [
+  { name: 'clone of a process', number: SYS.clone, arguments: [MENDER_FLAGS, PAGE, 0, 0, 0] },
+  { name: 'wait4', number: SYS.wait4, arguments: [PAGE, 0, WAIT_ALL, 0] },
+  { name: 'rt_sigaction', number: SYS.rt_sigaction, arguments: [SIGSEGV, PAGE, 0, SIGNAL_SET_BYTES] },
+  { name: 'rt_sigaction', number: SYS.rt_sigaction, arguments: [SIGBUS, PAGE, 0, SIGNAL_SET_BYTES] },
+  { name: 'rt_sigprocmask', number: SYS.rt_sigprocmask, arguments: [SIG_UNBLOCK, PAGE, 0, SIGNAL_SET_BYTES] },
+  { name: 'rt_sigreturn', number: SYS.rt_sigreturn, arguments: [] },
+];
+
+/** The mender has the page of calls for its stack: the thread makes none meanwhile. */
+const MENDER_STACK = AGENT.size;
+
+const nextLane = (label: string): string => `
+    add r12, ${LANE.size}
+    jmp ${label}`;
+
+/**
+ * `put_returns_back`: rbx the agent's pages, kept, as is r14 -> eax how many lanes have a return address that is swapped, or may yet be:
+ * 0 says that there are none. Wants the address of the first lane in the page.
+ */
+export const RETURNS_LISTING = `
+put_returns_back:
+    mov rdi, [rbx+${AGENT.control}]
+    mov r15, [rdi+${PAGE + DATA.lanesEnd}]   ; data lies behind the control page
+    mov r12, [rbx+${AGENT.lanes}]
+    xor eax, eax
+open_lane:                           ; is there anything at all? these are our own pages
+    cmp r12, r15
+    jae open_counted
+    cmp qword [r12+${LANE.busy}], 0
+    jne open_one
+    mov r13, [r12+${LANE.shadow}]
+open_entry:
+    cmp r13, [r12+${LANE.shadowBase}]
+    jbe open_next
+    cmp qword [r13+${SHADOW.slot}], 0
+    je open_on
+    cmp dword [r13+${SHADOW.parked}], 0
+    je open_one
+open_on:
+    sub r13, ${SHADOW.size}
+    jmp open_entry
+open_one:
+    add eax, 1
+open_next:${nextLane('open_lane')}
+open_counted:
+    test eax, eax
+    je mender_over
+    cmp dword [rbx+${AGENT.mayMend}], 0
+    je mender_over                   ; calls end by themselves, or do not
+    mov dword [rbx+${AGENT.swapped}], -1
+    mov edi, ${MENDER_FLAGS}
+    lea rsi, [rbx+${MENDER_STACK}]
+    xor edx, edx
+    xor r10d, r10d
+    xor r8d, r8d
+    mov eax, ${SYS.clone}
+    syscall
+    test rax, rax
+    je mender
+    js mender_failed
+    mov rdi, rax
+    xor esi, esi
+    mov edx, ${WAIT_ALL}
+    xor r10d, r10d
+    mov eax, ${SYS.wait4}
+    syscall
+    mov eax, [rbx+${AGENT.swapped}]
+mender_over:
+    ret
+mender_failed:
+    mov eax, -1
+    ret
+
+mender:
+    sub rsp, ${ACTION_WORDS * 8}
+    lea rax, [rel mender_fault]
+    mov [rsp], rax
+    mov qword [rsp+8], ${SA_SIGINFO | SA_RESTORER}
+    lea rax, [rel mender_return]
+    mov [rsp+16], rax
+    mov qword [rsp+24], 0
+    mov edi, ${SIGSEGV}
+    call mender_handle
+    mov edi, ${SIGBUS}
+    call mender_handle
+    mov qword [rsp], ${FAULTS}
+    mov edi, ${SIG_UNBLOCK}
+    mov rsi, rsp
+    xor edx, edx
+    mov r10d, ${SIGNAL_SET_BYTES}
+    mov eax, ${SYS.rt_sigprocmask}
+    syscall
+    test rax, rax
+    js mender_end
+    mov r12, [rbx+${AGENT.lanes}]    ; r15: behind the last
+    xor r14d, r14d                   ; lanes that wait
+mender_lane:
+    cmp r12, r15
+    jae mender_done
+    lea rbp, [rel mender_next]       ; where to go on should something not be there
+    mov r13, [r12+${LANE.shadow}]
+    cmp qword [r12+${LANE.busy}], 0
+    jne mender_alive
+    cmp r13, [r12+${LANE.shadowBase}]
+    jbe mender_next
+mender_alive:                        ; one that is no more returns nowhere
+    mov rax, [r12+${LANE.tidPointer}]
+    mov eax, [rax]
+    cmp eax, [r12+${LANE.tid}]
+    jne mender_next
+    cmp qword [r12+${LANE.busy}], 0
+    jne mender_waits
+    lea rbp, [rel mender_entry_next]
+mender_entry:                        ; newest first: of a chain of tail calls the newest stands in the slot
+    cmp r13, [r12+${LANE.shadowBase}]
+    jbe mender_next
+    mov rdi, [r13+${SHADOW.slot}]
+    test rdi, rdi
+    je mender_entry_next
+    cmp dword [r13+${SHADOW.parked}], 0
+    jne mender_entry_next
+    mov rax, [r13+${SHADOW.trampoline}]
+    mov rcx, [r13+${SHADOW.returnAddress}]
+    lock cmpxchg [rdi], rcx
+    je mender_put
+    cmp rax, rcx
+    je mender_waits
+    jmp mender_entry_next
+mender_put:
+    mov dword [r13+${SHADOW.parked}], 1
+mender_entry_next:
+    sub r13, ${SHADOW.size}
+    jmp mender_entry
+mender_waits:
+    add r14d, 1
+mender_next:${nextLane('mender_lane')}
+mender_done:
+    mov [rbx+${AGENT.swapped}], r14d
+mender_end:
+    xor edi, edi
+    mov eax, ${SYS.exit}
+    syscall
+    ud2
+mender_handle:                       ; edi: a signal; the action is above the return address
+    lea rsi, [rsp+8]
+    xor edx, edx
+    mov r10d, ${SIGNAL_SET_BYTES}
+    mov eax, ${SYS.rt_sigaction}
+    syscall
+    test rax, rax
+    js mender_end
+    ret
+mender_fault:                        ; rdx: struct ucontext
+    mov rax, [rdx+${UCONTEXT_REGISTERS.rbp}]
+    mov [rdx+${UCONTEXT_REGISTERS.rip}], rax
+    ret
+mender_return:
+    mov eax, ${SYS.rt_sigreturn}
+    syscall
+    ud2
+`;
