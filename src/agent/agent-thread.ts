@@ -32,8 +32,8 @@ import { SITE_LENGTH, assemble } from '../x86/index.js';
 import { AGENT, CALL, CALLS_MAX, CONTROL, WRITE } from './layout.js';
 import { RETURNS_LISTING } from './return-listing.js';
 
-export const TEXT_RUN_SIZE = 16;
-const TEXT_RUN_SHIFT = 4;
+/** An entry in the table of text runs: {start, length}, two words that tell whether it is still ours: {address, u32 as we left it, u32 as it was}. */
+export const TEXT_RUN = { start: 0, length: 8, witnesses: 16, witness: 16, size: 48 } as const;
 
 /** What to do. */
 const ACTION = {
@@ -65,7 +65,8 @@ const PR_SET_NAME = 15;
 export const AGENT_THREAD_CALLS: readonly PlannedCall[] = [
   { name: 'clone', number: SYS.clone, arguments: [AGENT_THREAD_FLAGS, PAGE, 0, 0, PAGE] },
   { name: 'prctl', number: SYS.prctl, arguments: [PR_SET_NAME, PAGE] },
-  { name: 'futex', number: SYS.futex, arguments: [PAGE, 0, 0, 0] },
+  { name: 'futex', number: SYS.futex, arguments: [PAGE, FUTEX.wait, 0, 0] },
+  { name: 'futex', number: SYS.futex, arguments: [PAGE, FUTEX.wait | FUTEX.privateFlag, 0, PAGE] },
   { name: 'mremap', number: SYS.mremap, arguments: [PAGE, PAGE, PAGE, MREMAP_AWAY, 0] },
   { name: 'munmap', number: SYS.munmap, arguments: [PAGE, PAGE] },
   { name: 'nanosleep', number: SYS.nanosleep, arguments: [PAGE, 0] },
@@ -74,15 +75,17 @@ export const AGENT_THREAD_CALLS: readonly PlannedCall[] = [
 ];
 /** What futex says of a wait that was in vain; whatever else it says, it cannot be waited with it. */
 const EAGAIN = -11;
+const EFAULT = -14;
 const EINTR = -4;
 /** How long it sleeps between two looks then. */
 const NAP_NS = 1_000_000;
-/** A pause before trying again what failed for want of mappings or memory. */
-const RETRY_NS = 50_000_000;
-const RETRIES = 1200;
-/** Between two looks for return addresses that are still swapped: first and most. The first is far more than a store takes to be seen by all. */
-const RETURNS_NAP_NS = 1_000_000;
-const RETURNS_NAP_MAX_NS = 64_000_000;
+/** Between two tries, as return addresses are still swapped, or mappings or memory were wanting: first and most. The first is far more than a store takes to be seen by all. */
+const FIRST_NAP_NS = 1_000_000;
+const MAX_NAP_NS = 256_000_000;
+/** Where return addresses are swapped, functions keep their sites for about as long: a thread that calls one forgets what a jump has left behind. */
+const SETTLE_NS = 16_000_000;
+/** About a minute; as long as return addresses are swapped it is tried on. */
+const RETRIES = 240;
 
 const NAME = 'safepoke';
 const MEMORY_PATH = '/proc/self/mem';
@@ -241,38 +244,51 @@ write_next:
     jmp served
 
 ; The tracer is gone. Stop recording, turn the text back but for hooks, put return addresses back, then turn back the hooks, free the
-; rings. The code stays: threads may be in it. A session that comes meanwhile does the rest, and says so.
+; rings; what fails is tried again. The code stays: threads may be in it. A session that comes meanwhile does the rest, and says so.
 orphaned:
 ${onOrphaned === undefined ? '' : `    call ${onOrphaned}`}
     mov rax, [rbx+${AGENT.control}]
     test rax, rax
     je leave_now
     mov qword [rax+${CONTROL.enabled}], 0
-    mov r14, [rbx+${AGENT.runs}]
-    mov r13, [rbx+${AGENT.plainRunCount}]
-    call restore_patiently
-    cmp qword [rbx+${AGENT.lanes}], 0
-    je orphaned_hooks
     mov qword [rbx+${AGENT.pause}], 0
-    mov qword [rbx+${AGENT.pause + 8}], ${RETURNS_NAP_NS}
+    mov qword [rbx+${AGENT.pause + 8}], ${FIRST_NAP_NS}
+    mov dword [rbx+${AGENT.failed}], 1
+    mov r14d, ${RETRIES}
+    jmp orphaned_returns
+orphaned_again:
+    cmp qword [rbx+${AGENT.pause + 8}], ${SETTLE_NS}
+    jb orphaned_returns
+    call orphaned_functions
 orphaned_returns:
     call nap
     cmp qword [rbx+${AGENT.control}], 0
     je leave_now
     call put_returns_back
     test eax, eax
-    je orphaned_hooks
-    cmp qword [rbx+${AGENT.pause + 8}], ${RETURNS_NAP_MAX_NS}
-    jae orphaned_returns
-    shl qword [rbx+${AGENT.pause + 8}], 1
-    jmp orphaned_returns
-orphaned_hooks:
-    mov r14, [rbx+${AGENT.plainRunCount}]
+    jne orphaned_wait
+    call orphaned_functions
+    mov r12, [rbx+${AGENT.plainRunCount}]
     mov r13, [rbx+${AGENT.runCount}]
-    sub r13, r14
-    shl r14, ${TEXT_RUN_SHIFT}
-    add r14, [rbx+${AGENT.runs}]
-    call restore_patiently
+    sub r13, r12
+    jbe orphaned_plain               ; nobody is to be taken at their word who was killed in between
+    imul r12, r12, ${TEXT_RUN.size}
+    add r12, [rbx+${AGENT.runs}]
+    call restore
+    test eax, eax
+    jne orphaned_failed
+orphaned_plain:
+    cmp dword [rbx+${AGENT.failed}], 0
+    je orphaned_done
+orphaned_failed:
+    sub r14d, 1
+    je orphaned_done
+orphaned_wait:
+    cmp qword [rbx+${AGENT.pause + 8}], ${MAX_NAP_NS}
+    jae orphaned_again
+    shl qword [rbx+${AGENT.pause + 8}], 1
+    jmp orphaned_again
+orphaned_done:
     mov rdi, [rbx+${AGENT.rings}]
     mov rsi, [rbx+${AGENT.ringBytes}]
     mov edx, ${MADV.remove}
@@ -284,6 +300,17 @@ leave_now:
     syscall
     ud2
 
+; Turns text without hooks back, unless that is done. What fails is tried again by whoever calls next.
+orphaned_functions:
+    cmp dword [rbx+${AGENT.failed}], 0
+    je orphaned_turned
+    mov r12, [rbx+${AGENT.runs}]
+    mov r13, [rbx+${AGENT.plainRunCount}]
+    call restore
+    mov [rbx+${AGENT.failed}], eax
+orphaned_turned:
+    ret
+
 ; Sleeps for as long as the page says.
 nap:
     lea rdi, [rbx+${AGENT.pause}]
@@ -292,31 +319,20 @@ nap:
     syscall
     ret
 
-; Takes the copies of r13 runs from r14 on away, again and again where that fails.
-restore_patiently:
-    mov r15d, ${RETRIES}
-restore_try:
-    push r13
-    mov r12, r14
-    call restore
-    pop r13
-    test eax, eax
-    je restore_tried
-    sub r15d, 1
-    je restore_tried
-    mov qword [rbx+${AGENT.pause}], 0
-    mov qword [rbx+${AGENT.pause + 8}], ${RETRY_NS}
-    call nap
-    jmp restore_try
-restore_tried:
-    ret
-
-; Takes the private copies of r13 runs from r12 on away. eax: how many could not be.
+; Takes the private copies of r13 runs from r12 on away. eax: how many could not be. What is not text of ours any more, as its file was
+; unmapped, is passed over: one of two words must be as we left it or as it was. The kernel reads them for us, as nothing may be there.
 restore:
     xor ebp, ebp
 restore_next:
     test r13, r13
     je restore_done
+    lea r15, [r12+${TEXT_RUN.witnesses}]
+    call witness
+    je restore_take
+    add r15, ${TEXT_RUN.witness}
+    call witness
+    jne restore_on
+restore_take:
     mov rdi, [r12]
     mov rsi, [r12+8]
     mov rdx, rsi
@@ -334,11 +350,36 @@ restore_next:
 restore_failed:
     add ebp, 1
 restore_on:
-    add r12, ${TEXT_RUN_SIZE}
+    add r12, ${TEXT_RUN.size}
     sub r13, 1
     jmp restore_next
 restore_done:
     mov eax, ebp
+    ret
+
+; r15: {address, as we left it, as it was}. Equal if it is one of these, or if that cannot be known.
+witness:
+    mov edx, [r15+8]
+    call compare_word
+    je witnessed
+    mov edx, [r15+12]
+    call compare_word
+witnessed:
+    ret
+compare_word:
+    mov rdi, [r15]
+    mov esi, ${FUTEX.wait | FUTEX.privateFlag}
+    lea r10, [rbx+${AGENT.threadBlock}] ; no time at all
+    mov eax, ${SYS.futex}
+    syscall
+    cmp eax, ${EAGAIN}
+    je compared_other
+    cmp eax, ${EFAULT}
+    je compared_other
+    cmp eax, eax
+    ret
+compared_other:
+    test rbx, rbx                    ; never 0
     ret
 ${RETURNS_LISTING}`;
 }
@@ -420,10 +461,15 @@ export class AgentThread {
    * `plain` of which have no hook.
    */
   setTextRuns(address: number, count: number, plain: number): void {
-    this.#longs[AGENT.runCount / 8] = 0n;
     this.#longs[AGENT.runs / 8] = BigInt(address);
-    this.#longs[AGENT.plainRunCount / 8] = BigInt(plain);
     this.#longs[AGENT.runCount / 8] = BigInt(count);
+    this.#longs[AGENT.plainRunCount / 8] = BigInt(plain);
+  }
+
+  /** There are none, or none yet: the table may be written. */
+  clearTextRuns(): void {
+    this.#longs[AGENT.plainRunCount / 8] = 0n;
+    this.#longs[AGENT.runCount / 8] = 0n;
   }
 
   /** Tells it what to turn off, to put right and to free should we die. From then on it is of use. */

@@ -50,13 +50,7 @@ import {
   type Journal,
   type ShadowPlaces,
 } from './journal.js';
-import {
-  AGENT_THREAD_CALLS,
-  AgentThread,
-  NO_PLACES,
-  TEXT_RUN_SIZE,
-  agentThreadCode,
-} from './agent-thread.js';
+import { AGENT_THREAD_CALLS, AgentThread, NO_PLACES, TEXT_RUN, agentThreadCode } from './agent-thread.js';
 import {
   areOnOwnStacks,
   maySwapReturns,
@@ -153,6 +147,22 @@ export interface AgentOptions {
   readonly threads: number;
   /** Bytes that all rings together may fill. */
   readonly ringMemory: number;
+}
+
+/** An aligned word of text, by which it is told whether the text is still what it was when it was changed. */
+export interface Witness {
+  readonly address: number;
+  readonly changed: number;
+  readonly pristine: number;
+}
+
+/** Pages of text for the agent's thread to turn back. */
+export interface RestoredRun {
+  readonly start: number;
+  readonly length: number;
+  /** Unwinders' hooks are among its sites. */
+  readonly hasHook: boolean;
+  readonly witnesses: readonly [Witness, Witness];
 }
 
 /** An agent's thread that is in the target before a session and stays after it, and its pages, which stay as well. */
@@ -266,7 +276,7 @@ export class Agent {
     // Control page, data, journal: mapped in one piece. The ranges are this, the rings, and one for each cluster.
     const journalRoom = journalBytes(clusters.length + OTHER_RANGES, siteCount);
     const ownBytes = (geometry: AgentGeometry): number =>
-      roundToPage(PAGE + geometry.dataBytes + journalRoom + siteCount * TEXT_RUN_SIZE);
+      roundToPage(PAGE + geometry.dataBytes + journalRoom + siteCount * TEXT_RUN.size);
     return calls.run((call, string) => {
       let sharedFile = -1;
       // After mlockall(MCL_FUTURE) all that is mapped is filled at once: our empty rings would take all memory there is.
@@ -454,14 +464,20 @@ export class Agent {
   }
 
   /** Tells the agent's thread which runs of text hold sites, for it to turn back. */
-  writeTextRuns(
-    runs: readonly { readonly start: number; readonly length: number; readonly hasHook: boolean }[],
-  ): void {
-    const table = new BigUint64Array(runs.length * 2);
+  writeTextRuns(runs: readonly RestoredRun[]): void {
+    this.#thread?.clearTextRuns();
+    const table = new DataView(new ArrayBuffer(runs.length * TEXT_RUN.size));
     const plain = runs.filter(({ hasHook }) => !hasHook);
-    [...plain, ...runs.filter(({ hasHook }) => hasHook)].forEach(({ start, length }, i) => {
-      table[i * 2] = BigInt(start);
-      table[i * 2 + 1] = BigInt(length);
+    [...plain, ...runs.filter(({ hasHook }) => hasHook)].forEach(({ start, length, witnesses }, i) => {
+      const at = i * TEXT_RUN.size;
+      table.setBigUint64(at + TEXT_RUN.start, BigInt(start), true);
+      table.setBigUint64(at + TEXT_RUN.length, BigInt(length), true);
+      witnesses.forEach(({ address, changed, pristine }, k) => {
+        const word = at + TEXT_RUN.witnesses + k * TEXT_RUN.witness;
+        table.setBigUint64(word, BigInt(address), true);
+        table.setUint32(word + 8, changed, true);
+        table.setUint32(word + 12, pristine, true);
+      });
     });
     const address = this.data + this.geometry.dataBytes + this.#journalRoom;
     this.#memory.write(address, new Uint8Array(table.buffer));
@@ -663,7 +679,14 @@ export class Agent {
    */
   putReturnsBack(): boolean {
     this.mindFilters();
-    return this.#mayMend && this.#thread?.putReturnsBack() === true;
+    return this.#mayMend && this.#mayRun() && this.#thread?.putReturnsBack() === true;
+  }
+
+  /** Its thread is not held by a debugger, which would get to see another process too, nor by job control. */
+  #mayRun(): boolean {
+    if (this.#thread === undefined) return false;
+    const status = readStatus(this.#pid, this.#thread.tid);
+    return status?.get('TracerPid') === '0' && !/^[tT]/.test(status.get('State') ?? '');
   }
 
   /** To be called again and again: a seccomp filter that the program has given all of its threads meanwhile may not like another process. */
@@ -715,7 +738,7 @@ export class Agent {
   dismissThread(): boolean {
     if (this.#resident !== undefined) {
       // It stays, and has nothing to turn back any more.
-      this.#resident.thread.setTextRuns(0, 0, 0);
+      this.#resident.thread.clearTextRuns();
       this.#resident.thread.setMemory(NO_PLACES);
       return true;
     }

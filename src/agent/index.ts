@@ -5,8 +5,17 @@ export {
   type AgentOptions,
   type KnownThread,
   type ResidentThread,
+  type Witness,
 } from './agent.js';
-export { CODE_PATH, SHARED_NAME, SHARED_PATH, readAgentPage, readJournal, type Journal } from './journal.js';
+export {
+  CODE_PATH,
+  RINGS_PATH,
+  SHARED_NAME,
+  SHARED_PATH,
+  readAgentPage,
+  readJournal,
+  type Journal,
+} from './journal.js';
 export { MENDER_CALLS } from './return-listing.js';
 export { restoreReturnAddresses } from './shadow-stacks.js';
 export {

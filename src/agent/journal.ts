@@ -41,6 +41,7 @@ const MAX_SITES = 1 << 24;
 export const SHARED_NAME = 'safepoke';
 /** The same of rings, where the agent's pages lie apart from them. */
 export const RINGS_NAME = 'safepoke-rings';
+export const RINGS_PATH = `/memfd:${RINGS_NAME} (deleted)`;
 export const SHARED_PATH = `/memfd:${SHARED_NAME} (deleted)`;
 /** The same for code. */
 export const CODE_NAME = 'safepoke-code';

@@ -173,8 +173,16 @@ const unmark = (p: string): string => `
     mov qword [rbx+${LANE.busy}], 0
 ${p}_end:
     pop rcx`;
+/** One of a recorder that lay below us on the own stack was left behind by a jump, and is forgotten. */
 const remark = (p: string): string => `
 ${p}_nested_end:
+    lea rcx, [rsp+${SAVED_BUSY}]
+    cmp [rsp], rcx
+    ja ${p}_nested_keep
+    mov rcx, [rsp]${unlessOnOwnStack(`${p}_nested_keep`)}
+    mov rcx, rsp${unlessOnOwnStack(`${p}_nested_keep`)}
+    mov qword [rsp], 0
+${p}_nested_keep:
     mov rcx, [rsp]
     mov [rbx+${LANE.busy}], rcx
     jmp ${p}_end`;
@@ -229,7 +237,7 @@ ${THREAD_POINTER_LABEL}${ifNotCached}:
 ${p}:${SAVE}
     mov rax, ${control}
     cmp dword [rax+${CONTROL.enabled}], 0
-    je ${p}_pass
+    je ${p}_off
     mov rdi, ${data}${findLane(`${p}_find`)}${checkOwner(`${p}_find`)}
 ${p}_lane:${timeStamp}
     push qword [rbx+${LANE.busy}]
@@ -374,6 +382,9 @@ ${p}_count:
     add [rcx+${HEADER.dropped}], rdi
 ${p}_leave:
     pop qword [rbx+${LANE.busy}]
+    jmp ${p}_pass
+${p}_off:
+    call settle
 ${p}_pass:
     ${pass}
 
@@ -574,12 +585,11 @@ park_next:
     sub rcx, rsi
     cmp rcx, ${SAME_STACK_DISTANCE}
     jae park_skip
-park_swap:
-    mov rcx, [rdi+${SHADOW.trampoline}]
-    cmp [rdx], rcx
-    jne park_skip
+park_swap:                           ; in one step: the agent's thread may be at it too
+    mov rax, [rdi+${SHADOW.trampoline}]
     mov rcx, [rdi+${SHADOW.returnAddress}]
-    mov [rdx], rcx
+    lock cmpxchg [rdx], rcx
+    jne park_skip
     mov dword [rdi+${SHADOW.parked}], 1
 park_skip:
     lea rdi, [rdi-${SHADOW.size}]
@@ -596,6 +606,39 @@ park_find:
     jmp park_pass
 
 ; ---- subroutines. rbx lane, rdx time stamp, rsi return slot unless said ----
+
+; Recording is off: what a jump has left behind below us is forgotten, a recorder's mark, or a call that was about to have its return
+; address swapped. Else the end of the session would wait for it. Called after SAVE, whose registers are lost.
+settle:
+    mov rdi, ${data}${findLane('settle_done')}
+    mov rcx, rsp${unlessOnOwnStack('settle_done')}
+    lea rsi, [rsp+${SAVED + 16}]     ; the return slot, or below it
+    mov rcx, [rbx+${LANE.busy}]
+    test rcx, rcx
+    je settle_calls
+    cmp rcx, rsi
+    ja settle_done                   ; a recorder that we have interrupted${unlessOnOwnStack('settle_done')}
+    mov qword [rbx+${LANE.busy}], 0
+settle_calls:
+    mov rax, [rbx+${LANE.shadow}]
+settle_next:
+    cmp rax, [rbx+${LANE.shadowBase}]
+    jbe settle_done
+    mov rdx, [rax+${SHADOW.slot}]
+    test rdx, rdx
+    je settle_on
+    cmp rdx, rsi
+    jae settle_done
+    mov rcx, rdx${unlessOnOwnStack('settle_done')}
+    mov rcx, [rdx]
+    cmp rcx, [rax+${SHADOW.returnAddress}]
+    jne settle_on
+    mov qword [rax+${SHADOW.slot}], 0
+settle_on:
+    lea rax, [rax-${SHADOW.size}]
+    jmp settle_next
+settle_done:
+    ret
 
 ; The unwinder is over: swap again what is still open, end what is not. Oldest first: the reverse of park.
 unpark:

@@ -14,8 +14,11 @@ import { ACTION_WORDS, PAGE, SIGNAL_SET_BYTES, SYS, UCONTEXT_REGISTERS, WAIT_ALL
 import type { PlannedCall } from '../target/index.js';
 import { AGENT, DATA, LANE, SHADOW } from './layout.js';
 
-/** include/uapi/linux/sched.h: VM | FS | FILES | SYSVSEM; no signal at its end. */
-const MENDER_FLAGS = 0x100 | 0x200 | 0x400 | 0x40000;
+/**
+ * include/uapi/linux/sched.h: VM | FILES | SYSVSEM; no signal at its end. Not FS: an execve(2) of a set-user-ID program would lose its
+ * privileges meanwhile.
+ */
+const MENDER_FLAGS = 0x100 | 0x400 | 0x40000;
 
 /** include/uapi/asm-generic/signal.h and signal-defs.h, arch/x86/include/uapi/asm/signal.h */
 const SIGBUS = 7;
@@ -48,7 +51,10 @@ const nextLane = (label: string): string => `
  */
 export const RETURNS_LISTING = `
 put_returns_back:
+    mov eax, -1
     mov rdi, [rbx+${AGENT.control}]
+    test rdi, rdi
+    je mender_over
     mov r15, [rdi+${PAGE + DATA.lanesEnd}]   ; data lies behind the control page
     mov r12, [rbx+${AGENT.lanes}]
     xor eax, eax
@@ -126,19 +132,25 @@ mender:
 mender_lane:
     cmp r12, r15
     jae mender_done
-    lea rbp, [rel mender_next]       ; where to go on should something not be there
-    mov r13, [r12+${LANE.shadow}]
+    xor r11d, r11d                   ; 1: the lane's thread is no more
+    lea rbp, [rel mender_ended]      ; where to go on should something not be there
     cmp qword [r12+${LANE.busy}], 0
-    jne mender_alive
+    jne mender_look
+    mov r13, [r12+${LANE.shadow}]
     cmp r13, [r12+${LANE.shadowBase}]
     jbe mender_next
-mender_alive:                        ; one that is no more returns nowhere
+mender_look:
     mov rax, [r12+${LANE.tidPointer}]
     mov eax, [rax]
     cmp eax, [r12+${LANE.tid}]
-    jne mender_next
+    jne mender_ended
     cmp qword [r12+${LANE.busy}], 0
     jne mender_waits
+    jmp mender_entries
+mender_ended:
+    mov r11d, 1
+mender_entries:                      ; the newest is looked for after the mark: an entry that was in the making is seen
+    mov r13, [r12+${LANE.shadow}]
     lea rbp, [rel mender_entry_next]
 mender_entry:                        ; newest first: of a chain of tail calls the newest stands in the slot
     cmp r13, [r12+${LANE.shadowBase}]
@@ -148,13 +160,49 @@ mender_entry:                        ; newest first: of a chain of tail calls th
     je mender_entry_next
     cmp dword [r13+${SHADOW.parked}], 0
     jne mender_entry_next
+    mov rax, rdi
+    sub rax, [r12+${LANE.stackLow}]
+    cmp rax, [r12+${LANE.stackSize}]
+    jae mender_elsewhere
+    test r11d, r11d                  ; on the stack of a thread that is no more: nobody returns
+    jne mender_entry_next
+mender_put_back:
     mov rax, [r13+${SHADOW.trampoline}]
     mov rcx, [r13+${SHADOW.returnAddress}]
     lock cmpxchg [rdi], rcx
     je mender_put
     cmp rax, rcx
+    jne mender_entry_next
+    test r11d, r11d
     je mender_waits
     jmp mender_entry_next
+mender_elsewhere:                    ; a coroutine's perhaps: does anybody else say something else of it?
+    mov rsi, [rbx+${AGENT.lanes}]
+mender_other_lane:
+    cmp rsi, r15
+    jae mender_put_back
+    mov rdx, [rsi+${LANE.shadow}]
+mender_other:
+    cmp rdx, [rsi+${LANE.shadowBase}]
+    jbe mender_other_next
+    cmp [rdx+${SHADOW.slot}], rdi
+    jne mender_other_on
+    cmp dword [rdx+${SHADOW.parked}], 0
+    jne mender_other_on
+    mov rax, [rdx+${SHADOW.trampoline}]
+    cmp rax, [r13+${SHADOW.trampoline}]
+    jne mender_other_on
+    mov rcx, [rdx+${SHADOW.returnAddress}]
+    cmp rcx, [r13+${SHADOW.returnAddress}]
+    je mender_other_on
+    cmp rax, [rdi]                   ; a stack that serves again: until that call returns nobody can tell
+    je mender_waits
+mender_other_on:
+    sub rdx, ${SHADOW.size}
+    jmp mender_other
+mender_other_next:
+    add rsi, ${LANE.size}
+    jmp mender_other_lane
 mender_put:
     mov dword [r13+${SHADOW.parked}], 1
 mender_entry_next:

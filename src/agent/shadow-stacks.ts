@@ -78,7 +78,8 @@ export function maySwapReturns(memory: TargetMemory, places: ShadowPlaces): bool
 function isAnyBusy(memory: TargetMemory, { data, laneTable, lanes }: ShadowPlaces): boolean {
   const table = memory.read(data + laneTable, lanes * LANE.size);
   const view = new DataView(table.buffer, table.byteOffset);
-  for (let at = 0; at < table.length; at += LANE.size)
+  // Lane 0 is nobody's, and marked by everybody.
+  for (let at = LANE.size; at < table.length; at += LANE.size)
     if (view.getBigUint64(at + LANE.busy, true) !== 0n) return true;
   return false;
 }

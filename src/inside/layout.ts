@@ -4,6 +4,7 @@
 //   object   a shared object (shared-object.ts): code, and private data that a forked child gets a copy of
 //   block    a part of a memfd, which the tracer maps as well: the agent's pages, the rendezvous, a buffer for what goes over. A program
 //            that this one executes has the next part, so that what forked children still share is no other's
+import type { TargetMemory } from '../target/index.js';
 import { AGENT } from '../agent/index.js';
 import { DYNAMIC_ROOM } from '../elf/index.js';
 import { PAGE } from '../linux/index.js';
@@ -163,6 +164,11 @@ export const BLOCK = {
 } as const;
 
 export const BUFFER_SIZE = BLOCK.environment - BLOCK.buffer;
+
+/** True if the block of a program that was started from inside begins at an address. */
+export function isBlock(memory: TargetMemory, start: number): boolean {
+  return memory.readWord(start + BLOCK.address) === BigInt(start);
+}
 export const ENVIRONMENT_SIZE = BLOCK.size - BLOCK.environment;
 /** Room for the name of a descriptor. */
 export const KEPT_NAME_BYTES = BLOCK.keptObject - BLOCK.keptBlock;

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { existsSync, readFileSync, readdirSync, readlinkSync } from 'node:fs';
 import { test } from 'node:test';
-import { attach } from '../index.js';
+import { attach, type SessionSummary } from '../index.js';
 import { THROWN_THROUGH, assertFine, killInSession } from './exceptions.test.support.js';
 import { textOf } from './process-state.test.support.js';
 import {
@@ -125,6 +125,53 @@ test('the same while stacks are unmapped on which return addresses are swapped',
   }
 });
 
+test('a coroutine that has changed threads throws through a traced function, wherever safepoke was killed or has ended meanwhile', async () => {
+  const target = await Target.ready(build('moved.cc'));
+  const before = textOf(target.pid);
+  for (let i = 1; i <= 6; i++) {
+    const isKilled = i % 2 === 0;
+    const running = await Running.attach(target.pid, '-F', 'thrower');
+    target.say('begin');
+    await target.expect(/^begun$/);
+    if (isKilled) {
+      running.child.kill('SIGKILL');
+      await running.gone();
+      while (!textOf(target.pid).equals(before)) await pause(2);
+    } else {
+      const { summary } = await running.stop();
+      assert.equal(summary.restored, true);
+    }
+    target.say('go on');
+    await target.expect(new RegExp(`^caught=${i} wrong=0$`));
+  }
+  await target.finish();
+});
+
+test('memory that has taken the place of an unloaded library is left alone when safepoke is killed', async () => {
+  const library = build('plugin.c', '-shared', '-fPIC');
+  const target = await Target.ready(build('unloads.c'), library, 'plugin_step');
+  const before = changedBytes(target.pid);
+  const running = await Running.attach(target.pid, '-F', 'main', '-F', 'plugin*!*');
+  target.say('unload');
+  await target.expect(/^unloaded$/);
+  running.child.kill('SIGKILL');
+  await running.gone();
+  while (changedBytes(target.pid) !== before) await pause(2);
+  for (let i = 0; i < 3; i++) {
+    target.say('look');
+    await target.expect(/^wrong=0$/);
+    await pause(100);
+  }
+  await target.finish();
+});
+
+/** A session of its own process. */
+async function attachFor(pid: number, ms: number, options: readonly string[]): Promise<SessionSummary> {
+  const running = await Running.attach(pid, ...options);
+  await pause(ms);
+  return (await running.stop()).summary;
+}
+
 /** The program executes, and not what starts it. */
 function hasBegun(pid: number): boolean {
   return (
@@ -150,6 +197,11 @@ test('the same from inside', async () => {
       await pause(100 + i * 20);
       child.kill('SIGKILL');
       while (existsSync(`/proc/${pid}`) && changedBytes(pid) > 0) await pause(2);
+      // From outside now, beside handlers that go by the object that was loaded with the program.
+      for (const part of [filters, filters.slice(2)]) {
+        const { restored, removed } = await attachFor(pid, 100, part);
+        assert.deepEqual({ restored, removed }, { restored: true, removed: true });
+      }
       await pause(100);
     } finally {
       process.kill(pid, 'SIGINT');

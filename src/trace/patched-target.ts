@@ -38,7 +38,7 @@ const STORES_SEEN_MS = 1;
 
 /** What detaching achieved. */
 export interface DetachResult {
-  /** Every site has its original bytes, hooks of unwinders apart: see `hasHooks`. */
+  /** Every site has its original bytes, hooks of unwinders apart: see `areHooksRestored`. */
   readonly restored: boolean;
   /** Sites in which somebody else's bytes stood, which were left alone. */
   readonly foreign: number;
@@ -102,6 +102,7 @@ export class PatchedTarget {
   #isRemoved = false;
   /** Unwinders have their hooks: a return address is swapped, or may come to be. */
   #hasHooks = false;
+  #areHooksRestored = true;
   #stay: Stay = 'inside';
   /** An address in code of ours. */
   readonly #isOurs = (rip: bigint): boolean => this.agent.ownsCode(rip);
@@ -135,9 +136,9 @@ export class PatchedTarget {
     return this.#restoreSites(!this.#hasHooks);
   }
 
-  /** True as long as hooks of unwinders must stay where everything else is restored. */
-  get hasHooks(): boolean {
-    return this.#hasHooks;
+  /** False if hooks of unwinders stay where everything else is restored, or somebody else's bytes are in their place. */
+  get areHooksRestored(): boolean {
+    return !this.#hasHooks && this.#areHooksRestored;
   }
 
   #restoreSites(withHooks: boolean): DetachResult {
@@ -223,7 +224,9 @@ export class PatchedTarget {
     const { agent } = this;
     if (agent.thread === undefined || this.#text.length === 0) return;
     try {
-      agent.writeTextRuns(this.#text.filter((run) => isOnlyOurs(this.#memory, run)));
+      const ours = this.#text.filter((run) => isOnlyOurs(this.#memory, run));
+      // Should we be killed while it is written, nothing is turned back.
+      if (ours.length < this.#text.length) agent.writeTextRuns(ours);
     } catch (error) {
       // Nobody can look any more, nor write: the runs that its thread knows go as if we had died.
       if (!isRefusedCall(error)) throw error;
@@ -261,7 +264,9 @@ export class PatchedTarget {
     if (!this.#isUnused && !this.#tryLeaveCode()) return false;
     if (this.#hasHooks) {
       // No return address is swapped any more. The hooks themselves led into our code until now.
-      this.#restoreSites(true);
+      const { restored, foreign } = this.#restoreSites(true);
+      if (!restored && foreign === 0) return false;
+      this.#areHooksRestored = restored;
       this.#hasHooks = false;
       this.#isUnused = false;
       this.#outside.clear();
@@ -314,10 +319,10 @@ export class PatchedTarget {
   #putReturnsBackFirst(): boolean {
     if (!this.sites.some((site) => site.kind === 'hook')) return true;
     pause(STORES_SEEN_MS);
-    if (!this.agent.maySwapReturns()) return true;
     const done = new Set<number>();
     const until = performance.now() + RETURNS_PATIENCE_MS;
     try {
+      if (!this.agent.maySwapReturns()) return true;
       for (;;) {
         if (this.agent.putReturnsBack() || this.#putReturnsBack(done)) return true;
         if (performance.now() > until) return false;
@@ -340,7 +345,7 @@ export class PatchedTarget {
     if (this.#reach.mustStandAll || !this.agent.areReturnsOwn()) {
       const hold = this.#standAll();
       try {
-        if (anyoneInside(this.#pid, hold, this.#memory, this.#isOurs)) return false;
+        if (anyoneInside(this.#pid, hold.threads, this.#memory, this.#isOurs)) return false;
         this.agent.restoreReturnAddresses();
         return this.#reach.stillStand();
       } finally {
@@ -419,10 +424,10 @@ function isInside(
 /** True if a held thread executes code of ours, or will return into it from a signal handler. */
 export function anyoneInside(
   pid: number,
-  hold: Standstill,
+  threads: readonly HeldThread[],
   memory: TargetMemory,
   isOurs: (rip: bigint) => boolean,
 ): boolean {
   const maps = readMaps(pid) ?? [];
-  return hold.threads.some((thread) => isInside(thread, maps, memory, isOurs));
+  return threads.some((thread) => isInside(thread, maps, memory, isOurs));
 }

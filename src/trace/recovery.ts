@@ -2,6 +2,7 @@
 import {
   AGENT,
   CODE_PATH,
+  RINGS_PATH,
   SHARED_PATH,
   readAgentPage,
   readJournal,
@@ -12,7 +13,16 @@ import {
 import { readdirSync } from 'node:fs';
 import { CannotError } from '../errors/index.js';
 import { SYS, readLink, readMaps, readStartTime, type Mapping } from '../linux/index.js';
-import { Hold, RemoteCalls, borrowCode, pause, type HoldTimes, type TargetMemory } from '../target/index.js';
+import { isBlock } from '../inside/index.js';
+import {
+  Hold,
+  RemoteCalls,
+  borrowCode,
+  pause,
+  type HeldThread,
+  type HoldTimes,
+  type TargetMemory,
+} from '../target/index.js';
 import { SITE_LENGTH } from '../x86/index.js';
 import { SiteChanges, applyChanges, jumpTarget, restoreUnderBreakpoint } from './patch.js';
 import { anyoneInside } from './patched-target.js';
@@ -37,9 +47,13 @@ export interface Recovery {
  */
 export function recover(pid: number, memory: TargetMemory, times: HoldTimes): Recovery | undefined {
   const maps = readMaps(pid) ?? [];
+  // A program that was started from inside keeps its block, which the code that is loaded with it goes on using.
+  const isKept = ({ start }: Mapping): boolean => isBlock(memory, start);
   const allShared = maps.filter((m) => m.path === SHARED_PATH || m.path === CODE_PATH);
-  const shared = allShared.find((m) => m.path === SHARED_PATH);
-  const files = sharedFiles(pid);
+  const pages = allShared.filter((m) => m.path === SHARED_PATH);
+  const shared = pages.find((m) => !isKept(m)) ?? pages.at(0);
+  const isInside = shared !== undefined && isKept(shared);
+  const files = isInside ? [] : sharedFiles(pid);
   if (shared === undefined && files.length === 0) return undefined;
   const tried = `trace process ${pid}`;
   // A session that was killed before its memory was mapped left a file descriptor at most.
@@ -56,6 +70,7 @@ export function recover(pid: number, memory: TargetMemory, times: HoldTimes): Re
     });
   }
   refuseTracedBy(pid, page);
+  if (isInside && !page.hasJournal && page.mapped.length === 0) return undefined;
   // The session was about to map or to unmap what it lists: each may be there or not. What is not in the journal has no name.
   const isThere = ({ address, length }: { address: number; length: number }): boolean =>
     address === shared?.start ||
@@ -66,12 +81,17 @@ export function recover(pid: number, memory: TargetMemory, times: HoldTimes): Re
       ranges.push({ ...range, isCode: journal === undefined });
   }
   // The session may have been killed before it had noted what it had just mapped.
-  for (const { start, end, path } of allShared) {
+  for (const { start, end, path } of allShared.filter((m) => !isKept(m))) {
     if (!ranges.some((r) => r.address === start))
       ranges.push({ address: start, length: end - start, isCode: path === CODE_PATH });
   }
   const isCode = (address: bigint): boolean =>
     ranges.some((r) => r.isCode && address >= BigInt(r.address) && address < BigInt(r.address + r.length));
+  // By its stack: its code may be that of an object that stays.
+  const isAgent = ({ registers }: HeldThread): boolean => {
+    const at = Number(registers.get('rsp')) - (shared?.start ?? 0);
+    return at > 0 && at <= AGENT.size;
+  };
   const borrowed = borrowCode(pid, memory);
   for (let tries = 0; tries < LEAVE_TRIES; tries++) {
     if (tries > 0) pause(LEAVE_PAUSE_MS);
@@ -83,13 +103,16 @@ export function recover(pid: number, memory: TargetMemory, times: HoldTimes): Re
       // Once is enough: nobody turns them again.
       if (journal !== undefined && shared !== undefined && tries === 0) {
         memory.writeWord(journal.control, 0n);
-        // The agent's thread need not wait for swapped return addresses any more.
-        memory.writeWord(shared.start + AGENT.control, 0n);
         const functions = journal.sites.filter(({ isHook }) => !isHook);
         restoreSites(memory, functions, isCode);
       }
-      // The agent's own thread counts too: it ends by itself, now that its tracer has.
-      if (anyoneInside(pid, hold, memory, isCode)) continue;
+      const others = hold.threads.filter((thread) => !isAgent(thread));
+      if (anyoneInside(pid, others, memory, isCode)) continue;
+      // The agent's own thread ends by itself, now that its tracer has. It need not wait for swapped return addresses any more.
+      if (shared !== undefined && others.length < hold.threads.length) {
+        memory.writeWord(shared.start + AGENT.control, 0n);
+        continue;
+      }
       const calls = new RemoteCalls(pid, hold.callableThread(), memory, borrowed);
       if (journal !== undefined) {
         restoreReturnAddresses(memory, journal);
@@ -98,6 +121,7 @@ export function recover(pid: number, memory: TargetMemory, times: HoldTimes): Re
         restoreSites(memory, hooks, isCode);
       }
       if (shared !== undefined) memory.writeWord(shared.start + AGENT.journal, 0n);
+      if (isInside) memory.writeWord(shared.start + AGENT.mappedCount, 0n);
       calls.run((call) => {
         for (const { address, length } of sharedLast(ranges, shared?.start ?? 0))
           call(SYS.munmap, address, length);
@@ -129,14 +153,15 @@ function refuseTracedBy(
 
 /** Refuses a process in which the agent of a session is that goes on. @throws CannotError ALREADY_TRACED */
 export function refuseTraced(pid: number, memory: TargetMemory): void {
-  const shared = (readMaps(pid) ?? []).find((m) => m.path === SHARED_PATH);
-  const page = shared === undefined ? undefined : readAgentPage(memory, shared.start);
-  if (page !== undefined) refuseTracedBy(pid, page);
+  for (const { start } of (readMaps(pid) ?? []).filter((m) => m.path === SHARED_PATH)) {
+    const page = readAgentPage(memory, start);
+    if (page !== undefined) refuseTracedBy(pid, page);
+  }
 }
 
-/** True if a mapping may be address space that was reserved for copies of text, or such a copy. */
+/** True if a mapping may be address space that was reserved for copies of text, such a copy, or rings that are apart from the agent's pages. */
 function isReserved({ permissions, path }: Mapping): boolean {
-  return (permissions === '---p' && path === '') || permissions === 'r-xp';
+  return path === RINGS_PATH || (permissions === '---p' && path === '') || permissions === 'r-xp';
 }
 
 /** Descriptors of memory of ours that a session had no time to close. */

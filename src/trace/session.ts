@@ -420,7 +420,7 @@ export class Session implements AsyncIterable<Call> {
         `${STAYS_SINCE[target.stay]}: the code stays mapped, unused; it goes when you attach once more later, or with the process`,
       );
     }
-    return restored && !target.hasHooks;
+    return restored && target.areHooksRestored;
   }
 
   /** Returns why nothing can be removed, if that is not for want of time. */

@@ -1,6 +1,7 @@
 // The pages of text that hold sites, in runs. Where they are the file's own pages before anything is changed, taking our copies
 // of them away turns every site back at once, with no thread held. What a page must look like is kept: if anybody else has
 // changed it meanwhile, it is not taken away. Pages with hooks of unwinders go apart from others, as they may have to stay longer.
+import type { Witness } from '../agent/index.js';
 import { PAGE, filePages, pageOf } from '../linux/index.js';
 import type { TargetMemory } from '../target/index.js';
 import { SITE_LENGTH } from '../x86/index.js';
@@ -18,6 +19,8 @@ export interface TextRun {
   readonly changed: Uint8Array;
   /** A hook of an unwinder is among its sites. */
   readonly hasHook: boolean;
+  /** Of its first site and of its last. */
+  readonly witnesses: readonly [Witness, Witness];
 }
 
 export type TextRuns = readonly TextRun[];
@@ -88,10 +91,24 @@ export function planTextRuns(
           if (pristine[at + k] === expected[bytes + k]) changed[at + k] = wanted[bytes + k];
         }
       }
-      runs.push({ start, length, pristine, changed, hasHook });
+      const witnessOf = (i: number): Witness => witness(start, addresses[i] - start, pristine, changed);
+      const witnesses = [witnessOf(from), witnessOf(to - 1)] as const;
+      runs.push({ start, length, pristine, changed, hasHook, witnesses });
     }
   }
   return runs;
+}
+
+const WORD = 4;
+
+/** An aligned word with a byte that is changed of the site at an offset in a run. */
+function witness(start: number, site: number, pristine: Uint8Array, changed: Uint8Array): Witness {
+  let at = site;
+  while (at < site + SITE_LENGTH - 1 && pristine[at] === changed[at]) at++;
+  at -= at % WORD;
+  const wordOf = (bytes: Uint8Array): number =>
+    new DataView(bytes.buffer, bytes.byteOffset).getUint32(at, true);
+  return { address: start + at, changed: wordOf(changed), pristine: wordOf(pristine) };
 }
 
 /** End of the page that a site at `address` ends in. */
