@@ -9,7 +9,8 @@
 // entry, step by step:
 //   1. save every register it uses, and the flags: gcc lets callers keep values in registers that the ABI calls clobbered
 //      when it knows that a local callee leaves them alone (-fipa-ra), so nothing at all may change
-//   2. stop if recording is off: the control page says so, and reads as zeros in a forked child
+//   2. stop if recording is off: the control page says so, and reads as zeros in a forked child. Only forget what a jump has left
+//      behind of this thread's, which the end of the session would wait for
 //   3. find the thread's lane: a cache indexed by a hash of the thread pointer, then the owner's thread id compared, for a
 //      new thread may have got the thread block of one that has ended. Only then the time stamp is read: what follows it
 //      need not wait for it, what comes before would
