@@ -466,14 +466,22 @@ export class AgentThread {
     this.#longs[AGENT.plainRunCount / 8] = BigInt(plain);
   }
 
-  /** There are none, or none yet: the table may be written. */
-  clearTextRuns(): void {
+  /** There are none, or none yet: the table may be written. Returns what takes that back. */
+  clearTextRuns(): () => void {
+    const plain = this.#longs[AGENT.plainRunCount / 8];
+    const count = this.#longs[AGENT.runCount / 8];
     this.#longs[AGENT.plainRunCount / 8] = 0n;
     this.#longs[AGENT.runCount / 8] = 0n;
+    return () => {
+      this.#longs[AGENT.runCount / 8] = count;
+      this.#longs[AGENT.plainRunCount / 8] = plain;
+    };
   }
 
   /** Tells it what to turn off, to put right and to free should we die. From then on it is of use. */
   setMemory({ control, rings, ringBytes, lanes, mayMend }: OrphanPlaces): void {
+    // Without it the rest is not looked at.
+    this.#longs[AGENT.control / 8] = 0n;
     this.#longs[AGENT.ringBytes / 8] = BigInt(ringBytes);
     this.#longs[AGENT.rings / 8] = BigInt(rings);
     this.#longs[AGENT.lanes / 8] = BigInt(lanes);

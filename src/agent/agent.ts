@@ -465,7 +465,7 @@ export class Agent {
 
   /** Tells the agent's thread which runs of text hold sites, for it to turn back. */
   writeTextRuns(runs: readonly RestoredRun[]): void {
-    this.#thread?.clearTextRuns();
+    const takeBack = this.#thread?.clearTextRuns();
     const table = new DataView(new ArrayBuffer(runs.length * TEXT_RUN.size));
     const plain = runs.filter(({ hasHook }) => !hasHook);
     [...plain, ...runs.filter(({ hasHook }) => hasHook)].forEach(({ start, length, witnesses }, i) => {
@@ -480,7 +480,12 @@ export class Agent {
       });
     });
     const address = this.data + this.geometry.dataBytes + this.#journalRoom;
-    this.#memory.write(address, new Uint8Array(table.buffer));
+    try {
+      this.#memory.write(address, new Uint8Array(table.buffer));
+    } catch (error) {
+      takeBack?.();
+      throw error;
+    }
     this.#thread?.setTextRuns(address, runs.length, plain.length);
   }
 
@@ -731,6 +736,7 @@ export class Agent {
     };
     const address = this.data + this.geometry.dataBytes;
     this.#memory.write(address, encodeJournal(journal, addresses, originals, hooks));
+    this.#memory.writeWord(this.data + DATA.journal, BigInt(address));
     new BigUint64Array(this.#page.bytes)[AGENT.journal / 8] = BigInt(address);
   }
 
@@ -771,6 +777,7 @@ export class Agent {
     if (!this.dismissThread()) return false;
     // From here on there is nothing to put back, only mappings to take away; the one that lists them goes last.
     faultPoint();
+    this.#forgetJournal();
     new BigUint64Array(this.#page.bytes)[AGENT.journal / 8] = 0n;
     const results = calls.run((call) =>
       sharedLast(this.#mapped, this.#shared).map(({ address, length }) => call(SYS.munmap, address, length)),
@@ -778,6 +785,16 @@ export class Agent {
     this.#mapped.length = 0;
     if (this.#resident !== undefined) new BigUint64Array(this.#page.bytes)[AGENT.mappedCount / 8] = 0n;
     return results.every((result) => result === 0);
+  }
+
+  /** The process's own note of it; children of a fork keep theirs. */
+  #forgetJournal(): void {
+    try {
+      this.#memory.writeWord(this.data + DATA.journal, 0n);
+    } catch (error) {
+      // A filter of the program's may keep its thread from it: the note goes with its page.
+      if (!isSafepokeError(error)) throw error;
+    }
   }
 
   /** Frees what safepoke itself holds. What is still in the target is left to its thread, and to a session to come. */

@@ -8,7 +8,7 @@
 // It is found through the agent's page, at the start of the shared region, which /proc/PID/maps shows by name. That page also lists
 // the mappings, for a session that was killed before there was a journal.
 import type { TargetMemory } from '../target/index.js';
-import { AGENT, MAPPED_MAX, type AgentGeometry } from './layout.js';
+import { AGENT, AGENT_MAGIC, CONTROL, DATA, MAPPED_MAX, type AgentGeometry } from './layout.js';
 
 /** "journal3" read as a little-endian number: changes with the layout. */
 const JOURNAL_MAGIC = 0x336c_616e_7275_6f6an;
@@ -119,9 +119,20 @@ export function encodeJournal(
   return bytes;
 }
 
-/** Reads the journal of the agent whose shared region is mapped at `shared`; undefined if there is none that we understand. */
-export function readJournal(memory: TargetMemory, shared: number): Journal | undefined {
-  const address = Number(memory.readWord(shared + AGENT.journal) ?? 0n);
+/**
+ * Reads the journal of the agent whose shared region is mapped at `shared`; undefined if there is none that we understand. `ends`: where
+ * mappings of shared regions end. What is private lies behind, and tells a child of a fork, whose parent's session is over, where it is.
+ */
+export function readJournal(
+  memory: TargetMemory,
+  shared: number,
+  ends: readonly number[],
+): Journal | undefined {
+  const own = ends
+    .map((end) => end + CONTROL.size)
+    .filter((data) => memory.readWord(data + DATA.magic) === AGENT_MAGIC)
+    .map((data) => memory.readWord(data + DATA.journal) ?? 0n);
+  const address = Number(memory.readWord(shared + AGENT.journal) || own.find((at) => at !== 0n) || 0n);
   const head = memory.readSome(address, JOURNAL.size);
   if (address === 0 || head.length < JOURNAL.size) return undefined;
   const view = new DataView(head.buffer, head.byteOffset);

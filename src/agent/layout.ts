@@ -35,9 +35,11 @@ export const DATA = {
   depthIsFilter: 48,
   /** Magic number that tells the tracer that the agent is still mapped (the target did not execve). */
   magic: 56,
+  /** Address of the journal; 0 as long as nothing has been changed. As `AGENT.journal`, which children of a fork share. */
+  journal: 64,
   /** Number of trusted ranges of code, then pairs {start, length}. */
-  trustedCount: 64,
-  trusted: 72,
+  trustedCount: 72,
+  trusted: 80,
   size: PAGE,
 } as const;
 

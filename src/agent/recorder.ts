@@ -611,7 +611,7 @@ park_find:
 ; Recording is off: what a jump has left behind below us is forgotten, a recorder's mark, or a call that was about to have its return
 ; address swapped. Else the end of the session would wait for it. Called after SAVE, whose registers are lost.
 settle:
-    mov rdi, ${data}${findLane('settle_done')}
+    mov rdi, ${data}${findLane('settle_done')}${checkOwner('settle_done')}
     mov rcx, rsp${unlessOnOwnStack('settle_done')}
     lea rsi, [rsp+${SAVED + 16}]     ; the return slot, or below it
     mov rcx, [rbx+${LANE.busy}]
@@ -629,7 +629,7 @@ settle_next:
     test rdx, rdx
     je settle_on
     cmp rdx, rsi
-    jae settle_done
+    ja settle_done
     mov rcx, rdx${unlessOnOwnStack('settle_done')}
     mov rcx, [rdx]
     cmp rcx, [rax+${SHADOW.returnAddress}]

@@ -9,10 +9,11 @@
 //
 // A stack may be unmapped by then (its thread left the frame by a jump, and has ended). Reading it must not harm the program, whose
 // handlers for signals are its own affair. So all this is done by a process of its own that shares the memory (CLONE_VM) but no
-// handlers: it goes on behind whatever cannot be read. It sends no signal when it ends, and lives for less than a millisecond.
+// handlers: it goes on behind whatever cannot be read. It sends no signal when it ends, and lives for less than a millisecond, unless thousands of
+// calls are open in coroutines.
 import { ACTION_WORDS, PAGE, SIGNAL_SET_BYTES, SYS, UCONTEXT_REGISTERS, WAIT_ALL } from '../linux/index.js';
 import type { PlannedCall } from '../target/index.js';
-import { AGENT, DATA, LANE, SHADOW } from './layout.js';
+import { AGENT, CONTROL, DATA, LANE, SHADOW } from './layout.js';
 
 /**
  * include/uapi/linux/sched.h: VM | FILES | SYSVSEM; no signal at its end. Not FS: an execve(2) of a set-user-ID program would lose its
@@ -41,6 +42,9 @@ export const MENDER_CALLS: readonly PlannedCall[] = [
 /** The mender has the page of calls for its stack: the thread makes none meanwhile. */
 const MENDER_STACK = AGENT.size;
 
+/** Entries that the mender compares with others, of which there may be as many: some tens of milliseconds. */
+const COMPARED_MAX = 1 << 25;
+
 const nextLane = (label: string): string => `
     add r12, ${LANE.size}
     jmp ${label}`;
@@ -54,6 +58,9 @@ put_returns_back:
     mov eax, -1
     mov rdi, [rbx+${AGENT.control}]
     test rdi, rdi
+    je mender_over
+    mov qword [rdi+${CONTROL.enabled}], 0
+    cmp qword [rbx+${AGENT.lanes}], 0
     je mender_over
     mov r15, [rdi+${PAGE + DATA.lanesEnd}]   ; data lies behind the control page
     mov r12, [rbx+${AGENT.lanes}]
@@ -129,6 +136,7 @@ mender:
     js mender_end
     mov r12, [rbx+${AGENT.lanes}]    ; r15: behind the last
     xor r14d, r14d                   ; lanes that wait
+    mov r10, ${COMPARED_MAX}         ; entries that may yet be compared with others
 mender_lane:
     cmp r12, r15
     jae mender_done
@@ -174,17 +182,43 @@ mender_put_back:
     cmp rax, rcx
     jne mender_entry_next
     test r11d, r11d
-    je mender_waits
-    jmp mender_entry_next
-mender_elsewhere:                    ; a coroutine's perhaps: does anybody else say something else of it?
+    jne mender_entry_next
+    ; was that us, for another entry of the same call?
+    mov rsi, [rbx+${AGENT.lanes}]
+mender_equal_lane:
+    cmp rsi, r15
+    jae mender_waits
+    mov rdx, [rsi+${LANE.shadow}]
+mender_equal:
+    cmp rdx, [rsi+${LANE.shadowBase}]
+    jbe mender_equal_next
+    sub r10, 1
+    jb mender_waits
+    cmp [rdx+${SHADOW.slot}], rdi
+    jne mender_equal_on
+    cmp dword [rdx+${SHADOW.parked}], 0
+    je mender_equal_on
+    cmp [rdx+${SHADOW.returnAddress}], rcx
+    je mender_put
+mender_equal_on:
+    sub rdx, ${SHADOW.size}
+    jmp mender_equal
+mender_equal_next:
+    add rsi, ${LANE.size}
+    jmp mender_equal_lane
+mender_elsewhere:                    ; a coroutine's perhaps: does another lane say something else of it?
     mov rsi, [rbx+${AGENT.lanes}]
 mender_other_lane:
     cmp rsi, r15
     jae mender_put_back
+    cmp rsi, r12
+    je mender_other_next
     mov rdx, [rsi+${LANE.shadow}]
 mender_other:
     cmp rdx, [rsi+${LANE.shadowBase}]
     jbe mender_other_next
+    sub r10, 1
+    jb mender_waits                  ; so many calls are open that nobody can compare them all: they end one by one
     cmp [rdx+${SHADOW.slot}], rdi
     jne mender_other_on
     cmp dword [rdx+${SHADOW.parked}], 0

@@ -3,9 +3,11 @@ import { existsSync, symlinkSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { test } from 'node:test';
 import { attach, isSafepokeError, listFunctions } from '../index.js';
+import { textOf } from './process-state.test.support.js';
 import {
   Running,
   Target,
+  answered,
   assertCounted,
   build,
   changedBytes,
@@ -179,3 +181,41 @@ test('a program that is started by a link to it goes by the name of the link as 
   const traced = runTraced(['-F', filter], link, 'spawn');
   assert.equal(traced.status, 0, traced.stderr);
 });
+
+for (const isKilled of [false, true]) {
+  const how = isKilled ? 'safepoke was killed' : 'the session of its parent was over';
+  test(`a child that was forked under trace can be attached to when ${how}, and so can the next, and their parent`, async () => {
+    const target = await Target.ready(build('offspring.c'));
+    const { pid } = target;
+    const before = textOf(pid);
+    const filters = ['-F', 'step', '-F', 'work', '-F', 'lives', '-F', 'serve'];
+    const running = await Running.attach(pid, ...filters);
+    const children: number[] = [];
+    try {
+      for (let i = 0; i < 2; i++) {
+        target.say('fork');
+        const { child, wrong } = answered(await target.line());
+        assert.equal(wrong, 0);
+        children.push(child);
+      }
+      running.child.kill(isKilled ? 'SIGKILL' : 'SIGINT');
+      await running.gone();
+      while (!textOf(pid).equals(before)) await pause(2);
+      for (const one of [...children, pid]) {
+        for (let i = 0; i < 2; i++) {
+          const { restored, removed } = await attach(one, { filters: ['step', 'work'] }).stop();
+          assert.deepEqual({ restored, removed }, { restored: true, removed: true });
+          assert.ok(textOf(one).equals(before));
+          assert.doesNotMatch(mapsOf(one).join(), /memfd:safepoke/);
+        }
+      }
+    } finally {
+      for (const one of children) process.kill(one, 'SIGINT');
+    }
+    for (let i = 0; i < 2; i++) {
+      target.say('wait');
+      await target.expect(/^status=0 wrong=0$/);
+    }
+    await target.finish();
+  });
+}

@@ -61,7 +61,8 @@ export function recover(pid: number, memory: TargetMemory, times: HoldTimes): Re
     shared === undefined
       ? { tracerPid: 0, tracerStart: -1n, mapped: [], hasJournal: false }
       : readAgentPage(memory, shared.start);
-  const journal = shared === undefined ? undefined : readJournal(memory, shared.start);
+  const ends = maps.filter((m) => m.path === SHARED_PATH || m.path === RINGS_PATH).map((m) => m.end);
+  const journal = shared === undefined ? undefined : readJournal(memory, shared.start, ends);
   if (page === undefined || (page.hasJournal && journal === undefined)) {
     throw new CannotError('FOREIGN_AGENT', {
       tried,
@@ -70,11 +71,13 @@ export function recover(pid: number, memory: TargetMemory, times: HoldTimes): Re
     });
   }
   refuseTracedBy(pid, page);
-  if (isInside && !page.hasJournal && page.mapped.length === 0) return undefined;
+  if (isInside && journal === undefined && page.mapped.length === 0) return undefined;
   // The session was about to map or to unmap what it lists: each may be there or not. What is not in the journal has no name.
   const isThere = ({ address, length }: { address: number; length: number }): boolean =>
     address === shared?.start ||
-    maps.some((m) => m.start === address && m.end === address + length && isReserved(m));
+    maps.some(
+      (m) => m.start === address && (m.path === RINGS_PATH || (m.end === address + length && isReserved(m))),
+    );
   const ranges = [...(journal?.ranges ?? [])];
   for (const range of page.mapped.filter(isThere)) {
     if (!ranges.some(({ address }) => address === range.address))
@@ -159,9 +162,9 @@ export function refuseTraced(pid: number, memory: TargetMemory): void {
   }
 }
 
-/** True if a mapping may be address space that was reserved for copies of text, such a copy, or rings that are apart from the agent's pages. */
+/** True if a mapping may be address space that was reserved for copies of text, or such a copy. */
 function isReserved({ permissions, path }: Mapping): boolean {
-  return path === RINGS_PATH || (permissions === '---p' && path === '') || permissions === 'r-xp';
+  return (permissions === '---p' && path === '') || permissions === 'r-xp';
 }
 
 /** Descriptors of memory of ours that a session had no time to close. */
