@@ -1,5 +1,6 @@
 // Programs that throw without a pause while safepoke comes, goes, and is killed.
 import assert from 'node:assert/strict';
+import { readdirSync } from 'node:fs';
 import { attach } from '../index.js';
 import { textOf } from './process-state.test.support.js';
 import type { Rounds } from './rounds.test.support.js';
@@ -7,6 +8,15 @@ import { Running, Target, answered, build, pause } from './targets.test.support.
 
 /** Functions of leaves.cc through which exceptions are thrown. */
 export const THROWN_THROUGH = ['on_user', 'throws', 'work', 'step'] as const;
+/** Its main thread and those that throw. */
+const LEAVING_THREADS = 4;
+
+/** leaves.cc, once its threads are there: before that not all of its text is. */
+export async function startThrowing(): Promise<Target> {
+  const target = new Target(build('leaves.cc'), '0');
+  while (readdirSync(`/proc/${target.pid}/task`).length < LEAVING_THREADS) await pause(2);
+  return target;
+}
 
 /** Kills safepoke in the middle of a session. All text is the files' again then, after a while. */
 export async function killInSession(
@@ -35,7 +45,7 @@ export async function assertFine(target: Target): Promise<Record<string, number>
 
 /** Sessions end as they should, or safepoke is killed in them, beside threads that throw all the while. */
 export async function throwing(rounds: Rounds): Promise<void> {
-  const target = new Target(build('leaves.cc'), '0');
+  const target = await startThrowing();
   try {
     const before = textOf(target.pid);
     while (rounds.next()) {

@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { existsSync, readFileSync, readdirSync, readlinkSync } from 'node:fs';
 import { test } from 'node:test';
 import { attach, type SessionSummary } from '../index.js';
-import { THROWN_THROUGH, assertFine, killInSession } from './exceptions.test.support.js';
+import { THROWN_THROUGH, assertFine, killInSession, startThrowing } from './exceptions.test.support.js';
 import { textOf } from './process-state.test.support.js';
 import {
   Running,
@@ -92,7 +92,7 @@ test('a thread that is about to swap a return address when a session ends finds 
 });
 
 test('exceptions find their way when safepoke is killed in the middle of a session, and all text is restored', async () => {
-  const target = new Target(build('leaves.cc'), '0');
+  const target = await startThrowing();
   try {
     const before = textOf(target.pid);
     for (let i = 0; i < 12; i++) await killInSession(target, before, i * 20, THROWN_THROUGH);
