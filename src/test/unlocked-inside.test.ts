@@ -129,16 +129,11 @@ test('where code can be made writable neither way the program is refused with bo
     ['SYS_pwrite64', 'write it: EPERM'],
   ] as const) {
     const wrapper = place(call, `-DNOT_WRITABLE=${OBJECT_DATA - TEXT}`);
+    // What V8 compiles in the background may happen to have just the length that the filter looks for.
     const ran = confined(
       wrapper,
-      main,
-      'run',
-      '--inside',
-      '-o',
-      fresh('recording'),
-      '--',
-      build('fib.c'),
-      '15',
+      '--no-wasm-dynamic-tiering',
+      ...[main, 'run', '--inside', '-o', fresh('recording'), '--', build('fib.c'), '15'],
     );
     assert.deepEqual([ran.status, ran.stdout], [1, ''], ran.stderr);
     assert.match(
