@@ -129,10 +129,10 @@ test('where code can be made writable neither way the program is refused with bo
     ['SYS_pwrite64', 'write it: EPERM'],
   ] as const) {
     const wrapper = place(call, `-DNOT_WRITABLE=${OBJECT_DATA - TEXT}`);
-    // What V8 compiles in the background may happen to have just the length that the filter looks for.
+    // What V8 compiles once more in the background may happen to have just the length that the filter looks for.
     const ran = confined(
       wrapper,
-      '--no-wasm-dynamic-tiering',
+      '--liftoff-only',
       ...[main, 'run', '--inside', '-o', fresh('recording'), '--', build('fib.c'), '15'],
     );
     assert.deepEqual([ran.status, ran.stdout], [1, ''], ran.stderr);
