@@ -23,6 +23,18 @@ function filesOf(pid: number | 'self'): Map<number, string> {
   return files;
 }
 
+/** O_CLOEXEC in /proc/PID/fdinfo/N: include/uapi/asm-generic/fcntl.h. */
+const CLOSED_ON_EXEC = 0o2000000;
+
+function isClosedOnExec(pid: number, file: number): boolean {
+  try {
+    const flags = /^flags:\s*(\d+)$/m.exec(readFileSync(`/proc/${pid}/fdinfo/${file}`, 'utf8'))?.[1] ?? '0';
+    return (Number.parseInt(flags, 8) & CLOSED_ON_EXEC) !== 0;
+  } catch {
+    return false;
+  }
+}
+
 /**
  * Has programs that are started from now on inherit the descriptors that this process has inherited itself. To be called before it
  * has opened any of its own. Those that Node makes for itself have no place in a file system, and no other end or holder.
@@ -36,7 +48,8 @@ export function passOnFiles(): void {
     if (link.startsWith('anon_inode:')) return false;
     if (link.startsWith('pipe:'))
       return isShared.has(link) || links.indexOf(link) === links.lastIndexOf(link);
-    return link !== '/dev/null' || parents.get(file) === link;
+    // Node opens one, so that another Node that has started us may have its own at the same number.
+    return link !== '/dev/null' || (parents.get(file) === link && !isClosedOnExec(process.ppid, file));
   };
   passedOn = [...own]
     .filter(([file, link]) => file >= FIRST_OTHER_FILE && isInherited(file, link))
