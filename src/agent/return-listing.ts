@@ -11,7 +11,17 @@
 // handlers for signals are its own affair. So all this is done by a process of its own that shares the memory (CLONE_VM) but no
 // handlers: it goes on behind whatever cannot be read. It sends no signal when it ends, and lives for less than a millisecond, unless thousands of
 // calls are open in coroutines.
-import { ACTION_WORDS, PAGE, SIGNAL_SET_BYTES, SYS, UCONTEXT_REGISTERS, WAIT_ALL } from '../linux/index.js';
+import {
+  ACTION_WORDS,
+  PAGE,
+  SA_RESTORER,
+  SA_SIGINFO,
+  SIGNAL_SET_BYTES,
+  SIG_UNBLOCK,
+  SYS,
+  UCONTEXT_REGISTERS,
+  WAIT_ALL,
+} from '../linux/index.js';
 import type { PlannedCall } from '../target/index.js';
 import { AGENT, CONTROL, DATA, LANE, SHADOW } from './layout.js';
 
@@ -21,12 +31,9 @@ import { AGENT, CONTROL, DATA, LANE, SHADOW } from './layout.js';
  */
 const MENDER_FLAGS = 0x100 | 0x400 | 0x40000;
 
-/** include/uapi/asm-generic/signal.h and signal-defs.h, arch/x86/include/uapi/asm/signal.h */
+/** include/uapi/asm-generic/signal.h */
 const SIGBUS = 7;
 const SIGSEGV = 11;
-const SIG_UNBLOCK = 1;
-const SA_SIGINFO = 0x4;
-const SA_RESTORER = 0x0400_0000;
 const FAULTS = (1 << (SIGBUS - 1)) | (1 << (SIGSEGV - 1));
 
 /** What the mender needs beyond what the thread may do anyway. */
@@ -48,6 +55,30 @@ const COMPARED_MAX = 1 << 25;
 const nextLane = (label: string): string => `
     add r12, ${LANE.size}
     jmp ${label}`;
+
+/**
+ * Goes through the entries of all lanes whose slot is rdi: rsi the lane, rdx the entry. `lane` and `entry` may jump to `_next` and `_on`.
+ * Where so many calls are open that nobody can compare them all, the lane waits: they end one by one.
+ */
+const everyEntry = (p: string, atEnd: string, lane: string, entry: string): string => `
+    mov rsi, [rbx+${AGENT.lanes}]
+${p}_lane:
+    cmp rsi, r15
+    jae ${atEnd}${lane}
+    mov rdx, [rsi+${LANE.shadow}]
+${p}:
+    cmp rdx, [rsi+${LANE.shadowBase}]
+    jbe ${p}_next
+    sub r10, 1
+    jb mender_waits
+    cmp [rdx+${SHADOW.slot}], rdi
+    jne ${p}_on${entry}
+${p}_on:
+    sub rdx, ${SHADOW.size}
+    jmp ${p}
+${p}_next:
+    add rsi, ${LANE.size}
+    jmp ${p}_lane`;
 
 /**
  * `put_returns_back`: rbx the agent's pages, kept, as is r14 -> eax how many lanes have a return address that is swapped, or may yet be:
@@ -183,44 +214,23 @@ mender_put_back:
     jne mender_entry_next
     test r11d, r11d
     jne mender_entry_next
-    ; was that us, for another entry of the same call?
-    mov rsi, [rbx+${AGENT.lanes}]
-mender_equal_lane:
-    cmp rsi, r15
-    jae mender_waits
-    mov rdx, [rsi+${LANE.shadow}]
-mender_equal:
-    cmp rdx, [rsi+${LANE.shadowBase}]
-    jbe mender_equal_next
-    sub r10, 1
-    jb mender_waits
-    cmp [rdx+${SHADOW.slot}], rdi
-    jne mender_equal_on
+    ; was that us, for another entry of the same call?${everyEntry(
+      'mender_equal',
+      'mender_waits',
+      '',
+      `
     cmp dword [rdx+${SHADOW.parked}], 0
     je mender_equal_on
     cmp [rdx+${SHADOW.returnAddress}], rcx
-    je mender_put
-mender_equal_on:
-    sub rdx, ${SHADOW.size}
-    jmp mender_equal
-mender_equal_next:
-    add rsi, ${LANE.size}
-    jmp mender_equal_lane
-mender_elsewhere:                    ; a coroutine's perhaps: does another lane say something else of it?
-    mov rsi, [rbx+${AGENT.lanes}]
-mender_other_lane:
-    cmp rsi, r15
-    jae mender_put_back
+    je mender_put`,
+    )}
+mender_elsewhere:                    ; a coroutine's perhaps: does another lane say something else of it?${everyEntry(
+  'mender_other',
+  'mender_put_back',
+  `
     cmp rsi, r12
-    je mender_other_next
-    mov rdx, [rsi+${LANE.shadow}]
-mender_other:
-    cmp rdx, [rsi+${LANE.shadowBase}]
-    jbe mender_other_next
-    sub r10, 1
-    jb mender_waits                  ; so many calls are open that nobody can compare them all: they end one by one
-    cmp [rdx+${SHADOW.slot}], rdi
-    jne mender_other_on
+    je mender_other_next`,
+  `
     cmp dword [rdx+${SHADOW.parked}], 0
     jne mender_other_on
     mov rax, [rdx+${SHADOW.trampoline}]
@@ -230,13 +240,8 @@ mender_other:
     cmp rcx, [r13+${SHADOW.returnAddress}]
     je mender_other_on
     cmp rax, [rdi]                   ; a stack that serves again: until that call returns nobody can tell
-    je mender_waits
-mender_other_on:
-    sub rdx, ${SHADOW.size}
-    jmp mender_other
-mender_other_next:
-    add rsi, ${LANE.size}
-    jmp mender_other_lane
+    je mender_waits`,
+)}
 mender_put:
     mov dword [r13+${SHADOW.parked}], 1
 mender_entry_next:

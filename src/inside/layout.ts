@@ -4,10 +4,10 @@
 //   object   a shared object (shared-object.ts): code, and private data that a forked child gets a copy of
 //   block    a part of a memfd, which the tracer maps as well: the agent's pages, the rendezvous, a buffer for what goes over. A program
 //            that this one executes has the next part, so that what forked children still share is no other's
-import type { TargetMemory } from '../target/index.js';
 import { AGENT } from '../agent/index.js';
 import { DYNAMIC_ROOM } from '../elf/index.js';
 import { PAGE } from '../linux/index.js';
+import type { TargetMemory } from '../target/index.js';
 
 /** The signal that calls threads together: the last one, which SIGRTMAX does not name where our object is loaded. */
 export const RENDEZVOUS_SIGNAL = 64;
@@ -164,11 +164,6 @@ export const BLOCK = {
 } as const;
 
 export const BUFFER_SIZE = BLOCK.environment - BLOCK.buffer;
-
-/** True if the block of a program that was started from inside begins at an address. */
-export function isBlock(memory: TargetMemory, start: number): boolean {
-  return memory.readWord(start + BLOCK.address) === BigInt(start);
-}
 export const ENVIRONMENT_SIZE = BLOCK.size - BLOCK.environment;
 /** Room for the name of a descriptor. */
 export const KEPT_NAME_BYTES = BLOCK.keptObject - BLOCK.keptBlock;
@@ -204,3 +199,8 @@ export const KERNEL_ACTION = { handler: 0, mask: 24, size: 32 } as const;
 
 /** An entry of the table of changes. All u64. */
 export const CHANGE = { address: 0, before: 8, after: 16, length: 24, size: 32 } as const;
+
+/** True if the block of a program that was started from inside begins at an address. */
+export function isBlock(memory: TargetMemory, start: number): boolean {
+  return memory.readWord(start + BLOCK.address) === BigInt(start);
+}

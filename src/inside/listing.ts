@@ -22,6 +22,7 @@ import {
   O_RDWR,
   PROT,
   SIGNAL_SET_BYTES,
+  SIG_UNBLOCK,
   SYS,
   UCONTEXT_REGISTERS,
 } from '../linux/index.js';
@@ -52,7 +53,6 @@ import {
   RENDEZVOUS_ALONE,
   SIG_BLOCK,
   SIG_SETMASK,
-  SIG_UNBLOCK,
   changeMask,
 } from './signal-mask.js';
 import { realSlot, wrapped, wrappersListing } from './wrappers.js';

@@ -7,7 +7,6 @@ export const ALL_BUT_RENDEZVOUS = '0x7fffffffffffffff';
 export const ALL_SIGNALS = -1;
 
 export const SIG_BLOCK = 0;
-export const SIG_UNBLOCK = 1;
 export const SIG_SETMASK = 2;
 
 /** rt_sigprocmask with the set at an address on the stack; the former mask goes to another, or nowhere. */

@@ -47,6 +47,10 @@ export const GLIBC_TID_OFFSET = 0x2d0;
 export const SIGNAL_SET_BYTES = 8;
 /** struct sigaction as the kernel has it: handler, flags, restorer, mask; a word each. */
 export const ACTION_WORDS = 4;
+/** Of its flags, and of rt_sigprocmask: include/uapi/asm-generic/signal-defs.h, arch/x86/include/uapi/asm/signal.h. */
+export const SA_SIGINFO = 0x4;
+export const SA_RESTORER = 0x0400_0000;
+export const SIG_UNBLOCK = 1;
 /** Where a signal frame's struct ucontext has registers: arch/x86/include/uapi/asm/{ucontext,sigcontext}.h. */
 export const UCONTEXT_REGISTERS = { rbp: 120, rax: 144, rcx: 152, rsp: 160, rip: 168 } as const;
 

@@ -3,6 +3,8 @@
 // in that. Reading is right then too, as nothing but arch_prctl sets the base; so it is tried, here, before it is done anywhere else.
 import {
   ACTION_WORDS,
+  SA_RESTORER,
+  SA_SIGINFO,
   SIGNAL_SET_BYTES,
   SYS,
   UCONTEXT_REGISTERS,
@@ -17,9 +19,6 @@ const AT_HWCAP2 = 26;
 const HWCAP2_FSGSBASE = 2n;
 
 const SIGILL = 4;
-/** include/uapi/asm-generic/signal-defs.h and arch/x86/include/uapi/asm/signal.h */
-const SA_SIGINFO = 0x4n;
-const SA_RESTORER = 0x0400_0000n;
 const RDFSBASE_LENGTH = 5;
 
 const READ_BASE = 'rdfsbase rax';
@@ -69,7 +68,7 @@ export function canReadBase(readBase = READ_BASE): boolean {
   const { bytes, labels } = assemble(listing(readBase), 0n);
   const code = placeOwnCode(bytes);
   const at = (label: string): bigint => code.address + BigInt(labels.get(label) ?? 0);
-  const action = BigUint64Array.of(at('handler'), SA_SIGINFO | SA_RESTORER, at('restorer'), 0n);
+  const action = BigUint64Array.of(at('handler'), BigInt(SA_SIGINFO | SA_RESTORER), at('restorer'), 0n);
   const former = new BigUint64Array(ACTION_WORDS);
   return (
     code.call(0, addressOf(new Uint8Array(action.buffer)), addressOf(new Uint8Array(former.buffer))) === 1n

@@ -1,8 +1,9 @@
 import assert from 'node:assert/strict';
-import { existsSync, readFileSync, readdirSync, readlinkSync } from 'node:fs';
+import { existsSync, readdirSync, readlinkSync } from 'node:fs';
 import { test } from 'node:test';
 import { attach, type SessionSummary } from '../index.js';
 import { THROWN_THROUGH, assertFine, killInSession, startThrowing } from './exceptions.test.support.js';
+import { childrenOf } from './sandboxed.test.support.js';
 import { textOf } from './process-state.test.support.js';
 import {
   Running,
@@ -188,10 +189,11 @@ test('the same from inside', async () => {
     let said = '';
     child.stdout.on('data', (text: Buffer) => (said += text.toString()));
     const closed = new Promise((resolve) => child.stdout.once('close', resolve));
-    const children = (): string =>
-      readFileSync(`/proc/${child.pid}/task/${child.pid}/children`, 'utf8').trim();
-    while (children() === '') await pause(2);
-    const pid = Number(children());
+    let pid: number | undefined;
+    while (pid === undefined) {
+      await pause(2);
+      [pid] = childrenOf(child.pid ?? 0);
+    }
     while (!hasBegun(pid) || !isTraced(pid)) await pause(2);
     try {
       await pause(100 + i * 20);

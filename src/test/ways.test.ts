@@ -5,6 +5,7 @@ import { test } from 'node:test';
 import { AgentThread, type WholeSite } from '../agent/index.js';
 import { attach, control, isSafepokeError } from '../index.js';
 import { SITE_LENGTH } from '../x86/index.js';
+import { childrenOf } from './sandboxed.test.support.js';
 import { ONE_NOP, Running, Target, build, changedBytes, pause, safepoke } from './targets.test.support.js';
 
 const FUNCTIONS = ['step', 'mix', 'handle'];
@@ -149,9 +150,7 @@ for (const [protection, why] of [
 /** The program that a safepoke of the test's has started, once it can be talked to about it. */
 async function targetOf(running: Running): Promise<number> {
   for (;;) {
-    const pid = Number(
-      readFileSync(`/proc/${running.child.pid}/task/${running.child.pid}/children`, 'utf8').trim(),
-    );
+    const [pid] = childrenOf(running.child.pid ?? 0);
     try {
       if (pid > 0) await control(pid, { on: [], off: [] });
       if (pid > 0) return pid;

@@ -104,7 +104,7 @@ export function recover(pid: number, memory: TargetMemory, times: HoldTimes): Re
       if (shared !== undefined && readAgentPage(memory, shared.start)?.tracerStart !== page.tracerStart)
         return undefined;
       // Once is enough: nobody turns them again.
-      if (journal !== undefined && shared !== undefined && tries === 0) {
+      if (journal !== undefined && tries === 0) {
         memory.writeWord(journal.control, 0n);
         const functions = journal.sites.filter(({ isHook }) => !isHook);
         restoreSites(memory, functions, isCode);
