@@ -224,13 +224,16 @@ mender_put_back:
     cmp [rdx+${SHADOW.returnAddress}], rcx
     je mender_put`,
     )}
-mender_elsewhere:                    ; a coroutine's perhaps: does another lane say something else of it?${everyEntry(
-  'mender_other',
-  'mender_put_back',
-  `
+mender_elsewhere:                    ; a coroutine's perhaps: does another lane say something else of it? Of what is over nobody is asked
+    mov rax, [r13+${SHADOW.trampoline}]
+    cmp [rdi], rax
+    jne mender_put_back${everyEntry(
+      'mender_other',
+      'mender_put_back',
+      `
     cmp rsi, r12
     je mender_other_next`,
-  `
+      `
     cmp dword [rdx+${SHADOW.parked}], 0
     jne mender_other_on
     mov rax, [rdx+${SHADOW.trampoline}]
@@ -241,7 +244,7 @@ mender_elsewhere:                    ; a coroutine's perhaps: does another lane 
     je mender_other_on
     cmp rax, [rdi]                   ; a stack that serves again: until that call returns nobody can tell
     je mender_waits`,
-)}
+    )}
 mender_put:
     mov dword [r13+${SHADOW.parked}], 1
 mender_entry_next:
