@@ -124,3 +124,21 @@ test('of whatever was recorded the newest is kept, makes sense by itself, and wh
 test('with too little room for anything the last piece is kept all the same', () => {
   roundTrip([{ lane: 0, action: 'enter', endsPiece: true }], 0);
 });
+
+test('the room is used but for a sixteenth of it, however large the pieces are', () => {
+  const room = 1024;
+  for (const [large, small] of [
+    [10_000, 1],
+    [10_000, 500],
+    [200_000, 10],
+  ]) {
+    const plain = new RecordingWriter({ write: () => undefined }, HEADER);
+    const writer = new NewestWriter(plain, room * RECORD_BYTES);
+    for (const length of [large, small]) {
+      const entries = Array.from({ length }, (_, i) => record(i, KIND_ENTRY, 0x1000_0000 - i * 16));
+      writer.writeRecords(0, [joined(entries)]);
+    }
+    const kept = large + small - writer.release();
+    assert.ok(kept <= room && kept >= (room * 15) / 16, `${kept} of ${room}`);
+  }
+});

@@ -7,6 +7,7 @@ import {
   KIND_LOST,
   KIND_MASK,
   KIND_UNWOUND,
+  RECORD_BYTES,
   RECORD_WORDS,
   SLOT_WORD,
   WHAT_WORD,
@@ -31,6 +32,9 @@ const MANY_ITEMS = 4096;
  */
 const SEGMENT_BYTES = 1 << 20;
 
+/** Pieces that the room holds at least. */
+const PIECES = 16;
+
 /** Memory that is filled from its beginning, and free again when all that stood in it has gone. */
 interface Segment {
   readonly words: Uint32Array<ArrayBuffer>;
@@ -42,6 +46,8 @@ interface Segment {
 export class NewestWriter {
   readonly #writer: RecordingWriter;
   readonly #room: number;
+  /** What is given up goes by the piece: so little is given up that there was still room for. */
+  readonly #pieceBytes: number;
   #items: Item[] = [];
   /** Items before this one are gone. */
   #first = 0;
@@ -59,12 +65,14 @@ export class NewestWriter {
   constructor(writer: RecordingWriter, room: number) {
     this.#writer = writer;
     this.#room = room;
+    const records = Math.floor(room / PIECES / RECORD_BYTES);
+    this.#pieceBytes = Math.min(SEGMENT_BYTES, Math.max(1, records) * RECORD_BYTES);
   }
 
   writeRecords(lane: number, chunks: readonly Uint8Array[]): void {
     for (const chunk of chunks) {
-      for (let at = 0; at < chunk.length; at += SEGMENT_BYTES)
-        this.#keep(lane, chunk.subarray(at, at + SEGMENT_BYTES));
+      for (let at = 0; at < chunk.length; at += this.#pieceBytes)
+        this.#keep(lane, chunk.subarray(at, at + this.#pieceBytes));
     }
     while (this.#bytes > this.#room && this.#first < this.#items.length - 1) this.#giveUp();
     if (this.#first < MANY_ITEMS || this.#first * 2 < this.#items.length) return;
