@@ -29,11 +29,9 @@ import {
 } from '../linux/index.js';
 import { type PlannedCall, type RemoteCall } from '../target/index.js';
 import { SITE_LENGTH, assemble } from '../x86/index.js';
-import { AGENT, CALL, CALLS_MAX, CONTROL, WRITE } from './layout.js';
+import { AGENT, CALL, CALLS_MAX, CONTROL, TEXT_RUN, WRITE } from './layout.js';
+import { SHUT_LISTING } from './open-text.js';
 import { RETURNS_LISTING } from './return-listing.js';
-
-/** An entry in the table of text runs: {start, length}, two words that tell whether it is still ours: {address, u32 as we left it, u32 as it was}. */
-export const TEXT_RUN = { start: 0, length: 8, witnesses: 16, witness: 16, size: 48 } as const;
 
 /** What to do. */
 const ACTION = {
@@ -168,7 +166,7 @@ ${idle}
 serve:
     mov r14d, eax
     cmp dword [rbx+${AGENT.action}], ${ACTION.leave}
-    je leave_now
+    je leave_shut
     cmp dword [rbx+${AGENT.action}], ${ACTION.makeCalls}
     je make_calls
     cmp dword [rbx+${AGENT.action}], ${ACTION.writeWhole}
@@ -243,8 +241,8 @@ write_next:
     syscall
     jmp served
 
-; The tracer is gone. Stop recording, turn the text back but for hooks, put return addresses back, then turn back the hooks, free the
-; rings; what fails is tried again. The code stays: threads may be in it. A session that comes meanwhile does the rest, and says so.
+; The tracer is gone. Stop recording, turn the text back but for hooks, put return addresses back, then turn back the hooks, make text
+; read-only again, free the rings; what fails is tried again. The code stays: threads may be in it. A session that comes meanwhile does the rest, and says so.
 orphaned:
 ${onOrphaned === undefined ? '' : `    call ${onOrphaned}`}
     mov rax, [rbx+${AGENT.control}]
@@ -279,7 +277,7 @@ orphaned_returns:
     jne orphaned_failed
 orphaned_plain:
     cmp dword [rbx+${AGENT.failed}], 0
-    je orphaned_done
+    je orphaned_shut
 orphaned_failed:
     sub r14d, 1
     je orphaned_done
@@ -288,12 +286,17 @@ orphaned_wait:
     jae orphaned_again
     shl qword [rbx+${AGENT.pause + 8}], 1
     jmp orphaned_again
+orphaned_shut:
+    call shut_text
 orphaned_done:
     mov rdi, [rbx+${AGENT.rings}]
     mov rsi, [rbx+${AGENT.ringBytes}]
     mov edx, ${MADV.remove}
     mov eax, ${SYS.madvise}
     syscall
+    jmp leave_now
+leave_shut:
+    call shut_text                   ; the session may not have been able to, as this thread stood still
 leave_now:
     xor edi, edi
     mov eax, ${SYS.exit}
@@ -381,6 +384,7 @@ compare_word:
 compared_other:
     test rbx, rbx                    ; never 0
     ret
+${SHUT_LISTING}
 ${RETURNS_LISTING}`;
 }
 
@@ -464,6 +468,13 @@ export class AgentThread {
     this.#longs[AGENT.runs / 8] = BigInt(address);
     this.#longs[AGENT.runCount / 8] = BigInt(count);
     this.#longs[AGENT.plainRunCount / 8] = BigInt(plain);
+  }
+
+  /** Tells it where the mappings of text are that are writable, and that it is to shut when we die, or dismiss it, and all is turned back. */
+  setOpenedText(address: number, count: number): void {
+    this.#longs[AGENT.openedCount / 8] = 0n;
+    this.#longs[AGENT.opened / 8] = BigInt(address);
+    this.#longs[AGENT.openedCount / 8] = BigInt(count);
   }
 
   /** There are none, or none yet: the table may be written. Returns what takes that back. */

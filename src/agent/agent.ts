@@ -14,11 +14,13 @@ import {
   readStartTime,
   readStatus,
   roundToPage,
+  errnoName,
   systemCall,
   type OwnMapping,
 } from '../linux/index.js';
 import {
   expectSuccess,
+  mayCall,
   type CallMaker,
   type PlannedCall,
   type RemoteCall,
@@ -36,6 +38,7 @@ import {
   NO_THREAD_POINTER,
   SHADOW,
   SHARED,
+  TEXT_RUN,
   TRUSTED_MAX,
   planGeometry,
   type AgentGeometry,
@@ -50,7 +53,17 @@ import {
   type Journal,
   type ShadowPlaces,
 } from './journal.js';
-import { AGENT_THREAD_CALLS, AgentThread, NO_PLACES, TEXT_RUN, agentThreadCode } from './agent-thread.js';
+import { AGENT_THREAD_CALLS, AgentThread, NO_PLACES, agentThreadCode } from './agent-thread.js';
+import {
+  OPEN_TEXT_CALLS,
+  gapCalls,
+  openingCalls,
+  shuttingCalls,
+  whyNotToOpen,
+  type FileText,
+  type OpeningText,
+} from './open-text.js';
+import { encodeTextTable, type WitnessedText } from './text-table.js';
 import {
   areOnOwnStacks,
   maySwapReturns,
@@ -111,6 +124,7 @@ export const AGENT_CALLS: readonly PlannedCall[] = [
   },
   { name: 'madvise', number: SYS.madvise, arguments: [PAGE, PAGE, MADV.wipeOnFork] },
   { name: 'madvise', number: SYS.madvise, arguments: [PAGE, PAGE, MADV.dontDump] },
+  { name: 'madvise', number: SYS.madvise, arguments: [PAGE, PAGE, MADV.dontNeed] },
   { name: 'close', number: SYS.close, arguments: [3] },
   { name: 'munmap', number: SYS.munmap, arguments: [PAGE, PAGE] },
   ...AGENT_THREAD_CALLS,
@@ -121,6 +135,9 @@ const NO_TRACER = 0n;
 
 /** Lanes made ready beyond the number of threads seen: more may have come when all are held. */
 const SPARE_LANES = 16;
+
+/** Of runs, and of mappings. */
+const TEXT_TABLES = 2;
 
 /** Ranges besides those of the clusters: what is shared, with our own data behind it; in that the agent thread's code. */
 const OTHER_RANGES = 2;
@@ -135,6 +152,8 @@ export interface AgentOptions {
   readonly mayAskTid: boolean;
   /** Should the tracer die, the agent's thread may make a process that shares the memory: no seccomp filter minds. */
   readonly mayMend: boolean;
+  /** Why text is not to be made writable for the time being; undefined: nobody minds. */
+  readonly whyTextStays: string | undefined;
   /** Offset of the thread's id from its thread pointer; 0: unknown. */
   readonly tidOffset: number;
   /** Code whose calls may have their return address swapped, the most frequent caller first. */
@@ -149,20 +168,10 @@ export interface AgentOptions {
   readonly ringMemory: number;
 }
 
-/** An aligned word of text, by which it is told whether the text is still what it was when it was changed. */
-export interface Witness {
-  readonly address: number;
-  readonly changed: number;
-  readonly pristine: number;
-}
-
 /** Pages of text for the agent's thread to turn back. */
-export interface RestoredRun {
-  readonly start: number;
-  readonly length: number;
+export interface RestoredRun extends WitnessedText {
   /** Unwinders' hooks are among its sites. */
   readonly hasHook: boolean;
-  readonly witnesses: readonly [Witness, Witness];
 }
 
 /** An agent's thread that is in the target before a session and stays after it, and its pages, which stay as well. */
@@ -213,6 +222,11 @@ export class Agent {
   readonly #pageAddress: number;
   readonly #resident: ResidentThread | undefined;
   readonly #journalRoom: number;
+  readonly #siteCount: number;
+  /** Mappings of text that we have made writable. */
+  #opened: readonly OpeningText[] = [];
+  /** The program has given the agent's thread a filter of system calls meanwhile. */
+  #hasNewFilters = false;
   #thread: AgentThread | undefined;
   #threadCode = 0;
   /** All lanes as nobody’s. */
@@ -229,11 +243,13 @@ export class Agent {
     mapped: Mapped[],
     isLocked: boolean,
     journalRoom: number,
+    siteCount: number,
     resident: ResidentThread | undefined,
   ) {
     this.#pid = pid;
     this.isLocked = isLocked;
     this.#journalRoom = journalRoom;
+    this.#siteCount = siteCount;
     this.#memory = memory;
     this.#options = options;
     this.#mayMend = options.mayMend;
@@ -276,7 +292,7 @@ export class Agent {
     // Control page, data, journal: mapped in one piece. The ranges are this, the rings, and one for each cluster.
     const journalRoom = journalBytes(clusters.length + OTHER_RANGES, siteCount);
     const ownBytes = (geometry: AgentGeometry): number =>
-      roundToPage(PAGE + geometry.dataBytes + journalRoom + siteCount * TEXT_RUN.size);
+      roundToPage(PAGE + geometry.dataBytes + journalRoom + TEXT_TABLES * siteCount * TEXT_RUN.size);
     return calls.run((call, string) => {
       let sharedFile = -1;
       // After mlockall(MCL_FUTURE) all that is mapped is filled at once: our empty rings would take all memory there is.
@@ -339,6 +355,7 @@ export class Agent {
           mapped,
           isLocked,
           journalRoom,
+          siteCount,
           resident,
         );
         if (options.withThread && resident === undefined)
@@ -466,27 +483,82 @@ export class Agent {
   /** Tells the agent's thread which runs of text hold sites, for it to turn back. */
   writeTextRuns(runs: readonly RestoredRun[]): void {
     const takeBack = this.#thread?.clearTextRuns();
-    const table = new DataView(new ArrayBuffer(runs.length * TEXT_RUN.size));
     const plain = runs.filter(({ hasHook }) => !hasHook);
-    [...plain, ...runs.filter(({ hasHook }) => hasHook)].forEach(({ start, length, witnesses }, i) => {
-      const at = i * TEXT_RUN.size;
-      table.setBigUint64(at + TEXT_RUN.start, BigInt(start), true);
-      table.setBigUint64(at + TEXT_RUN.length, BigInt(length), true);
-      witnesses.forEach(({ address, changed, pristine }, k) => {
-        const word = at + TEXT_RUN.witnesses + k * TEXT_RUN.witness;
-        table.setBigUint64(word, BigInt(address), true);
-        table.setUint32(word + 8, changed, true);
-        table.setUint32(word + 12, pristine, true);
-      });
-    });
-    const address = this.data + this.geometry.dataBytes + this.#journalRoom;
+    const address = this.#textTables;
     try {
-      this.#memory.write(address, new Uint8Array(table.buffer));
+      this.#memory.write(address, encodeTextTable([...plain, ...runs.filter(({ hasHook }) => hasHook)]));
     } catch (error) {
       takeBack?.();
       throw error;
     }
     this.#thread?.setTextRuns(address, runs.length, plain.length);
+  }
+
+  get #textTables(): number {
+    return this.data + this.geometry.dataBytes + this.#journalRoom;
+  }
+
+  /** Why text is not to be made writable; undefined: it may be. */
+  get whyTextStays(): string | undefined {
+    if (this.#thread === undefined) return 'safepoke can have no thread in it that would keep probes away';
+    // The kernel would make a copy of each page at once.
+    if (this.isLocked) return 'its memory is locked, and would be copied if it were writable';
+    return this.#options.whyTextStays ?? whyNotToOpen(this.#pid);
+  }
+
+  /**
+   * Makes mappings of text writable, so that the kernel puts no probes where our jumps stand (open-text.ts). The journal has them already.
+   * Returns why some are not, if that is so.
+   */
+  openText(texts: readonly OpeningText[]): string | undefined {
+    const thread = this.#thread;
+    if (thread === undefined || texts.length === 0) return undefined;
+    const table = this.#textTables + this.#siteCount * TEXT_RUN.size;
+    // Where not all sites can be turned back by its thread, it is left to a session to shut.
+    const turned = texts.flatMap(({ start, length, witnesses }) =>
+      witnesses === undefined ? [] : [{ start, length, witnesses }],
+    );
+    this.#memory.write(table, encodeTextTable(turned));
+    thread.setOpenedText(table, turned.length);
+    this.#opened = texts;
+    const failed = thread.calls(openingCalls(texts)).find((result) => result < 0);
+    thread.calls(gapCalls(this.#pid, texts));
+    return failed === undefined
+      ? undefined
+      : `the kernel lets nobody make its text writable (${errnoName(-failed)})`;
+  }
+
+  /** Should we die, or its thread be dismissed, text stays writable until a session comes: not all sites will have been turned back. */
+  leaveTextOpen(): void {
+    this.#thread?.setOpenedText(0, 0);
+  }
+
+  /** Text is writable that should not be any more. */
+  get hasOpenText(): boolean {
+    return this.#opened.length > 0;
+  }
+
+  /** Makes text read-only again, by the agent's thread, if that can do it now. @throws CannotError AGENT_LOST */
+  shutText(): void {
+    this.mindFilters();
+    if (!this.hasOpenText || this.#hasNewFilters || !this.#mayRun()) return;
+    this.#thread?.calls(shuttingCalls(this.#pid, this.#opened));
+    this.#seeShut();
+  }
+
+  /** The same by whoever makes calls, unless a filter minds. */
+  #shutTextBy(calls: CallMaker): void {
+    if (!this.hasOpenText || !mayCall(this.#pid, calls.tid, OPEN_TEXT_CALLS)) return;
+    calls.run((call) => {
+      for (const [number, ...args] of shuttingCalls(this.#pid, this.#opened)) call(number, ...args);
+    });
+    this.#seeShut();
+  }
+
+  #seeShut(): void {
+    if (shuttingCalls(this.#pid, this.#opened).length > 0) return;
+    this.#opened = [];
+    this.#thread?.setOpenedText(0, 0);
   }
 
   /** Writes lanes and code: everything but the sites, ready for so many threads. @throws CannotError where an instruction cannot be relocated */
@@ -694,11 +766,13 @@ export class Agent {
     return status?.get('TracerPid') === '0' && !/^[tT]/.test(status.get('State') ?? '');
   }
 
-  /** To be called again and again: a seccomp filter that the program has given all of its threads meanwhile may not like another process. */
+  /** To be called again and again: a seccomp filter that the program has given all of its threads meanwhile may not like all that it does should we die. */
   mindFilters(): void {
-    if (!this.#mayMend || this.#threadFilters() === this.#filters) return;
+    if (this.#hasNewFilters || this.#threadFilters() === this.#filters) return;
+    this.#hasNewFilters = true;
     this.#mayMend = false;
     this.#thread?.forbidMending();
+    this.leaveTextOpen();
   }
 
   /** Says whether two looks found the same filters on the agent's thread. */
@@ -722,13 +796,19 @@ export class Agent {
    * Writes down what is about to be changed, for a session to come should this one be killed: ascending addresses, and the five
    * bytes of each. Before any site is changed; which of them will be changed need not be known yet.
    */
-  writeJournal(addresses: Float64Array, originals: Uint8Array, hooks: ReadonlySet<number>): void {
+  writeJournal(
+    addresses: Float64Array,
+    originals: Uint8Array,
+    hooks: ReadonlySet<number>,
+    texts: readonly FileText[],
+  ): void {
     // The agent's thread is done for when it is out of its code.
     const code = new Set(this.#codePlaces.map(({ address }) => address));
     const threadCode = { address: this.#threadCode, length: PAGE, isCode: true };
     const journal: Omit<Journal, 'sites'> = {
       ...this.#places,
       control: this.control,
+      texts,
       ranges: [
         ...this.#mapped.map(({ address, length }) => ({ address, length, isCode: code.has(address) })),
         ...(this.#threadCode === 0 ? [] : [threadCode]),
@@ -745,6 +825,7 @@ export class Agent {
     if (this.#resident !== undefined) {
       // It stays, and has nothing to turn back any more.
       this.#resident.thread.clearTextRuns();
+      this.leaveTextOpen();
       this.#resident.thread.setMemory(NO_PLACES);
       return true;
     }
@@ -774,6 +855,7 @@ export class Agent {
    * there.
    */
   remove(calls: CallMaker): boolean {
+    this.#shutTextBy(calls);
     if (!this.dismissThread()) return false;
     // From here on there is nothing to put back, only mappings to take away; the one that lists them goes last.
     faultPoint();

@@ -5,7 +5,6 @@ export {
   type AgentOptions,
   type KnownThread,
   type ResidentThread,
-  type Witness,
 } from './agent.js';
 export {
   CODE_PATH,
@@ -16,6 +15,14 @@ export {
   readJournal,
   type Journal,
 } from './journal.js';
+export {
+  OPEN_TEXT_CALLS,
+  readOnlyText,
+  shuttingCalls,
+  type OpeningText,
+  type TextRange,
+} from './open-text.js';
+export type { Witness, WitnessedText } from './text-table.js';
 export { MENDER_CALLS } from './return-listing.js';
 export { restoreReturnAddresses } from './shadow-stacks.js';
 export {

@@ -4,14 +4,16 @@
 //   header   journal magic, where the agent's regions are
 //   ranges   {address, length, is code} of each mapping
 //   sites    {address, original bytes, is a hook}
+//   texts    {address, length, offset, inode} of each mapping of text that is writable for the time being
 //
 // It is found through the agent's page, at the start of the shared region, which /proc/PID/maps shows by name. That page also lists
 // the mappings, for a session that was killed before there was a journal.
 import type { TargetMemory } from '../target/index.js';
+import type { FileText } from './open-text.js';
 import { AGENT, AGENT_MAGIC, CONTROL, DATA, MAPPED_MAX, type AgentGeometry } from './layout.js';
 
-/** "journal3" read as a little-endian number: changes with the layout. */
-const JOURNAL_MAGIC = 0x336c_616e_7275_6f6an;
+/** "journal4" read as a little-endian number: changes with the layout. */
+const JOURNAL_MAGIC = 0x346c_616e_7275_6f6an;
 
 /** Offsets in the header. All u64. */
 const JOURNAL = {
@@ -24,11 +26,13 @@ const JOURNAL = {
   shadowStride: 48,
   rangeCount: 56,
   siteCount: 64,
-  size: 72,
+  textCount: 72,
+  size: 80,
 } as const;
 
 const RANGE_SIZE = 24;
 const SITE_SIZE = 16;
+const TEXT_SIZE = 32;
 const ORIGINAL_OFFSET = 8;
 const ORIGINAL_LENGTH = 5;
 const HOOK_OFFSET = ORIGINAL_OFFSET + ORIGINAL_LENGTH;
@@ -73,11 +77,12 @@ export interface Journal extends ShadowPlaces {
   readonly control: number;
   readonly ranges: readonly JournalRange[];
   readonly sites: readonly JournalSite[];
+  readonly texts: readonly FileText[];
 }
 
-/** Bytes that a journal of so many ranges and sites takes. */
-export function journalBytes(ranges: number, sites: number): number {
-  return JOURNAL.size + ranges * RANGE_SIZE + sites * SITE_SIZE;
+/** Bytes that a journal takes at most: no more mappings have text than sites. */
+export function journalBytes(ranges: number, sites: number, texts = sites): number {
+  return JOURNAL.size + ranges * RANGE_SIZE + sites * SITE_SIZE + texts * TEXT_SIZE;
 }
 
 /** `addresses` ascend; `originals` has the five bytes of each, one site's behind the other's; `hooks` are indices. */
@@ -87,7 +92,7 @@ export function encodeJournal(
   originals: Uint8Array,
   hooks: ReadonlySet<number>,
 ): Uint8Array {
-  const bytes = new Uint8Array(journalBytes(journal.ranges.length, addresses.length));
+  const bytes = new Uint8Array(journalBytes(journal.ranges.length, addresses.length, journal.texts.length));
   const view = new DataView(bytes.buffer);
   const put = (offset: number, value: number | bigint): void => {
     view.setBigUint64(offset, BigInt(value), true);
@@ -101,6 +106,7 @@ export function encodeJournal(
   put(JOURNAL.shadowStride, journal.shadowStride);
   put(JOURNAL.rangeCount, journal.ranges.length);
   put(JOURNAL.siteCount, addresses.length);
+  put(JOURNAL.textCount, journal.texts.length);
   let at: number = JOURNAL.size;
   for (const { address, length, isCode } of journal.ranges) {
     put(at, address);
@@ -115,6 +121,12 @@ export function encodeJournal(
       bytes[at + ORIGINAL_OFFSET + k] = originals[i * ORIGINAL_LENGTH + k];
     bytes[at + HOOK_OFFSET] = hooks.has(i) ? 1 : 0;
     at += SITE_SIZE;
+  }
+  for (const { start, length, offset, inode } of journal.texts) {
+    [start, length, offset, inode].forEach((word, i) => {
+      put(at + 8 * i, word);
+    });
+    at += TEXT_SIZE;
   }
   return bytes;
 }
@@ -140,8 +152,9 @@ export function readJournal(
   if (view.getBigUint64(JOURNAL.magic, true) !== JOURNAL_MAGIC) return undefined;
   const rangeCount = get(JOURNAL.rangeCount);
   const siteCount = get(JOURNAL.siteCount);
-  if (rangeCount > MAX_RANGES || siteCount > MAX_SITES) return undefined;
-  const length = rangeCount * RANGE_SIZE + siteCount * SITE_SIZE;
+  const textCount = get(JOURNAL.textCount);
+  if (rangeCount > MAX_RANGES || siteCount > MAX_SITES || textCount > siteCount) return undefined;
+  const length = journalBytes(rangeCount, siteCount, textCount) - JOURNAL.size;
   const rest = memory.readSome(address + JOURNAL.size, length);
   if (rest.length < length) return undefined;
   const restView = new DataView(rest.buffer, rest.byteOffset);
@@ -156,6 +169,16 @@ export function readJournal(
     const original = rest.slice(at + ORIGINAL_OFFSET, at + ORIGINAL_OFFSET + ORIGINAL_LENGTH);
     return { address: restGet(at), original, isHook: rest[at + HOOK_OFFSET] !== 0 };
   });
+  const firstText = rangeCount * RANGE_SIZE + siteCount * SITE_SIZE;
+  const texts = Array.from({ length: textCount }, (_, i) => {
+    const at = firstText + i * TEXT_SIZE;
+    return {
+      start: restGet(at),
+      length: restGet(at + 8),
+      offset: restGet(at + 16),
+      inode: restGet(at + 24),
+    };
+  });
   return {
     control: get(JOURNAL.control),
     data: get(JOURNAL.data),
@@ -165,6 +188,7 @@ export function readJournal(
     shadowStride: get(JOURNAL.shadowStride),
     ranges,
     sites,
+    texts,
   };
 }
 

@@ -95,6 +95,9 @@ export const AGENT = {
   /** u64: how many mappings there are; then {address, length} of each, as soon as it is made. */
   mappedCount: 184,
   mapped: 192,
+  /** u64: address of the table of mappings of text that are writable for the time being (open-text.ts), as that of runs; how many there are. */
+  opened: 1976,
+  openedCount: 1984,
   /** u32: threads that return through a swapped return address, or may come to; the largest number as long as that is not known. */
   swapped: 1992,
   /** Path of the process's own memory; name of the memory that code lies in; name of the thread. Each ended by a zero. */
@@ -111,7 +114,7 @@ export const AGENT = {
 } as const;
 
 /** Mappings that the agent's page has room for. */
-export const MAPPED_MAX = Math.floor((AGENT.swapped - AGENT.mapped) / 16);
+export const MAPPED_MAX = Math.floor((AGENT.opened - AGENT.mapped) / 16);
 
 /** A system call for the agent's thread to make. All u64. */
 export const CALL = {
@@ -125,6 +128,9 @@ export const CALL = {
 
 /** A write for the agent's thread to make, in the place of a call. All u64; the bytes are the low ones of theirs. */
 export const WRITE = { address: 0, bytes: 8 } as const;
+
+/** An entry in the table of text runs: {start, length}, two words that tell whether it is still ours: {address, u32 as we left it, u32 as it was}. */
+export const TEXT_RUN = { start: 0, length: 8, witnesses: 16, witness: 16, size: 48 } as const;
 
 /** System calls that can be asked for at once. */
 export const CALLS_MAX = (AGENT.size - AGENT.calls) / CALL.size;

@@ -13,6 +13,7 @@ import {
   FUTEX,
   SYS,
   faultPoint,
+  readLimit,
   readLink,
   readStatus,
   systemCall,
@@ -260,8 +261,8 @@ export class Following {
         'it has confined itself by a seccomp filter, which the program inherits that it executes, and which may kill what does something unforeseen',
       );
     }
-    const addressSpace = mostAddressSpace(this.#pid);
-    if (addressSpace < LEAST_ADDRESS_SPACE) {
+    const addressSpace = readLimit(this.#pid, 'Max address space');
+    if (addressSpace !== undefined && addressSpace < LEAST_ADDRESS_SPACE) {
       throw notFollowed(
         this.#pid,
         `its address space is limited to ${addressSpace} bytes (ulimit -v), of which our memory would take a part`,
@@ -433,10 +434,4 @@ function hasOurVariable(pid: number, objectFile: number): boolean {
     // It has become another user's; anything else says that it has ended.
     return ['EACCES', 'EPERM'].includes((error as NodeJS.ErrnoException).code ?? '');
   }
-}
-
-/** RLIMIT_AS, in bytes. */
-function mostAddressSpace(pid: number): number {
-  const soft = /^Max address space +(\d+)/m.exec(readFileSync(`/proc/${pid}/limits`, 'latin1'))?.[1];
-  return soft === undefined ? Number.POSITIVE_INFINITY : Number(soft);
 }

@@ -76,6 +76,12 @@ export function readMaxMapCount(): number | undefined {
   return text === undefined ? undefined : Number(text);
 }
 
+/** How the kernel counts memory that may come to be used (vm.overcommit_memory). */
+export function readOvercommit(): number | undefined {
+  const text = readProc('/proc/sys/vm/overcommit_memory');
+  return text === undefined ? undefined : Number(text);
+}
+
 /** Thread identifiers of a process, in ascending order. */
 export function readThreads(pid: number): number[] | undefined {
   try {
@@ -122,6 +128,12 @@ export function readStartTime(pid: number): bigint | undefined {
     .split(' ')
     .at(START_TIME);
   return field === undefined || !/^\d+$/.test(field) ? undefined : BigInt(field);
+}
+
+/** A limit of a process as /proc/PID/limits calls it, the one that counts (soft). Undefined: there is none, or it cannot be read. */
+export function readLimit(pid: number, name: string): number | undefined {
+  const soft = new RegExp(`^${name} +(\\d+)`, 'm').exec(readProc(`/proc/${pid}/limits`) ?? '')?.[1];
+  return soft === undefined ? undefined : Number(soft);
 }
 
 export function readCommandLine(pid: number): string[] | undefined {

@@ -6,7 +6,7 @@ export { OutsideMemory, TargetMemory } from './memory.js';
 export { readModules, type Module, type UnusableModule } from './modules.js';
 export { ownPermissions } from './permission.js';
 export { hasFsgsbase } from './fsgsbase.js';
-export { SECCOMP_FILTER, checkMachine, preflight, type Preflight } from './preflight.js';
+export { checkMachine, preflight, type Preflight } from './preflight.js';
 export {
   RemoteCalls,
   STILL_LENT,
@@ -19,7 +19,14 @@ export {
   type RemoteCall,
 } from './remote-calls.js';
 export { SYSCALL_LENGTH, type BorrowedCode } from './return-frame.js';
-export { checkSeccomp, hasOurFilters, seccompRefusal, type PlannedCall } from './seccomp.js';
+export {
+  SECCOMP_FILTER,
+  checkSeccomp,
+  hasOurFilters,
+  mayCall,
+  seccompRefusal,
+  type PlannedCall,
+} from './seccomp.js';
 export { awaitUnshared, refuseShared } from './sharers.js';
 export { passOnFiles } from './inherited.js';
 export {

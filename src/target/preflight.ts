@@ -3,6 +3,7 @@ import { CannotError } from '../errors/index.js';
 import { readExecutableHead, readStatus, readThreads } from '../linux/index.js';
 import { hasFsgsbase } from './fsgsbase.js';
 import { permissionAdvice } from './permission.js';
+import { SECCOMP_FILTER } from './seccomp.js';
 
 /** ELF identification: class 2 is 64-bit, machine 62 is x86-64 (System V gABI, "ELF Header"; psABI 4.1). */
 const ELFCLASS64 = 2;
@@ -11,9 +12,8 @@ const EI_CLASS = 4;
 const E_MACHINE = 18;
 export const ELF_HEAD_BYTES = 64;
 
-/** /proc/PID/status "Seccomp:" values, seccomp(2). */
+/** As SECCOMP_FILTER. */
 const SECCOMP_STRICT = '1';
-export const SECCOMP_FILTER = '2';
 
 /** What the preflight found that later decisions need. */
 export interface Preflight {

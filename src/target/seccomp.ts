@@ -23,6 +23,9 @@ const ACTION_NAMES: ReadonlyMap<number, string> = new Map([
   [0x7ff00000, 'ask a tracer'],
 ]);
 
+/** /proc/PID/status "Seccomp:", seccomp(2). */
+export const SECCOMP_FILTER = '2';
+
 /** Classes, sizes, modes and operations of classic BPF, include/uapi/linux/bpf_common.h. */
 const CLASS = { ld: 0, ldx: 1, st: 2, stx: 3, alu: 4, jmp: 5, ret: 6, misc: 7 } as const;
 const MODE = { imm: 0x00, abs: 0x20, mem: 0x60, len: 0x80 } as const;
@@ -149,6 +152,11 @@ const FILTER_COUNT = 'Seccomp_filters';
 /** True if a process that safepoke has started has no filters but those that it has from safepoke. */
 export function hasOurFilters(pid: number): boolean {
   return readStatus(pid)?.get(FILTER_COUNT) === readStatus(process.pid)?.get(FILTER_COUNT);
+}
+
+/** True if no filter minds the calls: the thread has none, or is held and all let them through. */
+export function mayCall(pid: number, tid: number, calls: readonly PlannedCall[]): boolean {
+  return readStatus(pid, tid)?.get('Seccomp') !== SECCOMP_FILTER || seccompRefusal(tid, calls) === undefined;
 }
 
 /** Why all filters of a held thread do not let the calls through, and what to do about it; undefined if they do. */

@@ -7,6 +7,7 @@ import type { RecordingSink } from '../recording/index.js';
 import { attachTo } from '../trace/index.js';
 import { SITE_LENGTH } from '../x86/index.js';
 import { kernelProbe } from './kernel-probe.test.support.js';
+import { textOf } from './process-state.test.support.js';
 import type { Hazard, Rounds } from './rounds.test.support.js';
 import {
   Running,
@@ -93,8 +94,9 @@ async function debugger_(rounds: Rounds): Promise<void> {
 }
 
 /**
- * A breakpoint of the kernel (a uprobe) that comes while a function is traced, and goes later: it is left alone, and the
- * function is itself again when it has gone. Its first instruction is as long as our jump: with a shorter one nothing would help.
+ * A breakpoint of the kernel (a uprobe) that comes while a function is traced whose text stayed read-only, and goes later: it is left
+ * alone, and the function is itself again when it has gone. Its first instruction is as long as our jump: with a shorter one nothing
+ * would help.
  */
 async function kernelBreakpoint(rounds: Rounds): Promise<void> {
   const target = await Target.ready(build('fib.c'), '-');
@@ -113,7 +115,7 @@ async function kernelBreakpoint(rounds: Rounds): Promise<void> {
   };
   const original = read();
   const underProbe = `cc${original.slice(2)}`;
-  const wanted = { bufferBytes: BUFFER, filters: ['leaf', 'fib'] };
+  const wanted = { bufferBytes: BUFFER, filters: ['leaf', 'fib'], readOnlyText: true };
   rounds.count(probe.isReal ? 'kinds of real probes' : 'kinds of imitated probes');
   try {
     while (rounds.next(pid)) {
@@ -150,6 +152,56 @@ async function kernelBreakpoint(rounds: Rounds): Promise<void> {
   } finally {
     probe.close();
     closeSync(memory);
+  }
+  await target.finish();
+}
+
+/**
+ * Breakpoints of the kernel that come and go while functions are traced whose text is writable: they wait until safepoke has left, or was
+ * killed, and none is ever put over a jump. The first instructions are shorter than that.
+ */
+async function waitingBreakpoints(rounds: Rounds): Promise<void> {
+  const target = await Target.ready(build('fib.c', '-static'), '-');
+  const { pid } = target;
+  const before = textOf(pid);
+  const probes = ['fib', 'fflush', 'dlsym'].map((name) => kernelProbe(pid, addressOf(pid, name)));
+  const areReal = probes.every(({ isReal }) => isReal);
+  const put = (): void => {
+    if (areReal) for (const probe of probes) probe.put();
+  };
+  const takeAway = (): void => {
+    if (areReal) for (const probe of probes) probe.takeAway();
+  };
+  rounds.count(areReal ? 'kinds of real probes' : 'kinds without real probes');
+  try {
+    while (rounds.next(pid)) {
+      const isKilled = rounds.done % 4 === 0;
+      const filters = ['fib', 'fflush'];
+      const running = isKilled ? await Running.attach(pid, '-F', 'fib', '-F', 'fflush') : undefined;
+      const session = isKilled ? undefined : attach(pid, { filters });
+      for (let i = 0; i < 3; i++) {
+        put();
+        await fib(target, 20);
+        takeAway();
+      }
+      if (rounds.done % 2 === 0) put();
+      running?.child.kill('SIGKILL');
+      await running?.gone();
+      if (session !== undefined) {
+        const { restored, removed, calls } = await session.stop();
+        assert.deepEqual([restored, removed, calls['fib']], [true, true, 3 * FIB_20]);
+      }
+      await fib(target, 20);
+      if (areReal && rounds.done % 2 === 0) {
+        // Each has come.
+        while (textOf(pid).filter((byte, i) => byte !== before[i]).length !== probes.length) await pause(2);
+      }
+      takeAway();
+      while (!textOf(pid).equals(before)) await pause(2);
+      await fib(target, 20);
+    }
+  } finally {
+    for (const probe of probes) probe.close();
   }
   await target.finish();
 }
@@ -332,8 +384,12 @@ async function fullRate(rounds: Rounds): Promise<void> {
 export const tracerHazards: readonly Hazard[] = [
   { name: 'a debugger that comes during the trace, with a breakpoint on a traced function', run: debugger_ },
   {
-    name: 'a breakpoint of the kernel that comes to a traced function, and goes soon, or stays when safepoke leaves',
+    name: 'a breakpoint of the kernel that comes to a traced function of read-only text, and goes soon, or stays when safepoke leaves',
     run: kernelBreakpoint,
+  },
+  {
+    name: 'breakpoints of the kernel that come to traced functions, and go, wait until safepoke has left or was killed',
+    run: waitingBreakpoints,
   },
   { name: 'safepoke stopped for a while: every record is kept or counted', run: stoppedTracer },
   { name: 'a full disk: the target is as it was, and what was written can be read', run: fullDisk },

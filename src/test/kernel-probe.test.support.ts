@@ -26,9 +26,11 @@ function hasProbes(): boolean {
   }
 }
 
+let made = 0;
+
 function realProbe(path: string, offset: number): KernelProbe | undefined {
   if (!hasProbes()) return undefined;
-  const name = `probe_${process.pid}`;
+  const name = `probe_${process.pid}_${made++}`;
   const enable = `${TRACEFS}/events/${GROUP}/${name}/enable`;
   try {
     writeFileSync(EVENTS, `p:${GROUP}/${name} ${path}:0x${offset.toString(16)}\n`, { flag: 'a' });
@@ -44,6 +46,7 @@ function realProbe(path: string, offset: number): KernelProbe | undefined {
       writeFileSync(enable, '0');
     },
     close: () => {
+      writeFileSync(enable, '0');
       writeFileSync(EVENTS, `-:${GROUP}/${name}\n`, { flag: 'a' });
     },
   };

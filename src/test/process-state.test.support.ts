@@ -40,7 +40,7 @@ export function textOf(pid: number): Buffer {
     const parts = (readMaps(pid) ?? [])
       .filter(
         ({ permissions, path }) =>
-          permissions.startsWith('r-x') && path.startsWith('/') && !path.startsWith(OUR_CODE),
+          /^r[w-]x/.test(permissions) && path.startsWith('/') && !path.startsWith(OUR_CODE),
       )
       .map(({ start, end }) => {
         const bytes = Buffer.alloc(end - start);

@@ -19,7 +19,7 @@ function maps(pid: number): string {
 function textOf(pid: number): string[] {
   const texts: { start: number; end: number; shift: number; what: string }[] = [];
   for (const line of maps(pid).split('\n')) {
-    const found = /^(\w+)-(\w+) (r-xp) (\w+) (\S+ \d+) +(\S*flips\S*)$/.exec(line);
+    const found = /^(\w+)-(\w+) (r[w-]xp) (\w+) (\S+ \d+) +(\S*flips\S*)$/.exec(line);
     if (found === null) continue;
     const [start, end, offset] = [found[1], found[2], found[4]].map((digits) => parseInt(digits, 16));
     const what = `${found[3]} ${found[5]} ${found[6]}`;
@@ -46,18 +46,25 @@ test('sites of one instruction are flipped without being asked for it, and the m
   const before = maps(target.pid);
   const text = textOf(target.pid);
   assert.equal(text.length, 1);
-  target.say('run');
-  const session = attach(target.pid, { filters: FUNCTIONS, entryOnly: true, bufferBytes: BUFFER });
-  // Meanwhile the pages are still the file's, executable and not writable, each at its offset.
-  assert.deepEqual(textOf(target.pid), text);
-  await pause(50);
-  target.say('quiet');
-  await target.expect(/wrong=0/);
-  const { ways, records, restored, removed } = await session.stop();
-  assert.deepEqual({ ways, restored, removed }, { ways: { 'page-flip': 3 }, restored: true, removed: true });
-  assert.ok(records > 0);
-  assert.equal(maps(target.pid), before);
-  assert.equal(changedBytes(target.pid), 0);
+  for (const readOnlyText of [true, false]) {
+    target.say('run');
+    const options = { filters: FUNCTIONS, entryOnly: true, bufferBytes: BUFFER, readOnlyText };
+    const session = attach(target.pid, options);
+    // Meanwhile the pages are still the file's, executable, each at its offset, and all with the same rights.
+    const meanwhile = text.map((line) => (readOnlyText ? line : line.replace(' r-xp ', ' rwxp ')));
+    assert.deepEqual(textOf(target.pid), meanwhile);
+    await pause(50);
+    target.say('quiet');
+    await target.expect(/wrong=0/);
+    const { ways, records, restored, removed } = await session.stop();
+    assert.deepEqual(
+      { ways, restored, removed },
+      { ways: { 'page-flip': 3 }, restored: true, removed: true },
+    );
+    assert.ok(records > 0);
+    assert.equal(maps(target.pid), before);
+    assert.equal(changedBytes(target.pid), 0);
+  }
   await target.finish();
 });
 
@@ -104,22 +111,32 @@ test('where exits are recorded, hooks for exceptions need a hold: page flips alo
 test('a page that somebody has changed is not flipped: what stands there would be lost', async () => {
   const target = await Target.ready(build('flips.c', ...ONE_NOP), '4');
   const file = openSync(`/proc/${target.pid}/mem`, 'r+');
-  // The same bytes: but the page is the process's own from now on, and nobody knows whose.
   const text = maps(target.pid)
     .split('\n')
-    .find((line) => line.includes('r-xp') && line.includes('flips'));
+    .find((line) => / r[w-]xp /.test(line) && line.includes('flips'));
   assert.ok(text !== undefined);
   const start = parseInt(text, 16);
   const end = parseInt(text.split('-')[1], 16);
+  const ways = async (): Promise<object> =>
+    (await attach(target.pid, { filters: FUNCTIONS, entryOnly: true, bufferBytes: BUFFER }).stop()).ways;
+  // Behind the functions: the pages are the process's own from now on, and nobody knows whose.
+  const lastOf = (page: number): number => page + 4095;
+  const last = new Uint8Array(1);
   for (let page = start; page < end; page += 4096) {
-    const bytes = new Uint8Array(1);
-    readSync(file, bytes, 0, 1, page);
-    writeSync(file, bytes, 0, 1, page);
+    readSync(file, last, 0, 1, lastOf(page));
+    assert.equal(last[0], 0);
+    writeSync(file, Uint8Array.of(1), 0, 1, lastOf(page));
   }
-  closeSync(file);
-  const session = attach(target.pid, { filters: FUNCTIONS, entryOnly: true, bufferBytes: BUFFER });
-  assert.deepEqual((await session.stop()).ways, { held: 3 });
+  assert.deepEqual(await ways(), { held: 3 });
   assert.equal(refusal(target.pid, { filters: FUNCTIONS, entryOnly: true, way: 'page-flip' }), 'NEEDS_HOLD');
+  for (let page = start; page < end; page += 4096) {
+    readSync(file, last, 0, 1, lastOf(page));
+    assert.equal(last[0], 1);
+    writeSync(file, Uint8Array.of(0), 0, 1, lastOf(page));
+  }
+  // With the file's bytes they are nobody's any more.
+  assert.deepEqual(await ways(), { 'page-flip': 3 });
+  closeSync(file);
   assert.equal(changedBytes(target.pid), 0);
   await target.finish();
 });

@@ -501,6 +501,8 @@ function start({
     memory,
     times,
     seccompFilter: before.seccompFilter,
+    readOnlyText: options.readOnlyText ?? false,
+    onNote,
     way: options.way,
     adopted,
     inside,

@@ -35,6 +35,11 @@ export interface TraceOptions {
   readonly followExec?: boolean;
   /** The only way in which code may be changed; functions that it cannot change are refused. None: what disturbs the target least. */
   readonly way?: WayName;
+  /**
+   * Text stays read-only. Else it is writable while functions have our jumps, which keeps probes of the kernel (uprobes) that are put on
+   * them meanwhile waiting until the session has ended: over a jump one would be the end of the program.
+   */
+  readonly readOnlyText?: boolean;
   /** Told what the session has done and met, a line at a time. */
   readonly onNote?: (line: string) => void;
 }

@@ -4,22 +4,14 @@ import {
   Agent,
   HEAD_SIZE,
   MENDER_CALLS,
+  OPEN_TEXT_CALLS,
   type AgentOptions,
   type Cluster,
+  type OpeningText,
 } from '../agent/index.js';
 import { CannotError } from '../errors/index.js';
 import type { InsideProcess } from '../inside/index.js';
-import {
-  MADV,
-  PAGE,
-  SYS,
-  pageOf,
-  readMaps,
-  readStatus,
-  readThreads,
-  type Mapping,
-  type Registers,
-} from '../linux/index.js';
+import { readMaps, readStatus, readThreads, type Mapping, type Registers } from '../linux/index.js';
 import {
   Hold,
   Latches,
@@ -32,17 +24,20 @@ import {
   holdCaller,
   refuseShared,
   type HeldThread,
+  type PlannedCall,
   type SessionTimes,
   type Standstill,
   type TargetMemory,
 } from '../target/index.js';
 import { Changing, Interior, leaveSites, type Choice, type Ready } from './changing.js';
+import { cleanPages, pageAround } from './clean-pages.js';
 import { collectGarbage } from './garbage.js';
 import type { PatchedTarget } from './patched-target.js';
 import { PreparedChanges, SiteChanges, putJump } from './patch.js';
 import { anyThread } from './reach.js';
 import type { PlannedSite } from './site-plan.js';
-import { NO_TEXT_RUNS, planTextRuns, type TextRuns } from './text-runs.js';
+import { planOpening } from './opening.js';
+import { NO_TEXT_RUNS, pagesOfSites, planTextRuns, type TextRuns } from './text-runs.js';
 import {
   findTidOffset,
   knownThreads,
@@ -75,11 +70,13 @@ export interface PatchRequest {
   readonly modules: readonly Module[];
   /** Functions to trace, then hooks; the index of a function in records is its position after `arrange`. */
   readonly sites: readonly PlannedSite[];
-  readonly agent: Omit<AgentOptions, 'tidOffset' | 'withThread' | 'mayMend'>;
+  readonly agent: Omit<AgentOptions, 'tidOffset' | 'withThread' | 'mayMend' | 'whyTextStays'>;
   readonly memory: TargetMemory;
   readonly times: SessionTimes;
   /** Its seccomp filters must be asked before it makes system calls for us. */
   readonly seccompFilter: boolean;
+  /** Text stays as it is, though a probe of the kernel may come. */
+  readonly readOnlyText: boolean;
   /** The only way in which sites may be changed; undefined: whichever is best. */
   readonly way: WayName | undefined;
   /** A thread that we hold already, of a program that has not run; it is let go when all is done. */
@@ -88,6 +85,7 @@ export interface PatchRequest {
   readonly inside: { readonly process: InsideProcess; readonly hasBegun: boolean } | undefined;
   /** Called before the first record is possible; again where a first way to change the sites would not do. */
   readonly onEnable: () => void;
+  readonly onNote: (line: string) => void;
 }
 
 /** Sites in the order of their addresses, all and by clusters. */
@@ -138,10 +136,15 @@ function patchWaiting(
   arranged: Arranged,
   callsOf: CallsOf,
 ): PatchedTarget {
-  const { pid, memory } = request;
-  const agent = mapAgent(request, adopted, arranged, callsOf, { withThread: true, mayMend: true });
+  const { pid } = request;
+  const agent = mapAgent(request, adopted, arranged, callsOf, {
+    withThread: true,
+    mayMend: true,
+    whyTextStays: undefined,
+  });
   agent.furnish(arranged.clusters);
-  undirtyPage(memory, agent, adopted.threads[0].registers);
+  // A breakpoint at its entry has stopped it.
+  cleanPages(request, agent, [pageAround(Number(adopted.threads[0].registers.get('rip')))]);
   agent.emit(arranged.clusters, 1);
   const ready = getReady(request, agent, arranged.sites);
   const maps = readMaps(pid) ?? [];
@@ -235,9 +238,14 @@ function mapByOne(request: PatchRequest, arranged: Arranged, callsOf: CallsOf): 
   const one = holdCaller(pid, tid, times);
   try {
     if (seccompFilter) checkSeccomp(pid, one.callableThread().tid, AGENT_CALLS);
-    const mayMend = !seccompFilter || seccompRefusal(one.callableThread().tid, MENDER_CALLS) === undefined;
+    const may = (calls: readonly PlannedCall[]): boolean =>
+      !seccompFilter || seccompRefusal(one.callableThread().tid, calls) === undefined;
     // Where job control has stopped the process, the agent's thread could not run.
-    return mapAgent(request, one, arranged, callsOf, { withThread: !isStopped, mayMend });
+    return mapAgent(request, one, arranged, callsOf, {
+      withThread: !isStopped,
+      mayMend: may(MENDER_CALLS),
+      whyTextStays: may(OPEN_TEXT_CALLS) ? undefined : FILTERED,
+    });
   } finally {
     one.release();
   }
@@ -248,7 +256,7 @@ function mapAgent(
   hold: Hold,
   { clusters }: Arranged,
   callsOf: CallsOf,
-  thread: { readonly withThread: boolean; readonly mayMend: boolean },
+  thread: Pick<AgentOptions, 'withThread' | 'mayMend' | 'whyTextStays'>,
 ): Agent {
   const { pid, memory, modules } = request;
   const tidOffset = findTidOffset(pid, hold.threads.slice(0, COMPARED_THREADS), memory, modules);
@@ -264,8 +272,10 @@ function patchInside(
   const { pid, memory, times } = request;
   const tidOffset = findTidOffset(pid, [process.leader], memory, request.modules);
   // Under the same filters safepoke has made a process: this one.
-  const mayMend = !request.seccompFilter || hasOurFilters(pid);
-  const options = { ...request.agent, tidOffset, withThread: true, mayMend };
+  const isFree = !request.seccompFilter || hasOurFilters(pid);
+  const isLocked = process.memory.mustUnlock ? 'it is locked again after each change' : undefined;
+  const whyTextStays = isFree ? isLocked : FILTERED;
+  const options = { ...request.agent, tidOffset, withThread: true, mayMend: isFree, whyTextStays };
   const agent = Agent.map(pid, process.calls, memory, clusters, options, process.resident);
   let all: Standstill | undefined;
   try {
@@ -295,32 +305,28 @@ function patchInside(
 }
 
 /**
- * A program that has not begun was stopped by a breakpoint at its entry, which made the page there a copy of the process's own. It
- * gets the file's again, if that has the same bytes.
+ * Tells the agent's thread of the runs of text that can be taken away, before anything is changed, and makes the text writable that is to be.
  */
-function undirtyPage(memory: TargetMemory, agent: Agent, registers: Registers): void {
-  const page = pageOf(Number(registers.get('rip')));
-  const before = memory.read(page, PAGE);
-  agent.thread?.call(SYS.madvise, page, PAGE, MADV.dontNeed);
-  if (Buffer.compare(memory.read(page, PAGE), before) !== 0) memory.write(page, before);
-}
-
-/** Finds the runs of text that can be taken away, and tells the agent's thread, before anything is changed. */
 function prepareText(
-  pid: number,
+  { readOnlyText, onNote }: PatchRequest,
   agent: Agent,
-  memory: TargetMemory,
-  changes: SiteChanges,
-  hooks: ReadonlySet<number>,
+  text: TextRuns,
+  opening: readonly OpeningText[],
 ): TextRuns {
+  const why = agent.whyTextStays ?? agent.openText(opening);
+  if (why !== undefined && !readOnlyText) {
+    onNote(
+      `a probe of the kernel (perf probe, bpftrace) that is put on a traced function before safepoke has ended may end the program: ${why}`,
+    );
+  }
   if (agent.thread === undefined) return NO_TEXT_RUNS;
-  const text = planTextRuns(pid, memory, changes, hooks);
   agent.writeTextRuns(text);
   // Where memory is locked, the pages would come back unlocked: they are taken away if we die only.
   if (agent.isLocked) return NO_TEXT_RUNS;
   // Nothing has been changed, so that this changes nothing either: it tells whether the kernel does it at all.
   if (agent.thread.restoreText() === 0) return text;
   agent.writeTextRuns([]);
+  agent.leaveTextOpen();
   return NO_TEXT_RUNS;
 }
 
@@ -356,7 +362,11 @@ function getReady(request: PatchRequest, agent: Agent, sites: readonly PlannedSi
     }
   }
   const hooks = new Set([...sites.keys()].filter((index) => sites[index].kind === 'hook'));
-  agent.writeJournal(changes.addresses, changes.expected, hooks);
+  cleanPages(request, agent, pagesOfSites(changes, hooks));
+  const runs = agent.thread === undefined ? NO_TEXT_RUNS : planTextRuns(pid, memory, changes, hooks);
+  const staysShut = request.readOnlyText || agent.whyTextStays !== undefined;
+  const opening = staysShut ? [] : planOpening(pid, changes, hooks, runs);
+  agent.writeJournal(changes.addresses, changes.expected, hooks, opening);
   // From inside nothing is half written anyway, and a filter might take offence.
   const { thread } = agent;
   const mayWrite = thread !== undefined && inside === undefined && !seccompFilter;
@@ -365,7 +375,7 @@ function getReady(request: PatchRequest, agent: Agent, sites: readonly PlannedSi
   const isHook = (index: number): boolean => hooks.has(index);
   const groups = inside === undefined ? [(): boolean => true] : [isHook, (index: number) => !isHook(index)];
   // First: it has text that is in use come from the file again, and spans are read after it, so that it is there when threads are held.
-  const text = prepareText(pid, agent, memory, changes, hooks);
+  const text = prepareText(request, agent, runs, opening);
   const parts = groups.map((belongs) => {
     const indices = new Set([...sites.keys()].filter(belongs));
     return { indices, prepared: PreparedChanges.of(memory, changes.only(indices), writeWhole) };
@@ -436,6 +446,9 @@ function cannotFlip(pid: number): CannotError {
     next: 'leave --way out, or give it room: see vm.max_map_count and its limits on memory',
   });
 }
+
+/** Why text is not made writable. */
+const FILTERED = 'a seccomp filter may keep its text from being made writable, or read-only again';
 
 /** What has been read of threads already. */
 interface EarlyLook {

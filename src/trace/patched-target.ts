@@ -147,6 +147,14 @@ export class PatchedTarget {
     const staying = [...addresses.keys()].filter((i) => !withHooks && hooks.has(addresses[i]));
     const back = this.#changes.reversed().without(new Set(staying));
     this.#takeTextAway(withHooks);
+    const result = this.#writeBack(back);
+    // As long as a jump stands no probe may come.
+    if (withHooks && (result.restored || result.foreign > 0)) this.#shutText();
+    return result;
+  }
+
+  /** What could not be taken away with its page is written, with all threads held. */
+  #writeBack(back: SiteChanges): DetachResult {
     const undone = back.without(appliedOnes(this.#memory, back));
     if (undone.length === 0) return { restored: true, foreign: 0, breakpoints: 0 };
     const prepared = PreparedChanges.of(this.#memory, undone);
@@ -163,6 +171,16 @@ export class PatchedTarget {
       };
     } finally {
       hold.release();
+    }
+  }
+
+  /** Probes of the kernel that have waited come with it. */
+  #shutText(): void {
+    try {
+      this.agent.shutText();
+    } catch (error) {
+      // It stands still, or has gone: whoever takes the agent away tries again.
+      if (!isSafepokeError(error) || error.code !== 'AGENT_LOST') throw error;
     }
   }
 
@@ -226,7 +244,10 @@ export class PatchedTarget {
     try {
       const ours = this.#text.filter((run) => isOnlyOurs(this.#memory, run));
       // Should we be killed while it is written, nothing is turned back.
-      if (ours.length < this.#text.length) agent.writeTextRuns(ours);
+      if (ours.length < this.#text.length) {
+        agent.writeTextRuns(ours);
+        agent.leaveTextOpen();
+      }
     } catch (error) {
       // Nobody can look any more, nor write: the runs that its thread knows go as if we had died.
       if (!isRefusedCall(error)) throw error;
@@ -273,6 +294,7 @@ export class PatchedTarget {
       return this.tryRemove();
     }
     this.#stay = 'still';
+    this.#shutText();
     // Nobody can get into our code any more. One thread unmaps it, quickly, as there is little left to free.
     if (!this.agent.dismissThread()) return false;
     this.agent.releaseShared();

@@ -2,12 +2,14 @@
 import {
   AGENT,
   CODE_PATH,
+  OPEN_TEXT_CALLS,
   RINGS_PATH,
   SHARED_PATH,
   readAgentPage,
   readJournal,
   restoreReturnAddresses,
   sharedLast,
+  shuttingCalls,
   type Journal,
 } from '../agent/index.js';
 import { readdirSync } from 'node:fs';
@@ -18,6 +20,7 @@ import {
   Hold,
   RemoteCalls,
   borrowCode,
+  mayCall,
   pause,
   type HeldThread,
   type HoldTimes,
@@ -125,7 +128,9 @@ export function recover(pid: number, memory: TargetMemory, times: HoldTimes): Re
       }
       if (shared !== undefined) memory.writeWord(shared.start + AGENT.journal, 0n);
       if (isInside) memory.writeWord(shared.start + AGENT.mappedCount, 0n);
+      const texts = mayCall(pid, calls.tid, OPEN_TEXT_CALLS) ? (journal?.texts ?? []) : [];
       calls.run((call) => {
+        for (const [number, ...args] of shuttingCalls(pid, texts)) call(number, ...args);
         for (const { address, length } of sharedLast(ranges, shared?.start ?? 0))
           call(SYS.munmap, address, length);
         for (const file of files) call(SYS.close, file);
@@ -164,7 +169,7 @@ export function refuseTraced(pid: number, memory: TargetMemory): void {
 
 /** True if a mapping may be address space that was reserved for copies of text, or such a copy. */
 function isReserved({ permissions, path }: Mapping): boolean {
-  return (permissions === '---p' && path === '') || permissions === 'r-xp';
+  return (permissions === '---p' && path === '') || permissions === 'r-xp' || permissions === 'rwxp';
 }
 
 /** Descriptors of memory of ours that a session had no time to close. */

@@ -420,6 +420,10 @@ export class Session implements AsyncIterable<Call> {
         `${STAYS_SINCE[target.stay]}: the code stays mapped, unused; it goes when you attach once more later, or with the process`,
       );
     }
+    if (target.isRemoved && target.agent.hasOpenText)
+      onNote(
+        'its text stays writable, as it was while functions were traced: a filter, or a rule of the kernel’s, keeps that from being taken back',
+      );
     return restored && target.areHooksRestored;
   }
 

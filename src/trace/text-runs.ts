@@ -1,7 +1,7 @@
 // The pages of text that hold sites, in runs. Where they are the file's own pages before anything is changed, taking our copies
 // of them away turns every site back at once, with no thread held. What a page must look like is kept: if anybody else has
 // changed it meanwhile, it is not taken away. Pages with hooks of unwinders go apart from others, as they may have to stay longer.
-import type { Witness } from '../agent/index.js';
+import type { Witness, WitnessedText } from '../agent/index.js';
 import { PAGE, filePages, pageOf } from '../linux/index.js';
 import type { TargetMemory } from '../target/index.js';
 import { SITE_LENGTH } from '../x86/index.js';
@@ -10,17 +10,13 @@ import type { SiteChanges } from './patch.js';
 /** Longer runs are cut: a run is read whole to look for changes that are not ours. */
 const MAX_RUN = 4 << 20;
 
-/** Neighbouring pages of a file's text. */
-export interface TextRun {
-  readonly start: number;
-  readonly length: number;
+/** Neighbouring pages of a file's text; the witnesses are of its first site and of its last. */
+export interface TextRun extends WitnessedText {
   /** The file's bytes, and those with all of our changes made. */
   readonly pristine: Uint8Array;
   readonly changed: Uint8Array;
   /** A hook of an unwinder is among its sites. */
   readonly hasHook: boolean;
-  /** Of its first site and of its last. */
-  readonly witnesses: readonly [Witness, Witness];
 }
 
 export type TextRuns = readonly TextRun[];
@@ -28,7 +24,7 @@ export type TextRuns = readonly TextRun[];
 export const NO_TEXT_RUNS: TextRuns = [];
 
 /** Sites by index, from one up to another, and the pages that they are on. */
-interface Stretch {
+export interface Stretch {
   readonly from: number;
   to: number;
   readonly start: number;
@@ -53,10 +49,10 @@ function stretches({ addresses }: SiteChanges, hooks: ReadonlySet<number>): Stre
   return found;
 }
 
-/** Joins neighbours of a kind. */
-function join(all: readonly Stretch[]): Stretch[] {
+/** The pages with sites, neighbours of a kind together. `hooks`: indices of those of unwinders. */
+export function pagesOfSites(changes: SiteChanges, hooks: ReadonlySet<number>): Stretch[] {
   const joined: Stretch[] = [];
-  for (const stretch of all) {
+  for (const stretch of stretches(changes, hooks)) {
     const last = joined.at(-1);
     const isNear = last?.end === stretch.start && last.hasHook === stretch.hasHook;
     if (last !== undefined && isNear && last.end - last.start < MAX_RUN) {
@@ -79,7 +75,7 @@ export function planTextRuns(
 ): TextRuns {
   const { addresses, expected, wanted } = changes;
   const runs: TextRun[] = [];
-  for (const { from, to, start, end, hasHook } of join(stretches(changes, hooks))) {
+  for (const { from, to, start, end, hasHook } of pagesOfSites(changes, hooks)) {
     const length = end - start;
     const pristine = memory.readSome(start, length);
     if (pristine.length === length && filePages(pid, start, length).every(Boolean)) {

@@ -45,6 +45,7 @@ function sessionOptions(options: LiveOptions, terminal: Terminal): SessionOption
     ...(options.keep === 'newest'
       ? { newestBytes: options.size === undefined ? DEFAULT_NEWEST_BYTES : parseSize(options.size) }
       : {}),
+    ...(options.readOnlyText === true ? { readOnlyText: true } : {}),
     ...(options.way === 'auto' ? {} : { way: options.way }),
     ...(options.followDlopen === true ? { untilLoaded: true } : {}),
     ...(options.inside === true ? { inside: true } : {}),

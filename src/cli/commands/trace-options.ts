@@ -15,6 +15,7 @@ export interface LiveOptions {
   readonly summary?: string;
   readonly keep: 'oldest' | 'newest';
   readonly way: 'auto' | 'held' | 'page-flip' | 'rendezvous';
+  readonly readOnlyText?: boolean;
   readonly size?: string;
   readonly follow?: boolean;
   readonly followDlopen?: boolean;
@@ -62,6 +63,10 @@ export function addLiveOptions(command: Command): Command {
       new Option('--way <way>', 'the only way in which code may be changed')
         .choices(['auto', 'held', 'page-flip', 'rendezvous'])
         .default('auto'),
+    )
+    .option(
+      '--read-only-text',
+      'leave text read-only: a probe of the kernel (perf probe, bpftrace) put on a traced function may then end the program',
     )
     .option('--size <size>', 'with --keep newest: bytes of records to keep (default 64M)')
     .option('--follow', 'go on in the program that the process executes (execve), in FILE.2 and so on')
