@@ -56,9 +56,12 @@ import {
 import { AGENT_THREAD_CALLS, AgentThread, NO_PLACES, agentThreadCode } from './agent-thread.js';
 import {
   OPEN_TEXT_CALLS,
-  gapCalls,
+  gapsToShut,
+  openPieces,
   openingCalls,
+  shutCall,
   shuttingCalls,
+  touchingCalls,
   whyNotToOpen,
   type FileText,
   type OpeningText,
@@ -223,8 +226,8 @@ export class Agent {
   readonly #resident: ResidentThread | undefined;
   readonly #journalRoom: number;
   readonly #siteCount: number;
-  /** Mappings of text that we have made writable. */
-  #opened: readonly OpeningText[] = [];
+  /** Text that we have made writable. */
+  #opened: readonly FileText[] = [];
   /** The program has given the agent's thread a filter of system calls meanwhile. */
   #hasNewFilters = false;
   #thread: AgentThread | undefined;
@@ -522,7 +525,14 @@ export class Agent {
     thread.setOpenedText(table, turned.length);
     this.#opened = texts;
     const failed = thread.calls(openingCalls(texts)).find((result) => result < 0);
-    thread.calls(gapCalls(this.#pid, texts));
+    const gaps = gapsToShut(this.#pid, texts);
+    if (gaps.length > 0) thread.calls(touchingCalls(texts));
+    const shut = thread.calls(gaps.map(shutCall));
+    // A program that makes others of its pages writable is to keep them so.
+    this.#opened = openPieces(
+      texts,
+      gaps.filter((_, i) => shut[i] === 0),
+    );
     return failed === undefined
       ? undefined
       : `the kernel lets nobody make its text writable (${errnoName(-failed)})`;

@@ -93,19 +93,57 @@ export function openingCalls(texts: readonly OpeningText[]): Call[] {
   return texts.map(({ start, length }) => [SYS.mprotect, start, length, OPEN]);
 }
 
-/**
- * The same to make the largest parts without a site read-only again; none where the program may need the mappings itself. A page of each
- * mapping becomes the process's own before, by a store that changes nothing: pieces of which each first has such pages when it is one
- * of its own would stay pieces for ever (anon_vma, mm/vma.c).
- */
-export function gapCalls(pid: number, texts: readonly OpeningText[]): Call[] {
+/** The largest parts without a site, to be made read-only again; none where the program may need the mappings itself that this takes. */
+export function gapsToShut(pid: number, texts: readonly OpeningText[]): TextRange[] {
   const mappings = (readMaps(pid)?.length ?? 0) + 2 * MOST_GAPS;
   if (mappings > (readMaxMapCount() ?? 0) * MAPPINGS_PART) return [];
-  const gaps = texts.flatMap((text) => text.gaps).sort((a, b) => b.length - a.length);
-  return [
-    ...texts.map(({ page }): Call => [SYS.futex, page, WAKE_OP | FUTEX.privateFlag, 0, 0, page, ADD_ZERO]),
-    ...gaps.slice(0, MOST_GAPS).map(({ start, length }): Call => [SYS.mprotect, start, length, SHUT]),
-  ];
+  return texts
+    .flatMap(({ gaps }) => gaps)
+    .sort((a, b) => b.length - a.length)
+    .slice(0, MOST_GAPS);
+}
+
+/**
+ * What has to be called before gaps are shut: a page of each mapping becomes the process's own, by a store that changes nothing. Pieces of
+ * which each first has such pages when it is one of its own would stay pieces for ever (anon_vma, mm/vma.c).
+ */
+export function touchingCalls(texts: readonly OpeningText[]): Call[] {
+  return texts.map(({ page }) => [SYS.futex, page, WAKE_OP | FUTEX.privateFlag, 0, 0, page, ADD_ZERO]);
+}
+
+export function shutCall({ start, length }: TextRange): Call {
+  return [SYS.mprotect, start, length, SHUT];
+}
+
+/** What stays open of mappings of which gaps were shut. */
+export function openPieces(texts: readonly FileText[], shut: readonly TextRange[]): FileText[] {
+  const ascending = shut
+    .map(({ start, length }) => ({ start, end: start + length }))
+    .sort((a, b) => a.start - b.start);
+  return texts.flatMap((text) => {
+    const within = ascending.filter(({ start, end }) => start < text.start + text.length && end > text.start);
+    return rangesBetween(text, within).map(({ start, length }) => ({
+      start,
+      length,
+      offset: text.offset + start - text.start,
+      inode: text.inode,
+    }));
+  });
+}
+
+/** What lies between others, which ascend, within a range. */
+export function rangesBetween(
+  { start, length }: TextRange,
+  others: readonly { readonly start: number; readonly end: number }[],
+): TextRange[] {
+  const end = start + length;
+  const between: TextRange[] = [];
+  let from = start;
+  for (const other of [...others, { start: end, end }]) {
+    if (other.start > from) between.push({ start: from, length: other.start - from });
+    from = other.end;
+  }
+  return between;
 }
 
 /** The same to make it read-only again, as far as it is that file's still, and writable. */

@@ -230,6 +230,24 @@ test('text of a program that has patched itself is read-only again in each of it
   await target.finish();
 });
 
+test('a page that a program makes writable for itself meanwhile stays so', async () => {
+  const target = await Target.ready(build('patches.c'));
+  const { pid } = target;
+  const say = async (line: string): Promise<void> => {
+    target.say(line);
+    await target.expect(/^wrong=0$/);
+  };
+  const session = attach(pid, { filters: ['first'] });
+  await say('keep');
+  const { restored, removed } = await session.stop();
+  assert.deepEqual([restored, removed, openText(pid).length], [true, true, 1]);
+  await say('work');
+  const again = await attach(pid, { filters: ['first', 'third'] }).stop();
+  assert.deepEqual([again.restored, again.removed, openText(pid).length], [true, true, 1]);
+  await say('work');
+  await target.finish();
+});
+
 test('where safepoke was killed and cannot have turned all functions back, text stays writable until a session comes', async () => {
   const target = await Target.ready(build('fib.c'), '-');
   const { pid } = target;

@@ -1,5 +1,5 @@
 // Which mappings of text are to be writable while functions are traced, so that probes of the kernel wait (src/agent/open-text.ts).
-import { readOnlyText, type OpeningText, type TextRange } from '../agent/index.js';
+import { rangesBetween, readOnlyText, type OpeningText } from '../agent/index.js';
 import { readMaps } from '../linux/index.js';
 import type { SiteChanges } from './patch.js';
 import { pagesOfSites, type TextRuns } from './text-runs.js';
@@ -32,23 +32,8 @@ export function planOpening(
         inode,
         witnesses,
         page: Math.max(start, pages[0].start),
-        gaps: gapsBetween(start, end, pages),
+        gaps: rangesBetween({ start, length: end - start }, pages),
       },
     ];
   });
-}
-
-/** What lies between pages, from `start` up to `end`. */
-function gapsBetween(
-  start: number,
-  end: number,
-  pages: readonly { readonly start: number; readonly end: number }[],
-): TextRange[] {
-  const gaps: TextRange[] = [];
-  let from = start;
-  for (const page of [...pages, { start: end, end }]) {
-    if (page.start > from) gaps.push({ start: from, length: page.start - from });
-    from = page.end;
-  }
-  return gaps;
 }
