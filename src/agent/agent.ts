@@ -57,10 +57,12 @@ import { AGENT_THREAD_CALLS, AgentThread, NO_PLACES, agentThreadCode } from './a
 import {
   OPEN_TEXT_CALLS,
   gapsToShut,
+  openParts,
   openPieces,
   openingCalls,
   shutCall,
   shuttingCalls,
+  stillReadOnly,
   touchingCalls,
   whyNotToOpen,
   type FileText,
@@ -513,8 +515,10 @@ export class Agent {
    * Makes mappings of text writable, so that the kernel puts no probes where our jumps stand (open-text.ts). The journal has them already.
    * Returns why some are not, if that is so.
    */
-  openText(texts: readonly OpeningText[]): string | undefined {
+  openText(wanted: readonly OpeningText[]): string | undefined {
     const thread = this.#thread;
+    // A library may have been unloaded since they were chosen, and something else have taken its place.
+    const texts = stillReadOnly(this.#pid, wanted);
     if (thread === undefined || texts.length === 0) return undefined;
     const table = this.#textTables + this.#siteCount * TEXT_RUN.size;
     // Where not all sites can be turned back by its thread, it is left to a session to shut.
@@ -545,15 +549,24 @@ export class Agent {
 
   /** Text is writable that should not be any more. */
   get hasOpenText(): boolean {
-    return this.#opened.length > 0;
+    return openParts(this.#pid, this.#opened).length > 0;
   }
 
   /** Makes text read-only again, by the agent's thread, if that can do it now. @throws CannotError AGENT_LOST */
   shutText(): void {
     this.mindFilters();
-    if (!this.hasOpenText || this.#hasNewFilters || !this.#mayRun()) return;
+    if (this.#opened.length === 0 || this.#hasNewFilters || !this.#mayRun()) return;
     this.#thread?.calls(shuttingCalls(this.#pid, this.#opened));
     this.#seeShut();
+  }
+
+  /** The same, unless its thread stands still. */
+  #shutTextSoon(): void {
+    try {
+      this.shutText();
+    } catch (error) {
+      if (!isSafepokeError(error) || error.code !== 'AGENT_LOST') throw error;
+    }
   }
 
   /** The same by whoever makes calls, unless a filter minds. */
@@ -566,7 +579,7 @@ export class Agent {
   }
 
   #seeShut(): void {
-    if (shuttingCalls(this.#pid, this.#opened).length > 0) return;
+    if (this.hasOpenText) return;
     this.#opened = [];
     this.#thread?.setOpenedText(0, 0);
   }
@@ -865,6 +878,7 @@ export class Agent {
    * there.
    */
   remove(calls: CallMaker): boolean {
+    this.#shutTextSoon();
     this.#shutTextBy(calls);
     if (!this.dismissThread()) return false;
     // From here on there is nothing to put back, only mappings to take away; the one that lists them goes last.

@@ -17,10 +17,12 @@ export {
 } from './journal.js';
 export {
   OPEN_TEXT_CALLS,
+  openParts,
   rangesBetween,
   readOnlyText,
   shuttingCalls,
   type OpeningText,
+  type TextRange,
 } from './open-text.js';
 export type { Witness, WitnessedText } from './text-table.js';
 export { MENDER_CALLS } from './return-listing.js';

@@ -5,7 +5,7 @@
 // looks through it for probes that belong there (`uprobe_mmap`, called where mappings are joined) and puts them.
 //
 // Mappings are opened whole, and the largest parts without a site shut again at once: pieces of a mapping that differ in what the kernel
-// has counted for them would never become one again.
+// has counted for them would never become one again. In a child that is forked meanwhile they stay pieces.
 import {
   FUTEX,
   PAGE,
@@ -93,12 +93,18 @@ export function openingCalls(texts: readonly OpeningText[]): Call[] {
   return texts.map(({ start, length }) => [SYS.mprotect, start, length, OPEN]);
 }
 
-/** The largest parts without a site, to be made read-only again; none where the program may need the mappings itself that this takes. */
+/**
+ * The largest parts without a site of what is open, to be made read-only again; none where the program may need the mappings itself that
+ * this takes.
+ */
 export function gapsToShut(pid: number, texts: readonly OpeningText[]): TextRange[] {
   const mappings = (readMaps(pid)?.length ?? 0) + 2 * MOST_GAPS;
   if (mappings > (readMaxMapCount() ?? 0) * MAPPINGS_PART) return [];
+  const open = openParts(pid, texts);
+  const isOpen = ({ start, length }: TextRange): boolean =>
+    open.some((part) => part.start <= start && start + length <= part.start + part.length);
   return texts
-    .flatMap(({ gaps }) => gaps)
+    .flatMap(({ gaps }) => gaps.filter(isOpen))
     .sort((a, b) => b.length - a.length)
     .slice(0, MOST_GAPS);
 }
@@ -131,7 +137,7 @@ export function openPieces(texts: readonly FileText[], shut: readonly TextRange[
   });
 }
 
-/** What lies between others, which ascend, within a range. */
+/** What lies between others, which ascend and may overlap, within a range. */
 export function rangesBetween(
   { start, length }: TextRange,
   others: readonly { readonly start: number; readonly end: number }[],
@@ -140,30 +146,48 @@ export function rangesBetween(
   const between: TextRange[] = [];
   let from = start;
   for (const other of [...others, { start: end, end }]) {
-    if (other.start > from) between.push({ start: from, length: other.start - from });
-    from = other.end;
+    const to = Math.min(other.start, end);
+    if (to > from) between.push({ start: from, length: to - from });
+    from = Math.max(from, other.end);
   }
   return between;
 }
 
-/** The same to make it read-only again, as far as it is that file's still, and writable. */
-export function shuttingCalls(pid: number, texts: readonly FileText[]): Call[] {
-  const maps = readMaps(pid) ?? [];
+/** Those of them that are still what they were. */
+export function stillReadOnly(pid: number, texts: readonly OpeningText[]): OpeningText[] {
+  const now = readOnlyText(readMaps(pid) ?? []);
+  return texts.filter(({ start, length, offset, inode }) =>
+    now.some(
+      (m) => m.start === start && m.end === start + length && m.offset === offset && m.inode === inode,
+    ),
+  );
+}
+
+/** What is writable of files' text, as far as it is that file's still. */
+export function openParts(pid: number, texts: readonly FileText[]): TextRange[] {
+  const maps = (readMaps(pid) ?? []).filter(({ permissions }) => permissions === OPEN_PERMISSIONS);
   return texts.flatMap((text) => {
-    const parts = maps.filter(
-      ({ start, end, permissions, offset, inode }) =>
-        permissions === OPEN_PERMISSIONS &&
-        inode === text.inode &&
-        offset - start === text.offset - text.start &&
-        start < text.start + text.length &&
-        end > text.start,
-    );
-    return parts.flatMap(({ start, end }): Call[] => {
-      const from = Math.max(start, text.start);
-      const length = Math.min(end, text.start + text.length) - from;
-      return [PAGE, length].map((bytes) => [SYS.mprotect, from, bytes, SHUT]);
-    });
+    const textEnd = text.start + text.length;
+    return maps
+      .filter(
+        ({ start, end, offset, inode }) =>
+          inode === text.inode &&
+          offset - start === text.offset - text.start &&
+          start < textEnd &&
+          end > text.start,
+      )
+      .map(({ start, end }) => {
+        const from = Math.max(start, text.start);
+        return { start: from, length: Math.min(end, textEnd) - from };
+      });
   });
+}
+
+/** What a thread of the target has to call to make that read-only again. */
+export function shuttingCalls(pid: number, texts: readonly FileText[]): Call[] {
+  return openParts(pid, texts).flatMap(({ start, length }) =>
+    [PAGE, length].map((bytes) => shutCall({ start, length: bytes })),
+  );
 }
 
 /**

@@ -312,6 +312,59 @@ test('a child that was forked under trace has its text read-only again when it i
   await target.finish();
 });
 
+test('text is one mapping again after sessions on a process whose parent was traced before it was forked, and when safepoke is killed there', async () => {
+  const target = await Target.ready(build('offspring.c'));
+  const filters = ['step', 'work', 'lives', 'libc.so.6!fflush'];
+  await attach(target.pid, { filters }).stop();
+  target.say('fork');
+  const { child } = answered(await target.line());
+  try {
+    const before = stateOf(child);
+    for (let i = 0; i < 2; i++) {
+      const { restored, removed } = await attach(child, { filters }).stop();
+      assert.deepEqual([restored, removed], [true, true]);
+      assertAsBefore(child, before, `after ${i + 1} sessions`);
+      const killed = await Running.attach(child, ...filters.flatMap((filter) => ['-F', filter]));
+      killed.child.kill('SIGKILL');
+      await killed.gone();
+      await becomes(child, before);
+      await attach(child, { filters }).stop();
+      assertAsBefore(child, before, `after ${i + 1} kills`);
+    }
+  } finally {
+    process.kill(child, 'SIGINT');
+  }
+  target.say('wait');
+  await target.expect(/^status=0 wrong=0$/);
+  await target.finish();
+});
+
+test('a child that was forked under trace, its text in pieces, is traced, and has its code back when safepoke is killed', async () => {
+  const target = await Target.ready(build('offspring.c'));
+  const before = textOf(target.pid);
+  const running = await Running.attach(target.pid, '-F', 'step', '-F', 'libc.so.6!*');
+  target.say('fork');
+  const { child } = answered(await target.line());
+  await running.stop();
+  try {
+    // It has the jumps that its parent had: these go first.
+    await attach(child, { filters: ['step'] }).stop();
+    for (let i = 0; i < 3; i++) {
+      const killed = await Running.attach(child, '-F', 'step', '-F', 'libc.so.6!*');
+      killed.child.kill('SIGKILL');
+      await killed.gone();
+      while (openText(child).length > 0 || !textOf(child).equals(before)) await pause(5);
+    }
+    const { restored, removed } = await attach(child, { filters: ['step'] }).stop();
+    assert.deepEqual([restored, removed, openText(child)], [true, true, []]);
+  } finally {
+    process.kill(child, 'SIGINT');
+  }
+  target.say('wait');
+  await target.expect(/^status=0 wrong=0$/);
+  await target.finish();
+});
+
 test('a probe of the kernel that is put on traced functions, hooks among them, waits until safepoke has left or was killed', async (t) => {
   // All in one file that nobody else uses, with text of more than a page: the kernel looks for its probes there when it is read-only again.
   const target = await Target.ready(build('fib.c', '-static'), '-');

@@ -40,7 +40,7 @@ import {
   type TraceOptions,
 } from './options.js';
 import { patchTarget } from './patch-target.js';
-import { recover, refuseTraced } from './recovery.js';
+import { STAYS_OPEN, recover, refuseTraced } from './recovery.js';
 import { ModuleFunctions, concernsModule, parsePatterns, selectFunctions } from './selection.js';
 import { Session } from './session.js';
 import {
@@ -208,6 +208,7 @@ function recoverAndStart(
         ? 'an earlier safepoke had to leave its code behind: it is gone now'
         : `an earlier safepoke, process ${recovery.tracerPid}, was killed while it traced this process: ${recovery.sites} functions have their code back`,
     );
+    if (recovery.leavesTextOpen) options.onNote?.(STAYS_OPEN);
   }
   return start({ pid, options, memory, times, adopted: undefined, isChild: false, before, since, lock });
 }

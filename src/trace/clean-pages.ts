@@ -1,7 +1,7 @@
 // Pages of text that are the process's own, and have what the file has: a breakpoint that has gone leaves such behind, of a debugger
 // or of the kernel. Sites on them could be turned back only with all threads held, and not at all when safepoke was killed. So
 // they are dropped, and the file's pages come in their place.
-import type { Agent } from '../agent/index.js';
+import { readOnlyText, type Agent } from '../agent/index.js';
 import { MADV, PAGE, SYS, filePages, mappingAt, pageOf, readMaps, type Mapping } from '../linux/index.js';
 import type { Module, TargetMemory } from '../target/index.js';
 
@@ -12,10 +12,15 @@ interface Text {
   readonly modules: readonly Module[];
 }
 
-/** The file's bytes of a page; what lies behind its end is zero. */
-function fileBytes(modules: readonly Module[], { start, path, offset }: Mapping, page: number): Uint8Array {
+/** The file's bytes of a page, if it is a file's that we know; what lies behind its end is zero. */
+function fileBytes(
+  modules: readonly Module[],
+  { start, path, offset }: Mapping,
+  page: number,
+): Uint8Array | undefined {
   const name = path.replace(/ \(deleted\)$/, '');
-  const file = modules.find((module) => module.path === name)?.elf().bytes ?? new Uint8Array();
+  const file = modules.find((module) => module.path === name)?.elf().bytes;
+  if (file === undefined) return undefined;
   const at = offset + page - start;
   const bytes = new Uint8Array(PAGE);
   bytes.set(file.subarray(at, at + PAGE));
@@ -31,19 +36,20 @@ export function cleanPages(
   const { thread } = agent;
   // Pages that are locked cannot be dropped.
   if (thread === undefined || agent.isLocked) return;
-  const maps = readMaps(pid) ?? [];
+  const maps = readOnlyText(readMaps(pid) ?? []);
   for (const { start, end } of pages) {
     const areFiles = filePages(pid, start, end - start);
     if (areFiles.every(Boolean)) continue;
     for (const [i, isFile] of areFiles.entries()) {
       const page = start + i * PAGE;
       const index = mappingAt(maps, page);
-      if (isFile || index < 0 || !maps[index].path.startsWith('/')) continue;
+      if (isFile || index < 0) continue;
       const bytes = fileBytes(modules, maps[index], page);
-      if (Buffer.compare(memory.readSome(page, PAGE), bytes) !== 0) continue;
+      if (bytes === undefined || Buffer.compare(memory.readSome(page, PAGE), bytes) !== 0) continue;
       thread.call(SYS.madvise, page, PAGE, MADV.dontNeed);
       // Somebody has written to the file meanwhile.
-      if (Buffer.compare(memory.readSome(page, PAGE), bytes) !== 0) memory.write(page, bytes);
+      const isOther = Buffer.compare(memory.readSome(page, PAGE), bytes) !== 0;
+      if (isOther && filePages(pid, page, PAGE)[0]) memory.write(page, bytes);
     }
   }
 }

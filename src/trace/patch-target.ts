@@ -362,10 +362,11 @@ function getReady(request: PatchRequest, agent: Agent, sites: readonly PlannedSi
     }
   }
   const hooks = new Set([...sites.keys()].filter((index) => sites[index].kind === 'hook'));
-  cleanPages(request, agent, pagesOfSites(changes, hooks));
-  const runs = agent.thread === undefined ? NO_TEXT_RUNS : planTextRuns(pid, memory, changes, hooks);
+  const pages = pagesOfSites(pid, changes, hooks);
+  cleanPages(request, agent, pages.whole);
+  const runs = agent.thread === undefined ? NO_TEXT_RUNS : planTextRuns(pid, memory, changes, pages);
   const staysShut = request.readOnlyText || agent.whyTextStays !== undefined;
-  const opening = staysShut ? [] : planOpening(pid, changes, hooks, runs);
+  const opening = staysShut ? [] : planOpening(pid, pages, runs);
   agent.writeJournal(changes.addresses, changes.expected, hooks, opening);
   // From inside nothing is half written anyway, and a filter might take offence.
   const { thread } = agent;

@@ -3,6 +3,7 @@ import {
   AGENT,
   CODE_PATH,
   OPEN_TEXT_CALLS,
+  openParts,
   RINGS_PATH,
   SHARED_PATH,
   readAgentPage,
@@ -34,11 +35,17 @@ import { anyoneInside } from './patched-target.js';
 const LEAVE_TRIES = 100;
 const LEAVE_PAUSE_MS = 10;
 
+/** Of text that cannot be made read-only again. */
+export const STAYS_OPEN =
+  'its text stays writable, as it was while functions were traced: a filter, or a rule of the kernel’s, keeps that from being taken back';
+
 /** What was found and undone. */
 export interface Recovery {
   /** 0: a session that ended and had to leave its code behind. */
   readonly tracerPid: number;
   readonly sites: number;
+  /** Text stays writable, as a filter of the program's minds. */
+  readonly leavesTextOpen: boolean;
 }
 
 /**
@@ -135,7 +142,8 @@ export function recover(pid: number, memory: TargetMemory, times: HoldTimes): Re
           call(SYS.munmap, address, length);
         for (const file of files) call(SYS.close, file);
       });
-      return { tracerPid: page.tracerPid, sites: journal?.sites.length ?? 0 };
+      const leavesTextOpen = openParts(pid, journal?.texts ?? []).length > 0;
+      return { tracerPid: page.tracerPid, sites: journal?.sites.length ?? 0, leavesTextOpen };
     } finally {
       hold.release();
     }

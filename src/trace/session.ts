@@ -15,6 +15,7 @@ import {
 import { hastenBeside, pause, type SessionTimes } from '../target/index.js';
 import { CallReader, Consumer } from './consumers.js';
 import { STAYS_SINCE, type DetachResult, type PatchedTarget } from './patched-target.js';
+import { STAYS_OPEN } from './recovery.js';
 import { RingDrain } from './ring-drain.js';
 import type { RefusedFunction } from './site-plan.js';
 import type { SessionEnd, SessionStatus, SessionSummary } from './summary.js';
@@ -420,10 +421,7 @@ export class Session implements AsyncIterable<Call> {
         `${STAYS_SINCE[target.stay]}: the code stays mapped, unused; it goes when you attach once more later, or with the process`,
       );
     }
-    if (target.isRemoved && target.agent.hasOpenText)
-      onNote(
-        'its text stays writable, as it was while functions were traced: a filter, or a rule of the kernel’s, keeps that from being taken back',
-      );
+    if (target.isRemoved && target.agent.hasOpenText) onNote(STAYS_OPEN);
     return restored && target.areHooksRestored;
   }
 

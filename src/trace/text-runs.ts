@@ -2,7 +2,7 @@
 // of them away turns every site back at once, with no thread held. What a page must look like is kept: if anybody else has
 // changed it meanwhile, it is not taken away. Pages with hooks of unwinders go apart from others, as they may have to stay longer.
 import type { Witness, WitnessedText } from '../agent/index.js';
-import { PAGE, filePages, pageOf } from '../linux/index.js';
+import { PAGE, filePages, pageOf, readMaps } from '../linux/index.js';
 import type { TargetMemory } from '../target/index.js';
 import { SITE_LENGTH } from '../x86/index.js';
 import type { SiteChanges } from './patch.js';
@@ -32,6 +32,12 @@ export interface Stretch {
   hasHook: boolean;
 }
 
+/** `whole` are those that lie in one mapping each. */
+export interface SitePages {
+  readonly all: readonly Stretch[];
+  readonly whole: readonly Stretch[];
+}
+
 /** The fewest pages that can be turned back together: no site is on two stretches. */
 function stretches({ addresses }: SiteChanges, hooks: ReadonlySet<number>): Stretch[] {
   const found: Stretch[] = [];
@@ -49,33 +55,39 @@ function stretches({ addresses }: SiteChanges, hooks: ReadonlySet<number>): Stre
   return found;
 }
 
-/** The pages with sites, neighbours of a kind together. `hooks`: indices of those of unwinders. */
-export function pagesOfSites(changes: SiteChanges, hooks: ReadonlySet<number>): Stretch[] {
+/**
+ * The pages with sites, neighbours of a kind and in one mapping together. `hooks`: indices of those of unwinders. One that lies in two
+ * mappings all the same, as a site does, cannot be turned back in one go.
+ */
+export function pagesOfSites(pid: number, changes: SiteChanges, hooks: ReadonlySet<number>): SitePages {
+  const starts = new Set((readMaps(pid) ?? []).map(({ start }) => start));
   const joined: Stretch[] = [];
   for (const stretch of stretches(changes, hooks)) {
     const last = joined.at(-1);
-    const isNear = last?.end === stretch.start && last.hasHook === stretch.hasHook;
+    const isNear =
+      last?.end === stretch.start && last.hasHook === stretch.hasHook && !starts.has(stretch.start);
     if (last !== undefined && isNear && last.end - last.start < MAX_RUN) {
       last.to = stretch.to;
       last.end = stretch.end;
     } else joined.push({ ...stretch });
   }
-  return joined;
+  const isWithinOne = ({ start, end }: Stretch): boolean => {
+    for (let page = start + PAGE; page < end; page += PAGE) if (starts.has(page)) return false;
+    return true;
+  };
+  return { all: joined, whole: joined.filter(isWithinOne) };
 }
 
-/**
- * Sorts changes that are not yet made into runs of pages that are the file's; those on other pages are in none. `hooks`: indices of those
- * of unwinders.
- */
+/** Sorts changes that are not yet made into runs of pages that are the file's; those on other pages are in none. `pages` are those of the changes. */
 export function planTextRuns(
   pid: number,
   memory: TargetMemory,
   changes: SiteChanges,
-  hooks: ReadonlySet<number>,
+  pages: SitePages,
 ): TextRuns {
   const { addresses, expected, wanted } = changes;
   const runs: TextRun[] = [];
-  for (const { from, to, start, end, hasHook } of pagesOfSites(changes, hooks)) {
+  for (const { from, to, start, end, hasHook } of pages.whole) {
     const length = end - start;
     const pristine = memory.readSome(start, length);
     if (pristine.length === length && filePages(pid, start, length).every(Boolean)) {
