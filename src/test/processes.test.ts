@@ -76,6 +76,15 @@ test('safepoke run ends as the program does', () => {
   }
 });
 
+test('a program whose memory the kernel takes long to free is seen to exit, with its status', () => {
+  const traced = runTraced([], build('heavy.c'), '1024');
+  assert.deepEqual(
+    [traced.status, traced.summary.ended, traced.summary.exit_status],
+    [3, 'exited', 3],
+    traced.stderr,
+  );
+});
+
 test('a target that dies while it is traced ends the session', async () => {
   for (const signal of ['SIGKILL', 'SIGTERM'] as const) {
     const target = await Target.ready(program, 'wait');

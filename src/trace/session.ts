@@ -1,6 +1,6 @@
 import { isSafepokeError } from '../errors/index.js';
 import { CALL_REFUSED, UNCOUNTED_HANDLER, type Following, type ProtocolCounts } from '../inside/index.js';
-import { SYS, systemCall } from '../linux/index.js';
+import { SYS, readMaps, systemCall } from '../linux/index.js';
 import {
   NewestWriter,
   RECORD_BYTES,
@@ -57,8 +57,9 @@ const PASSING: readonly (string | undefined)[] = ['WILL_NOT_STOP', UNCOUNTED_HAN
 const REMOVE_PASSING_TRIES = 3;
 /** Errors after which our code stays in a target that goes on: those, or its filters forbid. */
 const KEPT: readonly (string | undefined)[] = [...PASSING, CALL_REFUSED];
-/** The memory of a process goes a moment before it is seen to have ended. */
+/** The memory of a process goes before it is seen to have ended: a moment as a rule, and as long as it takes to free it and to get a processor. */
 const END_TRIES = 40;
+const MOST_END_TRIES = 30_000;
 const NS_PER_US = 1000;
 
 /** What a session is made of. */
@@ -385,9 +386,11 @@ export class Session implements AsyncIterable<Call> {
 
   /** The agent's memory is no more: the target ended, or executed another program. */
   #vanished(): { why: SessionEnd; target: TargetEnd | undefined } {
-    for (let tries = 0; tries < END_TRIES; tries++) {
+    for (let tries = 0; tries < MOST_END_TRIES; tries++) {
       const target = this.#parts.watch.check();
       if (target !== undefined) return { why: endOf(target), target };
+      // What it has executed has memory of its own.
+      if (tries >= END_TRIES && readMaps(this.#parts.pid)?.length !== 0) break;
       pause(1);
     }
     return { why: 'exec', target: undefined };
