@@ -552,21 +552,17 @@ export class Agent {
     return openParts(this.#pid, this.#opened).length > 0;
   }
 
-  /** Makes text read-only again, by the agent's thread, if that can do it now. @throws CannotError AGENT_LOST */
+  /** Makes text read-only again, by the agent's thread, if that can do it now. Whoever dismisses it, or takes the agent away, tries again. */
   shutText(): void {
     this.mindFilters();
     if (this.#opened.length === 0 || this.#hasNewFilters || !this.#mayRun()) return;
-    this.#thread?.calls(shuttingCalls(this.#pid, this.#opened));
-    this.#seeShut();
-  }
-
-  /** The same, unless its thread stands still. */
-  #shutTextSoon(): void {
     try {
-      this.shutText();
+      this.#thread?.calls(shuttingCalls(this.#pid, this.#opened));
     } catch (error) {
-      if (!isSafepokeError(error) || error.code !== 'AGENT_LOST') throw error;
+      if (isSafepokeError(error) && error.code === 'AGENT_LOST') return;
+      throw error;
     }
+    this.#seeShut();
   }
 
   /** The same by whoever makes calls, unless a filter minds. */
@@ -845,6 +841,7 @@ export class Agent {
 
   /** Ends the agent's thread. False if it stands still, so that its code and its page must stay. */
   dismissThread(): boolean {
+    this.shutText();
     if (this.#resident !== undefined) {
       // It stays, and has nothing to turn back any more.
       this.#resident.thread.clearTextRuns();
@@ -878,9 +875,9 @@ export class Agent {
    * there.
    */
   remove(calls: CallMaker): boolean {
-    this.#shutTextSoon();
+    const isDismissed = this.dismissThread();
     this.#shutTextBy(calls);
-    if (!this.dismissThread()) return false;
+    if (!isDismissed) return false;
     // From here on there is nothing to put back, only mappings to take away; the one that lists them goes last.
     faultPoint();
     this.#forgetJournal();

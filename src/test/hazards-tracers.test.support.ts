@@ -2,11 +2,11 @@
 import assert from 'node:assert/strict';
 import { execFileSync, spawn } from 'node:child_process';
 import { closeSync, existsSync, openSync, readSync, readdirSync, rmSync, statSync, writeSync } from 'node:fs';
-import { CannotError, attach, listFunctions, openRecording, type RecordingFile } from '../index.js';
+import { CannotError, attach, openRecording, type RecordingFile } from '../index.js';
 import type { RecordingSink } from '../recording/index.js';
 import { attachTo } from '../trace/index.js';
 import { SITE_LENGTH } from '../x86/index.js';
-import { kernelProbe } from './kernel-probe.test.support.js';
+import { addressOf, kernelProbe } from './kernel-probe.test.support.js';
 import { textOf } from './process-state.test.support.js';
 import type { Hazard, Rounds } from './rounds.test.support.js';
 import {
@@ -204,11 +204,6 @@ async function waitingBreakpoints(rounds: Rounds): Promise<void> {
     for (const probe of probes) probe.close();
   }
   await target.finish();
-}
-
-function addressOf(pid: number, name: string): number {
-  const { functions } = listFunctions({ pid }, [name]);
-  return Number(functions[0].address);
 }
 
 /** All calls of a function in what a recording has, to wherever it was cut. */

@@ -2,6 +2,7 @@
 // lets us, else what it does to the bytes of the process.
 import { execFileSync } from 'node:child_process';
 import { closeSync, existsSync, openSync, readFileSync, readSync, writeFileSync, writeSync } from 'node:fs';
+import { listFunctions } from '../index.js';
 
 const TRACEFS = '/sys/kernel/tracing';
 const EVENTS = `${TRACEFS}/uprobe_events`;
@@ -68,6 +69,12 @@ function imitation(pid: number, address: number): KernelProbe {
       closeSync(memory);
     },
   };
+}
+
+/** Where a function of a process is. */
+export function addressOf(pid: number, name: string): number {
+  const { functions } = listFunctions({ pid }, [name]);
+  return Number(functions[0].address);
 }
 
 /** On the function at this address, which has its own code now. */

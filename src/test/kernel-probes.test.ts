@@ -4,9 +4,9 @@ import { execFileSync, spawn } from 'node:child_process';
 import { closeSync, openSync, readSync, writeSync } from 'node:fs';
 import { basename } from 'node:path';
 import { test } from 'node:test';
-import { attach, listFunctions } from '../index.js';
+import { attach } from '../index.js';
 import { PAGE, SYS, filePages, pageOf, readMaps } from '../linux/index.js';
-import { kernelProbe, type KernelProbe } from './kernel-probe.test.support.js';
+import { addressOf, kernelProbe, type KernelProbe } from './kernel-probe.test.support.js';
 import { childrenOf } from './sandboxed.test.support.js';
 import { assertAsBefore, stateOf, textOf, type ProcessState } from './process-state.test.support.js';
 import {
@@ -34,8 +34,8 @@ function openText(pid: number): string[] {
 /** Probes on functions as they are now; but for `leaf` each begins with an instruction that is shorter than our jump. */
 function probesOn(pid: number, patterns: readonly string[]): { probe: KernelProbe; address: number }[] {
   return patterns.map((pattern) => {
-    const [{ address }] = listFunctions({ pid }, [pattern]).functions;
-    return { probe: kernelProbe(pid, Number(address)), address: Number(address) };
+    const address = addressOf(pid, pattern);
+    return { probe: kernelProbe(pid, address), address };
   });
 }
 
@@ -56,8 +56,29 @@ async function fib(target: Target): Promise<void> {
   await target.expect(/^fib\(20\)=6765$/);
 }
 
+/** A safepoke attaches to a process, and is killed. */
+async function isKilledOn(pid: number, ...options: string[]): Promise<void> {
+  const killed = await Running.attach(pid, ...options);
+  killed.child.kill('SIGKILL');
+  await killed.gone();
+}
+
+/** A child that the program forks now: it runs until all has been done with it, and must have been right. */
+async function withChild(target: Target, work: (child: number) => Promise<void>): Promise<void> {
+  target.say('fork');
+  const { child } = answered(await target.line());
+  try {
+    await work(child);
+  } finally {
+    process.kill(child, 'SIGINT');
+  }
+  target.say('wait');
+  await target.expect(/^status=0 wrong=0$/);
+  await target.finish();
+}
+
 /** Looks at a traced process until its text is as it was, mapping and all. */
-async function becomes(pid: number, before: ProcessState): Promise<void> {
+async function becomes(pid: number, before: Pick<ProcessState, 'text'>): Promise<void> {
   while (openText(pid).length > 0 || !textOf(pid).equals(before.text)) await pause(5);
 }
 
@@ -73,9 +94,7 @@ test('text is writable while functions are traced, and as it was afterwards, als
   await running.stop();
   assertAsBefore(pid, before, 'after the session');
   for (let i = 0; i < 5; i++) {
-    const killed = await Running.attach(pid, '-F', 'fib');
-    killed.child.kill('SIGKILL');
-    await killed.gone();
+    await isKilledOn(pid, '-F', 'fib');
     await becomes(pid, before);
     await fib(target);
   }
@@ -221,9 +240,7 @@ test('text of a program that has patched itself is read-only again in each of it
     const { restored, removed, calls } = await session.stop();
     assert.deepEqual([restored, removed, calls['second']], [true, true, 1000]);
     assert.deepEqual(openText(pid), []);
-    const killed = await Running.attach(pid, '-F', 'first', '-F', 'second', '-F', 'third');
-    killed.child.kill('SIGKILL');
-    await killed.gone();
+    await isKilledOn(pid, '-F', 'first', '-F', 'second', '-F', 'third');
     await becomes(pid, before);
     await works();
   }
@@ -251,9 +268,7 @@ test('a page that a program makes writable for itself meanwhile stays so', async
 test('where safepoke was killed and cannot have turned all functions back, text stays writable until a session comes', async () => {
   const target = await Target.ready(build('fib.c'), '-');
   const { pid } = target;
-  const [fibAt, address] = ['fib', 'round_of'].map((name) =>
-    Number(listFunctions({ pid }, [name]).functions[0].address),
-  );
+  const [fibAt, address] = ['fib', 'round_of'].map((name) => addressOf(pid, name));
   // Somebody else has changed the page that the functions are on, behind the end of one.
   const memory = openSync(`/proc/${pid}/mem`, 'r+');
   const end = address - 1;
@@ -278,16 +293,13 @@ test('pages that a breakpoint has left as copies are the file’s again, and tur
   const target = await Target.ready(build('fib.c'), '-');
   const { pid } = target;
   const before = stateOf(pid);
-  const { functions } = listFunctions({ pid }, ['fib']);
-  const address = Number(functions[0].address);
+  const address = addressOf(pid, 'fib');
   const memory = openSync(`/proc/${pid}/mem`, 'r+');
   const original = Buffer.of(firstByte(pid, address));
   for (const byte of [Buffer.of(INT3), original]) writeSync(memory, byte, 0, 1, address);
   closeSync(memory);
   assert.deepEqual(filePages(pid, pageOf(address), PAGE), [false]);
-  const killed = await Running.attach(pid, '-F', 'fib');
-  killed.child.kill('SIGKILL');
-  await killed.gone();
+  await isKilledOn(pid, '-F', 'fib');
   await becomes(pid, before);
   assert.deepEqual(filePages(pid, pageOf(address), PAGE), [true]);
   await fib(target);
@@ -297,72 +309,47 @@ test('pages that a breakpoint has left as copies are the file’s again, and tur
 test('a child that was forked under trace has its text read-only again when it is attached to', async () => {
   const target = await Target.ready(build('offspring.c'));
   const running = await Running.attach(target.pid, '-F', 'step', '-F', 'work');
-  target.say('fork');
-  const { child } = answered(await target.line());
-  await running.stop();
-  try {
+  await withChild(target, async (child) => {
+    await running.stop();
     assert.ok(openText(child).length > 0);
     const { restored, removed } = await attach(child, { filters: ['step'] }).stop();
     assert.deepEqual([restored, removed, openText(child)], [true, true, []]);
-  } finally {
-    process.kill(child, 'SIGINT');
-  }
-  target.say('wait');
-  await target.expect(/^status=0 wrong=0$/);
-  await target.finish();
+  });
 });
 
 test('text is one mapping again after sessions on a process whose parent was traced before it was forked, and when safepoke is killed there', async () => {
   const target = await Target.ready(build('offspring.c'));
   const filters = ['step', 'work', 'lives', 'libc.so.6!fflush'];
   await attach(target.pid, { filters }).stop();
-  target.say('fork');
-  const { child } = answered(await target.line());
-  try {
+  await withChild(target, async (child) => {
     const before = stateOf(child);
     for (let i = 0; i < 2; i++) {
       const { restored, removed } = await attach(child, { filters }).stop();
       assert.deepEqual([restored, removed], [true, true]);
       assertAsBefore(child, before, `after ${i + 1} sessions`);
-      const killed = await Running.attach(child, ...filters.flatMap((filter) => ['-F', filter]));
-      killed.child.kill('SIGKILL');
-      await killed.gone();
+      await isKilledOn(child, ...filters.flatMap((filter) => ['-F', filter]));
       await becomes(child, before);
       await attach(child, { filters }).stop();
       assertAsBefore(child, before, `after ${i + 1} kills`);
     }
-  } finally {
-    process.kill(child, 'SIGINT');
-  }
-  target.say('wait');
-  await target.expect(/^status=0 wrong=0$/);
-  await target.finish();
+  });
 });
 
 test('a child that was forked under trace, its text in pieces, is traced, and has its code back when safepoke is killed', async () => {
   const target = await Target.ready(build('offspring.c'));
-  const before = textOf(target.pid);
+  const before = { text: textOf(target.pid) };
   const running = await Running.attach(target.pid, '-F', 'step', '-F', 'libc.so.6!*');
-  target.say('fork');
-  const { child } = answered(await target.line());
-  await running.stop();
-  try {
+  await withChild(target, async (child) => {
+    await running.stop();
     // It has the jumps that its parent had: these go first.
     await attach(child, { filters: ['step'] }).stop();
     for (let i = 0; i < 3; i++) {
-      const killed = await Running.attach(child, '-F', 'step', '-F', 'libc.so.6!*');
-      killed.child.kill('SIGKILL');
-      await killed.gone();
-      while (openText(child).length > 0 || !textOf(child).equals(before)) await pause(5);
+      await isKilledOn(child, '-F', 'step', '-F', 'libc.so.6!*');
+      await becomes(child, before);
     }
     const { restored, removed } = await attach(child, { filters: ['step'] }).stop();
     assert.deepEqual([restored, removed, openText(child)], [true, true, []]);
-  } finally {
-    process.kill(child, 'SIGINT');
-  }
-  target.say('wait');
-  await target.expect(/^status=0 wrong=0$/);
-  await target.finish();
+  });
 });
 
 test('a probe of the kernel that is put on traced functions, hooks among them, waits until safepoke has left or was killed', async (t) => {

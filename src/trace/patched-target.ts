@@ -148,8 +148,8 @@ export class PatchedTarget {
     const back = this.#changes.reversed().without(new Set(staying));
     this.#takeTextAway(withHooks);
     const result = this.#writeBack(back);
-    // As long as a jump stands no probe may come.
-    if (withHooks && (result.restored || result.foreign > 0)) this.#shutText();
+    // Probes of the kernel that have waited come with it: none may as long as a jump stands.
+    if (withHooks && (result.restored || result.foreign > 0)) this.agent.shutText();
     return result;
   }
 
@@ -171,16 +171,6 @@ export class PatchedTarget {
       };
     } finally {
       hold.release();
-    }
-  }
-
-  /** Probes of the kernel that have waited come with it. */
-  #shutText(): void {
-    try {
-      this.agent.shutText();
-    } catch (error) {
-      // It stands still, or has gone: whoever takes the agent away tries again.
-      if (!isSafepokeError(error) || error.code !== 'AGENT_LOST') throw error;
     }
   }
 
@@ -294,7 +284,6 @@ export class PatchedTarget {
       return this.tryRemove();
     }
     this.#stay = 'still';
-    this.#shutText();
     // Nobody can get into our code any more. One thread unmaps it, quickly, as there is little left to free.
     if (!this.agent.dismissThread()) return false;
     this.agent.releaseShared();
