@@ -1,6 +1,7 @@
 #!/usr/bin/env node
 import { readFileSync } from 'node:fs';
 import { isSafepokeError } from '../errors/index.js';
+import { lines } from '../text/index.js';
 import { OutputClosed, Terminal } from './terminal.js';
 
 /** Exit statuses of the command line, documented in docs/commands/safepoke.md. */
@@ -21,7 +22,7 @@ async function main(): Promise<number> {
   const args = process.argv.slice(2);
   if (args.length === 1 && VERSION_OPTIONS.has(args[0])) {
     // Needs nothing of what follows, and scripts ask for it often.
-    terminal.data(`${packageVersion()}\n`);
+    terminal.data(lines(`${packageVersion()}\n`));
     return 0;
   }
   const [{ Command, CommanderError }, { registerCommands }] = await Promise.all([
@@ -33,14 +34,14 @@ async function main(): Promise<number> {
       'See what a running native program does, by changing its code while it runs, and never break it.',
     )
     .configureOutput({
-      writeOut: (text) => {
-        terminal.data(text);
+      writeOut: (help) => {
+        terminal.data(lines(help));
       },
-      writeErr: (text) => {
-        terminal.note(text.trimEnd());
+      writeErr: (help) => {
+        terminal.noteLines(help.trimEnd());
       },
-      outputError: (text, write) => {
-        write(`${text.trimEnd().replaceAll('\n', ' ')} (safepoke COMMAND --help lists the options)`);
+      outputError: (message, write) => {
+        write(`${message.trimEnd().replaceAll('\n', ' ')} (safepoke COMMAND --help lists the options)`);
       },
     })
     .version(packageVersion())
@@ -60,9 +61,10 @@ async function main(): Promise<number> {
       terminal.error(error.message);
       return error.exitStatus;
     }
-    terminal.error(
-      `internal error, please report it: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}`,
-    );
+    terminal.error('internal error, please report it:');
+    // A line that a name in the message begins is not taken for one of ours.
+    const told = error instanceof Error ? (error.stack ?? error.message) : String(error);
+    terminal.noteLines(`  ${told.replaceAll('\n', '\n  ')}`);
     return EXIT_CANNOT;
   }
   return status;

@@ -1,5 +1,6 @@
 import { writeSync } from 'node:fs';
 import pc from 'picocolors';
+import { plain, type Text } from '../text/index.js';
 
 const STDOUT = 1;
 const STDERR = 2;
@@ -24,7 +25,7 @@ export class OutputClosed extends Error {
 
 /**
  * The one place through which text goes to the terminal. Data (what a machine or a pager may read) goes to stdout and
- * nothing else does; notes, warnings, progress and errors go to stderr.
+ * nothing else does; notes, warnings, progress and errors go to stderr. Those are one line each, in which what a terminal would obey is escaped.
  */
 export class Terminal {
   readonly colors: Colors = pc.createColors(isTerminal(process.stdout) && pc.isColorSupported);
@@ -35,30 +36,39 @@ export class Terminal {
   #progressShown = false;
 
   /** Writes data to stdout, all of it, synchronously. Throws `OutputClosed` if the reader has gone. */
-  data(text: string | Uint8Array): void {
+  data(text: Text): void {
     this.#clearProgress();
-    writeAll(STDOUT, typeof text === 'string' ? Buffer.from(text) : text);
+    writeAll(STDOUT, Buffer.from(text));
   }
 
   /** A line about what happens, on stderr. */
   note(line: string): void {
-    this.#clearProgress();
-    this.#stderr(`${line}\n`);
+    this.#line(plain(line));
   }
 
   warn(line: string): void {
-    this.note(`${this.noteColors.yellow('safepoke: warning:')} ${line}`);
+    this.#line(`${this.noteColors.yellow('safepoke: warning:')} ${plain(line)}`);
   }
 
   error(line: string): void {
-    this.note(`${this.noteColors.red('safepoke:')} ${line}`);
+    this.#line(`${this.noteColors.red('safepoke:')} ${plain(line)}`);
+  }
+
+  /** What has several lines, such as a help text. */
+  noteLines(text: string): void {
+    for (const line of text.split('\n')) this.note(line);
   }
 
   /** Replaces the progress line; shown on a terminal only, never in a pipe. */
   progress(line: string): void {
     if (!this.isInteractive) return;
-    this.#stderr(`\r\u001b[K${line.slice(0, (process.stderr.columns || 80) - 1)}`);
+    this.#stderr(`\r\u001b[K${plain(line).slice(0, (process.stderr.columns || 80) - 1)}`);
     this.#progressShown = true;
+  }
+
+  #line(line: string): void {
+    this.#clearProgress();
+    this.#stderr(`${line}\n`);
   }
 
   #clearProgress(): void {

@@ -8,6 +8,8 @@
  */
 import { END_RETURNED, END_UNWOUND } from '../recording/index.js';
 import type { CallEnd, FunctionInfo, TraceInfo } from '../recording/index.js';
+import { join, marked, padStart, plain, text, type Text } from '../text/index.js';
+import { LONGEST_NAME } from './labels.js';
 import { formatCount, formatDuration } from './number-format.js';
 import { NO_COLORS } from './text-output.js';
 import type { Palette, TextOutput, TextSink } from './text-output.js';
@@ -131,17 +133,17 @@ export class Report implements TextOutput {
 
   finish(): void {
     const heads = ['Total', 'Self', 'Calls', 'Avg', 'Min', 'Max'].map((head) => head.padStart(COLUMNS));
-    this.#sink(`${this.#colors.bold(`${heads.join('  ')}  Function`)}\n`);
+    this.#sink(text`${marked(this.#colors.bold, plain(`${heads.join('  ')}  Function`))}\n`);
     for (const row of this.rows()) {
       const cells = [
         cell(row.total),
         cell(row.self),
-        formatCount(row.calls).padStart(COLUMNS),
+        padStart(plain(formatCount(row.calls)), COLUMNS),
         cell(row.avg),
         cell(row.min),
         cell(row.max),
       ];
-      this.#sink(`${cells.join('  ')}  ${row.function.name}\n`);
+      this.#sink(text`${join(cells, GAP)}  ${plain(row.function.name, LONGEST_NAME)}\n`);
     }
   }
 
@@ -200,7 +202,8 @@ const UNKNOWN: FunctionInfo = {
 
 /** As wide as a duration and as ten digits with their commas would seldom need. */
 const COLUMNS = 10;
+const GAP = text`  `;
 
-function cell(ns: number | undefined): string {
-  return ns === undefined ? '-'.padStart(COLUMNS) : formatDuration(ns);
+function cell(ns: number | undefined): Text {
+  return ns === undefined ? padStart(text`-`, COLUMNS) : plain(formatDuration(ns));
 }

@@ -2,9 +2,11 @@
  * Goes through all hazards in turn for the given time: `npm run soak -- [minutes] [words of the names wanted]`. Prints a table;
  * exit status 1 if anything failed, or if the target's or our own memory grew.
  */
+import { fuzzers, type Fuzzer } from './fuzz.js';
 import { hazards } from './hazards.test.support.js';
 import { Rounds, type Hazard, type MemoryUse } from './rounds.test.support.js';
 import { Terminal } from '../cli/terminal.js';
+import { lines } from '../text/index.js';
 import { endAll } from './targets.test.support.js';
 import { renderTable } from '../bench/table.js';
 
@@ -36,9 +38,8 @@ async function turn(tally: Tally, ms: number): Promise<void> {
     if (leaks.length > 0) throw new Error(`memory of ${leaks.join(' and ')} grew`);
   } catch (error) {
     tally.failures++;
-    terminal.error(
-      `${tally.hazard.name}, round ${tally.rounds + rounds.done}: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}`,
-    );
+    terminal.error(`${tally.hazard.name}, round ${tally.rounds + rounds.done}:`);
+    terminal.noteLines(error instanceof Error ? (error.stack ?? error.message) : String(error));
   } finally {
     for (const note of rounds.notes()) terminal.note(`${tally.hazard.name}: ${note}`);
     clearInterval(told);
@@ -48,6 +49,20 @@ async function turn(tally: Tally, ms: number): Promise<void> {
   tally.seconds += (performance.now() - began) / 1000;
   tally.target = rounds.memory('target') ?? tally.target;
   tally.tracer = rounds.memory('tracer') ?? tally.tracer;
+}
+
+/** Rounds of a fuzzer that are one of a hazard's; they have a seed of their own, which a failure names. */
+const FUZZ_ROUNDS = 200;
+
+function fuzzHazard(name: string, fuzz: Fuzzer): Hazard {
+  return {
+    name: `fuzz ${name}`,
+    run: (rounds) =>
+      new Promise((resolve) => {
+        while (rounds.next()) fuzz(FUZZ_ROUNDS, Math.floor(Math.random() * 2 ** 31));
+        resolve();
+      }),
+  };
 }
 
 function mib(use: MemoryUse | undefined): string {
@@ -61,7 +76,7 @@ async function main(args: readonly string[]): Promise<number> {
   const hasTime = minutes > 0;
   const ms = (hasTime ? minutes : DEFAULT_MINUTES) * MS_PER_MINUTE;
   const words = hasTime ? args.slice(1) : args;
-  const tallies: Tally[] = hazards
+  const tallies: Tally[] = [...hazards, ...[...fuzzers].map(([name, fuzz]) => fuzzHazard(name, fuzz))]
     .filter(({ name }) => words.length === 0 || words.some((word) => name.includes(word)))
     .map((hazard) => ({ hazard, rounds: 0, seconds: 0, failures: 0, target: undefined, tracer: undefined }));
   const until = performance.now() + ms;
@@ -74,17 +89,19 @@ async function main(args: readonly string[]): Promise<number> {
     }
   }
   terminal.data(
-    renderTable(
-      'Soak',
-      ['hazard', 'rounds', 'failures', 's', 'target, MiB', 'safepoke, MiB'],
-      tallies.map(({ hazard, rounds, failures, seconds, target, tracer }) => [
-        hazard.name,
-        String(rounds),
-        String(failures),
-        seconds.toFixed(0),
-        mib(target),
-        mib(tracer),
-      ]),
+    lines(
+      renderTable(
+        'Soak',
+        ['hazard', 'rounds', 'failures', 's', 'target, MiB', 'safepoke, MiB'],
+        tallies.map(({ hazard, rounds, failures, seconds, target, tracer }) => [
+          hazard.name,
+          String(rounds),
+          String(failures),
+          seconds.toFixed(0),
+          mib(target),
+          mib(tracer),
+        ]),
+      ),
     ),
   );
   return tallies.some(({ failures }) => failures > 0) ? 1 : 0;

@@ -4,6 +4,7 @@ import type { CheckResult, JudgedRow, Progress, Verdict } from '../../check/inde
 import { CannotError, UsageError } from '../../errors/index.js';
 import type { Machine, NmiBound, Scenario } from '../../model/index.js';
 import type { Protocol } from '../../protocol/index.js';
+import { json, painted, text } from '../../text/index.js';
 import type { Terminal } from '../terminal.js';
 import type { RegisterCommand, SetStatus } from './index.js';
 
@@ -90,7 +91,7 @@ function list(core: Core, terminal: Terminal): void {
   for (const s of core.scenarios) lines.push(`  ${s.name.padEnd(20)}${s.summary}`);
   lines.push('', bold('Memory models'), `  ${core.memoryModels.join(', ')}`);
   lines.push('', bold('Architectures'), `  ${core.architectures.join(', ')}`);
-  terminal.data(`${lines.join('\n')}\n`);
+  terminal.data(painted(`${lines.join('\n')}\n`));
 }
 
 function wholeTable(core: Core, flags: CheckFlags, terminal: Terminal): void {
@@ -119,13 +120,13 @@ function wholeTable(core: Core, flags: CheckFlags, terminal: Terminal): void {
       });
       states += result.states;
       verdicts.push(result.verdict);
-      if (flags.json === true) terminal.data(`${JSON.stringify(jsonOf(core, result, 'real', false))}\n`);
+      if (flags.json === true) terminal.data(text`${json(jsonOf(core, result, 'real', false))}\n`);
     }
     judged.push({ row, verdicts });
   }
   if (flags.json === true) return;
   const mark = (verdict: Verdict, text: string): string => markVerdict(terminal, verdict, text);
-  terminal.data(`${core.renderTable(judged, mark).join('\n')}\n`);
+  terminal.data(painted(`${core.renderTable(judged, mark).join('\n')}\n`));
   const seconds = ((performance.now() - began) / 1000).toFixed(1);
   terminal.note(`${cells} verdicts, ${states.toLocaleString('en')} states, ${seconds} s`);
 }
@@ -156,7 +157,7 @@ function checkOne(
       terminal.note(`counterexample written to ${flags.html}`);
     }
   }
-  if (flags.json === true) terminal.data(`${JSON.stringify(jsonOf(core, result, hooks, true))}\n`);
+  if (flags.json === true) terminal.data(text`${json(jsonOf(core, result, hooks, true))}\n`);
   else {
     const { bold, dim, red, yellow } = terminal.colors;
     const lines =
@@ -166,7 +167,7 @@ function checkOne(
     const steps = timeline === undefined ? '' : `, ${timeline.rows.length} steps`;
     const reason = result.reason === undefined ? '' : `: ${result.reason}`;
     lines.push('', `${markVerdict(terminal, result.verdict, result.verdict)}${steps}${reason}`);
-    terminal.data(`${lines.join('\n')}\n`);
+    terminal.data(painted(`${lines.join('\n')}\n`));
     terminal.note(
       `${result.states.toLocaleString('en')} states, ${result.transitions.toLocaleString('en')} transitions, depth ${result.depth}, ${result.ms.toFixed(0)} ms`,
     );

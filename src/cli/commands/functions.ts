@@ -1,4 +1,5 @@
 import { UsageError } from '../../errors/index.js';
+import { padEnd, plain, text } from '../../text/index.js';
 import { parsePid } from './attach.js';
 import type { RegisterCommand } from './index.js';
 import { collect } from './trace-options.js';
@@ -13,6 +14,7 @@ interface FunctionsOptions {
 const ADDRESS_DIGITS = 16;
 const SIZE_COLUMNS = 8;
 const KIND_COLUMNS = 16;
+const NOTHING = plain('');
 
 export const registerFunctions: RegisterCommand = (program, terminal) => {
   program
@@ -39,17 +41,20 @@ export const registerFunctions: RegisterCommand = (program, terminal) => {
         });
       }
       const of = options.pid === undefined ? { file: file ?? '' } : { pid: parsePid(options.pid) };
-      const { listFunctions } = await import('../../index.js');
+      const { TextBatch, listFunctions } = await import('../../index.js');
       const { functions } = listFunctions(of, options.filter, options.notrace);
       const wanted = functions.filter((f) => (f.refusal !== undefined) === (options.refused ?? false));
-      const moduleColumns = Math.max(0, ...wanted.map((f) => f.module.length));
-      const lines = wanted.map((f) => {
-        const address = f.address.toString(16).padStart(ADDRESS_DIGITS, '0');
-        const what = (f.kind ?? f.refusal?.reason ?? '').padEnd(KIND_COLUMNS);
-        const why = f.refusal === undefined ? '' : `  # ${f.refusal.explanation}`;
-        return `${address} ${String(f.size).padStart(SIZE_COLUMNS)} ${f.module.padEnd(moduleColumns)} ${what} ${f.name}${why}\n`;
-      });
-      terminal.data(lines.join(''));
+      const moduleColumns = wanted.reduce((most, f) => Math.max(most, plain(f.module).length), 0);
+      const batch = new TextBatch((shown) => terminal.data(shown));
+      for (const f of wanted) {
+        const address = plain(f.address.toString(16).padStart(ADDRESS_DIGITS, '0'));
+        const size = plain(String(f.size).padStart(SIZE_COLUMNS));
+        const module = padEnd(plain(f.module), moduleColumns);
+        const what = padEnd(plain(f.kind ?? f.refusal?.reason ?? ''), KIND_COLUMNS);
+        const why = f.refusal === undefined ? NOTHING : text`  # ${plain(f.refusal.explanation)}`;
+        batch.write(text`${address} ${size} ${module} ${what} ${plain(f.name)}${why}\n`);
+      }
+      batch.flush();
       const others = functions.length - wanted.length;
       if (options.refused !== true && others > 0) {
         terminal.note(`${wanted.length} functions can be traced; ${others} cannot: --refused lists them`);

@@ -16,6 +16,7 @@ import {
   type TargetEnd,
   type TextOutput,
 } from '../../index.js';
+import { json, text } from '../../text/index.js';
 import { OutputClosed, type Terminal } from '../terminal.js';
 import { milliseconds, parseCount, parseSize, parseTime } from '../units.js';
 import type { LiveOptions } from './trace-options.js';
@@ -163,8 +164,8 @@ export async function followOne(
     deadline?.begin();
     const begun = session;
     offerOurselves();
-    const batch = new TextBatch((text) => {
-      terminal.data(text);
+    const batch = new TextBatch((shown) => {
+      terminal.data(shown);
     });
     let output: TextOutput | undefined;
     if (options.output === undefined) {
@@ -240,8 +241,7 @@ async function listen(session: Session, terminal: Terminal): Promise<ControlServ
 }
 
 function tell(terminal: Terminal, options: LiveOptions, summary: SessionSummary): void {
-  if (options.summary !== undefined)
-    writeFileSync(options.summary, `${JSON.stringify(summary, undefined, 2)}\n`);
+  if (options.summary !== undefined) writeFileSync(options.summary, text`${json(summary, 2)}\n`);
   const calls = Object.values(summary.calls).reduce((sum, n) => sum + n, 0);
   const counted = (n: number, what: string): string => `${formatCount(n)} ${what}${n === 1 ? '' : 's'}`;
   const parts = [
