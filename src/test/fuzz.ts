@@ -2,6 +2,7 @@
  * What reads bytes that others chose, and what is thrown at it. `fuzz.test.ts` runs each fuzzer for a few rounds, `npm run soak` for
  * many; what one has found stands in `test/corpus/` and is tried by a test of its own.
  */
+import { fuzzNames, fuzzPatterns } from './fuzz-names.test.support.js';
 import { fuzzCalls, fuzzRecordings } from './fuzz-recordings.test.support.js';
 
 /**
@@ -13,4 +14,6 @@ export type Fuzzer = (rounds: number, seed: number) => void;
 export const fuzzers: ReadonlyMap<string, Fuzzer> = new Map<string, Fuzzer>([
   ['recordings: bytes', fuzzRecordings],
   ['recordings: calls', fuzzCalls],
+  ['names: demangling', fuzzNames],
+  ['names: patterns', fuzzPatterns],
 ]);

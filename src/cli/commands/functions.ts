@@ -47,7 +47,7 @@ export const registerFunctions: RegisterCommand = (program, terminal) => {
       const moduleColumns = wanted.reduce((most, f) => Math.max(most, plain(f.module).length), 0);
       const batch = new TextBatch((shown) => terminal.data(shown));
       for (const f of wanted) {
-        const address = plain(f.address.toString(16).padStart(ADDRESS_DIGITS, '0'));
+        const address = plain(`0x${f.address.toString(16).padStart(ADDRESS_DIGITS, '0')}`);
         const size = plain(String(f.size).padStart(SIZE_COLUMNS));
         const module = padEnd(plain(f.module), moduleColumns);
         const what = padEnd(plain(f.kind ?? f.refusal?.reason ?? ''), KIND_COLUMNS);
