@@ -39,7 +39,7 @@ export function availableMemory(pid: number, root = '/'): number | undefined {
       if (path === '/' || path === '.') break;
     }
   }
-  return amounts.length === 0 ? undefined : Math.min(...amounts);
+  return amounts.length === 0 ? undefined : amounts.reduce((least, amount) => Math.min(least, amount));
 }
 
 interface MemoryGroup {

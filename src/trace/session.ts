@@ -13,6 +13,7 @@ import {
   type RecordingSink,
 } from '../recording/index.js';
 import { hastenBeside, pause, type SessionTimes } from '../target/index.js';
+import { byName, countName } from '../text/index.js';
 import { CallReader, Consumer } from './consumers.js';
 import { STAYS_SINCE, type DetachResult, type PatchedTarget } from './patched-target.js';
 import { STAYS_OPEN } from './recovery.js';
@@ -575,13 +576,13 @@ export class Session implements AsyncIterable<Call> {
     notKept: number,
   ): SessionSummary {
     const parts = this.#parts;
-    const refused: Record<string, number> = {};
-    for (const { reason } of parts.refused) refused[reason] = (refused[reason] ?? 0) + 1;
-    const calls: Record<string, number> = {};
+    const refused = new Map<string, number>();
+    for (const { reason } of parts.refused) countName(refused, reason);
+    const calls = new Map<string, number>();
     this.#drain.entries.forEach((count, index) => {
       if (count === 0) return;
       const { name } = this.info.functionAt(index);
-      calls[name] = (calls[name] ?? 0) + count;
+      countName(calls, name, count);
     });
     const isGone = !isOurEnd(why);
     return {
@@ -589,7 +590,7 @@ export class Session implements AsyncIterable<Call> {
       patched: parts.target.sites.filter((s) => s.kind !== 'hook').length - parts.target.refused.length,
       ways: parts.target.ways,
       switched: this.#switches?.count ?? 0,
-      refused,
+      refused: byName(refused),
       records: this.#drain.records,
       dropped: this.#drain.dropped + this.#drain.abandoned + this.#drain.laneless,
       laneless: this.#drain.laneless,
@@ -606,7 +607,7 @@ export class Session implements AsyncIterable<Call> {
       exit_status: target?.kind === 'exited' ? target.status : null,
       exit_signal: target?.kind === 'killed' ? target.signal : null,
       inside: this.#tellCounts(),
-      calls,
+      calls: byName(calls),
     };
   }
 

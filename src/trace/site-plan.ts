@@ -161,7 +161,7 @@ export function trustedRanges(
         continue;
       }
       const bias = Number(module.bias);
-      const low = Math.min(...[builtins[0].addressNumber + bias]);
+      const low = builtins[0].addressNumber + bias;
       const last = builtins[builtins.length - 1];
       const high = last.addressNumber + last.size + bias;
       if (low > start) ranges.push({ start, end: Math.min(low, end) });

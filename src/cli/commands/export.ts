@@ -13,23 +13,26 @@ interface Format {
   readonly order: 'time' | 'file';
 }
 
-const FORMATS: Readonly<Record<string, Format>> = {
+const FORMATS = {
   chrome: {
-    make: (outputs, recording, sink) => new outputs.ChromeOutput(recording.info, sink),
+    make: (outputs: Outputs, recording: RecordingFile, sink: TextSink) =>
+      new outputs.ChromeOutput(recording.info, sink),
     order: 'file',
   },
   folded: {
-    make: (outputs, recording, sink) => new outputs.FoldedOutput(recording.info, sink),
+    make: (outputs: Outputs, recording: RecordingFile, sink: TextSink) =>
+      new outputs.FoldedOutput(recording.info, sink),
     order: 'file',
   },
   jsonl: {
-    make: (outputs, recording, sink) => new outputs.JsonLinesOutput(recording.info, sink),
+    make: (outputs: Outputs, recording: RecordingFile, sink: TextSink) =>
+      new outputs.JsonLinesOutput(recording.info, sink),
     order: 'time',
   },
-};
+} as const satisfies Readonly<Record<string, Format>>;
 
 interface ExportOptions extends RecordingOptions {
-  readonly format: string;
+  readonly format: keyof typeof FORMATS;
   readonly output?: string;
 }
 
@@ -47,7 +50,7 @@ export const registerExport: RegisterCommand = (program, terminal) => {
         import('../../output/index.js'),
         import('./use-recording.js'),
       ]);
-      const format = FORMATS[options.format];
+      const format: Format = FORMATS[options.format];
       let file: FileSink | undefined;
       const batch = new outputs.TextBatch((text) => {
         if (file === undefined) terminal.data(text);
