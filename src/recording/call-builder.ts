@@ -1,4 +1,5 @@
 import type { RecordingMode } from './file-layout.js';
+import { FUNCTION, OpenCalls, SELF, SLOT, START, TAG } from './open-calls.js';
 import {
   KIND_BITS,
   KIND_ENTRY,
@@ -56,52 +57,20 @@ export interface CallVisitor {
   onLost(lane: number, depth: number, tick: number, records: number, isNotKept: boolean): void;
 }
 
-const INITIAL_DEPTH = 64;
-/** Deeper than the frames that any common stack holds; a damaged recording must not make us allocate without bound. */
-const MAX_DEPTH = 1 << 22;
-/** How many open calls are looked through for one that ends out of order; bounds the work on damaged recordings. */
-const SEARCH_LIMIT = 1 << 14;
+/** Calls that may have ended unseen are looked at so often for one whose end was seen, beside those that are found to have ended. */
+const MAX_UNDECIDED = 256;
 /** Frames further apart than the usual size of a stack, 8 MiB, are taken to be on different stacks. */
 const STACK_BYTES = 8 << 20;
 
-/** The open calls of one lane, outermost first, a field to an array. */
 class Lane {
-  depth = 0;
+  readonly calls = new OpenCalls();
   last = Number.NEGATIVE_INFINITY;
   /** The first so many open calls were open when records were lost: they may have ended unseen. */
   doubtful = 0;
   hasLost = false;
   hasEnded = false;
-  capacity = INITIAL_DEPTH;
-  functions = new Uint32Array(INITIAL_DEPTH);
-  slots = new Uint32Array(INITIAL_DEPTH);
-  starts = new Float64Array(INITIAL_DEPTH);
-  selfs = new Float64Array(INITIAL_DEPTH);
-  tags = new Float64Array(INITIAL_DEPTH);
 
   constructor(readonly id: number) {}
-
-  grow(): void {
-    this.capacity *= 2;
-    this.functions = copied(new Uint32Array(this.capacity), this.functions);
-    this.slots = copied(new Uint32Array(this.capacity), this.slots);
-    this.starts = copied(new Float64Array(this.capacity), this.starts);
-    this.selfs = copied(new Float64Array(this.capacity), this.selfs);
-    this.tags = copied(new Float64Array(this.capacity), this.tags);
-  }
-
-  /** Takes the call at `position` out. */
-  remove(position: number): void {
-    this.depth--;
-    if (position < this.doubtful) this.doubtful--;
-    if (position === this.depth) return;
-    const end = this.depth + 1;
-    this.functions.copyWithin(position, position + 1, end);
-    this.slots.copyWithin(position, position + 1, end);
-    this.starts.copyWithin(position, position + 1, end);
-    this.selfs.copyWithin(position, position + 1, end);
-    this.tags.copyWithin(position, position + 1, end);
-  }
 }
 
 /**
@@ -149,6 +118,7 @@ export class CallBuilder {
   /** Takes the next records of a lane: `words[from..to)`, whole records of 32-bit words. */
   addRecords(laneId: number, words: Uint32Array, from = 0, to = words.length): void {
     const lane = this.#lane(laneId);
+    const { calls } = lane;
     const visitor = this.#visitor;
     const baseLow = this.#baseLow;
     const baseHigh = this.#baseHigh;
@@ -161,8 +131,7 @@ export class CallBuilder {
       let now = (words[at + TSC_HIGH_WORD] - baseHigh) * 2 ** 32 + (words[at + TSC_LOW_WORD] - baseLow);
       // Counters of two processors may differ by a little: time stands still rather than going back.
       if (now < lane.last) now = lane.last;
-      let depth = lane.depth;
-      if (depth > 0) lane.selfs[depth - 1] += now - lane.last;
+      if (calls.depth > 0) calls.addSelf(now - lane.last);
       lane.last = now;
       switch (what & KIND_MASK) {
         case KIND_ENTRY: {
@@ -170,13 +139,12 @@ export class CallBuilder {
             this.#anomalies++;
             break;
           }
-          if (lane.doubtful > 0 && lane.doubtful === depth) {
-            this.#closeBelow(lane, slot, now);
-            depth = lane.depth;
-          }
-          const parentTag = depth === 0 ? 0 : lane.tags[depth - 1];
-          if (this.#push(lane, functionIndex, slot, now))
-            lane.tags[depth] = visitor.onEnter(laneId, depth, functionIndex, now, parentTag);
+          if (lane.doubtful > 0 && lane.doubtful === calls.depth) this.#closeBelow(lane, slot, now);
+          const { depth } = calls;
+          const parentTag = depth === 0 ? 0 : calls.get(calls.innermost, TAG);
+          const place = calls.push(functionIndex, slot, now);
+          if (place < 0) this.#anomalies++;
+          else calls.set(place, TAG, visitor.onEnter(laneId, depth, functionIndex, now, parentTag));
           break;
         }
         case KIND_EXIT:
@@ -185,28 +153,31 @@ export class CallBuilder {
             this.#anomalies++;
             break;
           }
-          const top = depth - 1;
-          const position =
-            depth > 0 && lane.slots[top] === slot && lane.functions[top] === functionIndex
+          const top = calls.innermost;
+          const place =
+            top >= 0 && calls.get(top, SLOT) === slot && calls.get(top, FUNCTION) === functionIndex
               ? top
               : this.#findOpen(lane, functionIndex, slot, now);
-          if (position < 0) {
+          if (place < 0) {
             // Its entry may be among what was lost.
             if (!lane.hasLost) this.#anomalies++;
             break;
           }
-          this.#close(lane, position, now, (what & KIND_MASK) === KIND_EXIT ? END_RETURNED : END_UNWOUND);
+          this.#close(lane, place, now, (what & KIND_MASK) === KIND_EXIT ? END_RETURNED : END_UNWOUND);
           break;
         }
         case KIND_LEAF: {
-          if (entriesOnly) {
-            // No exits are recorded: a frame whose slot is not above the new one must be gone.
-            while (depth > 0 && ((lane.slots[depth - 1] - slot) | 0) <= 0) depth--;
-            lane.depth = depth;
-          }
-          const parentTag = depth === 0 ? 0 : lane.tags[depth - 1];
+          // No exits are recorded: a frame whose slot is not above the new one must be gone.
+          if (entriesOnly)
+            while (calls.depth > 0 && ((calls.get(calls.innermost, SLOT) - slot) | 0) <= 0)
+              calls.remove(calls.innermost);
+          const { depth } = calls;
+          const parentTag = depth === 0 ? 0 : calls.get(calls.innermost, TAG);
           const tag = visitor.onLeaf(laneId, depth, functionIndex, now, parentTag);
-          if (entriesOnly && this.#push(lane, functionIndex, slot, now)) lane.tags[depth] = tag;
+          if (!entriesOnly) break;
+          const place = calls.push(functionIndex, slot, now);
+          if (place < 0) this.#anomalies++;
+          else calls.set(place, TAG, tag);
           break;
         }
         case KIND_LOST:
@@ -248,49 +219,35 @@ export class CallBuilder {
     return lane;
   }
 
-  #push(lane: Lane, functionIndex: number, slot: number, now: number): boolean {
-    const depth = lane.depth;
-    if (depth === lane.capacity) {
-      if (depth >= MAX_DEPTH) {
-        this.#anomalies++;
-        return false;
-      }
-      lane.grow();
-    }
-    lane.functions[depth] = functionIndex;
-    lane.slots[depth] = slot;
-    lane.starts[depth] = now;
-    lane.selfs[depth] = 0;
-    lane.depth = depth + 1;
-    return true;
-  }
-
-  #close(lane: Lane, position: number, now: number, end: CallEnd): void {
-    const functionIndex = lane.functions[position];
-    const start = lane.starts[position];
-    const self = lane.selfs[position];
-    const tag = lane.tags[position];
-    const parentTag = position === 0 ? 0 : lane.tags[position - 1];
-    lane.remove(position);
-    this.#visitor.onLeave(lane.id, position, functionIndex, start, now, self, end, tag, parentTag);
+  #close(lane: Lane, place: number, now: number, end: CallEnd): void {
+    const { calls } = lane;
+    const depth = calls.depthAt(place);
+    const functionIndex = calls.get(place, FUNCTION);
+    const start = calls.get(place, START);
+    const self = calls.get(place, SELF);
+    const tag = calls.get(place, TAG);
+    const parentTag = depth === 0 ? 0 : calls.get(calls.placeAt(depth - 1), TAG);
+    calls.remove(place);
+    if (depth < lane.doubtful) lane.doubtful--;
+    this.#visitor.onLeave(lane.id, depth, functionIndex, start, now, self, end, tag, parentTag);
   }
 
   /**
-   * Where the open call that ends here stands, or -1. Above it may be calls on other stacks, which stay open, and calls
+   * Where the open call that ends here stands; negative if there is none. Above it may be calls on other stacks, which stay open, and calls
    * whose ends were lost, which are closed.
    */
   #findOpen(lane: Lane, functionIndex: number, slot: number, now: number): number {
-    const lowest = Math.max(0, lane.depth - SEARCH_LIMIT);
-    let position = lane.depth - 1;
-    while (
-      position >= lowest &&
-      (lane.slots[position] !== slot || lane.functions[position] !== functionIndex)
-    )
-      position--;
-    if (position < lowest) return -1;
-    for (let above = Math.min(lane.doubtful, lane.depth) - 1; above > position; above--)
-      if (isInner(lane.slots[above], slot)) this.#close(lane, above, now, END_LOST);
-    return position;
+    const { calls } = lane;
+    const found = calls.find(functionIndex, slot);
+    if (found < 0 || lane.doubtful === 0) return found;
+    const depth = calls.depthAt(found);
+    let undecided = 0;
+    for (let above = Math.min(lane.doubtful, calls.depth) - 1; above > depth; above--) {
+      const place = calls.placeAt(above);
+      if (isInner(calls.get(place, SLOT), slot)) this.#close(lane, place, now, END_LOST);
+      else if (++undecided > MAX_UNDECIDED) break;
+    }
+    return calls.placeAt(depth);
   }
 
   /**
@@ -298,10 +255,11 @@ export class CallBuilder {
    * only of calls whose ends may have been lost.
    */
   #closeBelow(lane: Lane, slot: number, now: number): void {
-    while (lane.doubtful > 0 && lane.doubtful === lane.depth) {
-      const top = lane.slots[lane.depth - 1];
+    const { calls } = lane;
+    while (lane.doubtful > 0 && lane.doubtful === calls.depth) {
+      const top = calls.get(calls.innermost, SLOT);
       if (top !== slot && !isInner(top, slot)) return;
-      this.#close(lane, lane.depth - 1, now, END_LOST);
+      this.#close(lane, calls.innermost, now, END_LOST);
     }
   }
 
@@ -310,18 +268,19 @@ export class CallBuilder {
     else this.#lost += records;
     lane.last = now;
     lane.hasLost = true;
-    if (this.#mode === 'calls') lane.doubtful = lane.depth;
-    this.#visitor.onLost(lane.id, lane.depth, now, records, isNotKept);
+    if (this.#mode === 'calls') lane.doubtful = lane.calls.depth;
+    this.#visitor.onLost(lane.id, lane.calls.depth, now, records, isNotKept);
   }
 
   #closeAll(lane: Lane, now: number): void {
+    const { calls } = lane;
     if (this.#mode === 'entries') {
-      lane.depth = 0;
+      while (calls.depth > 0) calls.remove(calls.innermost);
       return;
     }
-    if (lane.depth > 0) lane.selfs[lane.depth - 1] += now - lane.last;
+    if (calls.depth > 0) calls.set(calls.innermost, SELF, calls.get(calls.innermost, SELF) + now - lane.last);
     lane.last = now;
-    while (lane.depth > 0) this.#close(lane, lane.depth - 1, now, END_OPEN);
+    while (calls.depth > 0) this.#close(lane, calls.innermost, now, END_OPEN);
   }
 }
 
@@ -329,9 +288,4 @@ export class CallBuilder {
 function isInner(a: number, b: number): boolean {
   const distance = (b - a) | 0;
   return distance > 0 && distance < STACK_BYTES;
-}
-
-function copied<T extends Uint32Array | Float64Array>(to: T, from: T): T {
-  to.set(from);
-  return to;
 }
