@@ -36,6 +36,7 @@ const LONGEST_FUNCTION = 64 * 1024 * 1024;
 /** Recorded places of all sections of one name, in bytes: many times those of a program with a million functions. */
 const MOST_LOCATION_BYTES = 64 * 1024 * 1024;
 const WORD = 8;
+const HALF_WORD = 4;
 const PAGE = 4096;
 
 class ParsedElf implements ElfFile {
@@ -177,14 +178,30 @@ class ParsedElf implements ElfFile {
     return word === undefined || Number.isNaN(word) ? undefined : BigInt(word);
   }
 
+  int32At(address: number): number | undefined {
+    const offset = this.#offsetOfLoaded(address, HALF_WORD);
+    return offset < 0 ? undefined : this.#viewOfImage.getInt32(offset, true);
+  }
+
   /** The word that the file has for an address; NaN if it is too large for a number. */
   #wordAt(address: number): number | undefined {
-    const segment = this.#segmentWith(address, WORD);
-    if (segment === undefined) return undefined;
-    const offset = segment.offset + (address - segment.addressNumber);
-    if (!this.#image.load(offset, offset + WORD)) return undefined;
-    this.#view ??= new DataView(this.bytes.buffer, this.bytes.byteOffset, this.bytes.length);
-    return u64OrNaN(this.#view, offset);
+    const offset = this.#offsetOfLoaded(address, WORD);
+    return offset < 0 ? undefined : u64OrNaN(this.#viewOfImage, offset);
+  }
+
+  /** Offset in the image of bytes that are there; -1 if they are not. */
+  #offsetOfLoaded(address: number, length: number): number {
+    for (const { addressNumber, fileSize, offset } of this.#loaded) {
+      const from = address - addressNumber;
+      if (from < 0 || from + length > fileSize) continue;
+      return this.#image.load(offset + from, offset + from + length) ? offset + from : -1;
+    }
+    return -1;
+  }
+
+  get #viewOfImage(): DataView {
+    const { buffer, byteOffset, byteLength } = this.bytes;
+    return (this.#view ??= new DataView(buffer, byteOffset, byteLength));
   }
 
   get #relocationTable(): RelocationTable {

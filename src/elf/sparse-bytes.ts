@@ -28,17 +28,18 @@ export class SparseBytes {
     if (source instanceof MemorySource) this.#bytes = source.bytes.subarray(offset, offset + size);
   }
 
-  /** Indices count from the beginning of the part. What `load` has not been asked for is zero. */
+  /** Indices count from the beginning of the part. What `load` has not been asked for is zero. It is always the same array. */
   get bytes(): Uint8Array {
-    // An array that cannot be had is the same as one of which nothing can be read.
-    return this.#bytes ?? NOTHING;
+    return this.#bytes ?? this.#make();
   }
 
   /** Reads what is not there yet from index `from` up to `to`. False: the part has no such bytes, or the file not any more. */
   load(from: number, to: number): boolean {
     if (!(from >= 0 && from <= to && to <= this.#size)) return false;
-    const isRead = this.#isRead ?? this.#begin();
-    if (isRead === undefined) return to <= this.bytes.length;
+    const { bytes } = this;
+    const isRead = this.#isRead;
+    // All is there, or there is no array.
+    if (isRead === undefined) return to <= bytes.length;
     const last = Math.floor((to - 1) / BLOCK_BYTES);
     for (let block = Math.floor(from / BLOCK_BYTES); block <= last; block++) {
       if (isRead[block] === 0) this.#read(isRead, block);
@@ -47,18 +48,15 @@ export class SparseBytes {
     return true;
   }
 
-  /** Undefined: nothing is to be read, since all is there or nothing can be. */
-  #begin(): Uint8Array | undefined {
-    if (this.#bytes !== undefined) return undefined;
+  #make(): Uint8Array {
     try {
       this.#bytes = new Uint8Array(this.#size);
+      this.#isRead = new Uint8Array(Math.ceil(this.#size / BLOCK_BYTES));
     } catch {
-      // No such room in the address space, or more than an array may have.
-      this.#bytes = NOTHING;
-      return undefined;
+      // No such room in the address space, or more than an array may have: as if nothing could be read.
+      this.#bytes = new Uint8Array(0);
     }
-    this.#isRead = new Uint8Array(Math.ceil(this.#size / BLOCK_BYTES));
-    return this.#isRead;
+    return this.#bytes;
   }
 
   #read(isRead: Uint8Array, block: number): void {
@@ -68,5 +66,3 @@ export class SparseBytes {
     isRead[block] = 1;
   }
 }
-
-const NOTHING = new Uint8Array(0);

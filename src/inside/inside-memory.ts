@@ -92,7 +92,7 @@ export class InsideMemory extends TargetMemory {
     const results: Uint8Array[] = [];
     while (results.length < ranges.length) {
       const batch = this.#batchOf(ranges, results.length);
-      if (batch.length > 1) results.push(...this.#readBatch(batch));
+      if (batch.length > 1) for (const bytes of this.#readBatch(batch)) results.push(bytes);
       else {
         const { address, length } = ranges[results.length];
         results.push(this.readSome(address, length));

@@ -1,4 +1,5 @@
 import { UsageError } from '../../errors/index.js';
+import type { ListedFunction } from '../../index.js';
 import { parsePid } from './attach.js';
 import type { RegisterCommand } from './index.js';
 import { collect } from './trace-options.js';
@@ -13,6 +14,7 @@ interface FunctionsOptions {
 const ADDRESS_DIGITS = 16;
 const SIZE_COLUMNS = 8;
 const KIND_COLUMNS = 16;
+const TEXT_AT_ONCE = 64 * 1024;
 
 export const registerFunctions: RegisterCommand = (program, terminal) => {
   program
@@ -42,14 +44,22 @@ export const registerFunctions: RegisterCommand = (program, terminal) => {
       const { listFunctions } = await import('../../index.js');
       const { functions } = listFunctions(of, options.filter, options.notrace);
       const wanted = functions.filter((f) => (f.refusal !== undefined) === (options.refused ?? false));
-      const moduleColumns = Math.max(0, ...wanted.map((f) => f.module.length));
-      const lines = wanted.map((f) => {
+      const moduleColumns = wanted.reduce((most, f) => Math.max(most, f.module.length), 0);
+      const lineOf = (f: ListedFunction): string => {
         const address = f.address.toString(16).padStart(ADDRESS_DIGITS, '0');
         const what = (f.kind ?? f.refusal?.reason ?? '').padEnd(KIND_COLUMNS);
         const why = f.refusal === undefined ? '' : `  # ${f.refusal.explanation}`;
         return `${address} ${String(f.size).padStart(SIZE_COLUMNS)} ${f.module.padEnd(moduleColumns)} ${what} ${f.name}${why}\n`;
-      });
-      terminal.data(lines.join(''));
+      };
+      // Not all at once: a string has a greatest length, and names may be long.
+      let text = '';
+      for (const f of wanted) {
+        text += lineOf(f);
+        if (text.length < TEXT_AT_ONCE) continue;
+        terminal.data(text);
+        text = '';
+      }
+      terminal.data(text);
       const others = functions.length - wanted.length;
       if (options.refused !== true && others > 0) {
         terminal.note(`${wanted.length} functions can be traced; ${others} cannot: --refused lists them`);
