@@ -35,7 +35,9 @@ export function renderTimeline(given: Timeline, style: Style, columns: number): 
   const textWidth = Math.max(...timeline.initialText.map((t, i) => siteWidth(timeline.sites[i], t)));
   const fixed = STEP_WIDTH + GAP.length + textWidth + GAP.length;
   const natural = timeline.columns.map((title, i) =>
-    Math.max(title.length, ...timeline.rows.flatMap((r) => r.cells[i].map((c) => c.length))),
+    timeline.rows
+      .flatMap((r) => r.cells[i])
+      .reduce((widest, line) => Math.max(widest, line.length), title.length),
   );
   const widths = shrink(natural, columns - fixed - GAP.length * (timeline.columns.length - 1));
   const row = (step: string, cells: readonly Cell[], text: Cell): string =>

@@ -3,7 +3,7 @@
 // the environment is written in which our variable stands last. The program then waits, as any that we start, until it is adopted.
 //
 // It never waits in vain: whoever does not want it any more lets it go, and that is remembered in its block, also if it comes later.
-import { existsSync, readFileSync } from 'node:fs';
+import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import type { AgentThread, ResidentThread } from '../agent/index.js';
 import { CannotError, isSafepokeError } from '../errors/index.js';
@@ -13,10 +13,13 @@ import {
   FUTEX,
   SYS,
   faultPoint,
+  hasEnded,
+  isInEnvironment,
   readLimit,
   readLink,
   readStatus,
   systemCall,
+  textOfBytes,
 } from '../linux/index.js';
 import { hasOurFilters, mayExecute } from '../target/index.js';
 import { checkProgram, hasProgramFormat, type Identity } from './check-program.js';
@@ -314,7 +317,7 @@ export class Following {
   #fileOf({ kind, directory, path }: Request, from: string): Named {
     const byDescriptor = `${from}/fd/${directory}`;
     if (kind === EXECUTION_KIND.descriptor) return { file: byDescriptor, name: `descriptor ${directory}` };
-    const name = Buffer.from(this.#string(path, PATH_BYTES)).toString();
+    const name = textOfBytes(this.#string(path, PATH_BYTES));
     if (kind === EXECUTION_KIND.search) return { file: this.#search(name, from), name };
     if (kind === EXECUTION_KIND.at && directory !== AT_FDCWD && !name.startsWith('/'))
       return { file: name === '' ? byDescriptor : `${byDescriptor}/${name}`, name };
@@ -325,7 +328,7 @@ export class Following {
   #search(name: string, from: string): string {
     const ownEnvironment = Number(this.#view.getBigUint64(BLOCK.ownEnvironment, true));
     const path = name.includes('/') ? undefined : this.#values(this.#read(ownEnvironment), 'PATH').at(0);
-    const folders = path === undefined ? DEFAULT_PATH : Buffer.from(path).toString();
+    const folders = path === undefined ? DEFAULT_PATH : textOfBytes(path);
     const candidates = name.includes('/') ? [name] : folders.split(':').map((folder) => join(folder, name));
     const file = candidates.map((candidate) => asFoundFrom(from, candidate)).find(mayExecute);
     if (file === undefined) throw notFollowed(this.#pid, `${name} is not found`);
@@ -428,10 +431,6 @@ function asFoundFrom(from: string, name: string): string {
 
 /** What a process was given at its start tells, where it can be read at all. */
 function hasOurVariable(pid: number, objectFile: number): boolean {
-  try {
-    return readFileSync(`/proc/${pid}/environ`, 'latin1').includes(preloadVariable(objectFile));
-  } catch (error) {
-    // It has become another user's; anything else says that it has ended.
-    return ['EACCES', 'EPERM'].includes((error as NodeJS.ErrnoException).code ?? '');
-  }
+  // It cannot be read where it has become another user's, or has ended.
+  return isInEnvironment(pid, preloadVariable(objectFile)) ?? !hasEnded(pid);
 }

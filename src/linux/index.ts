@@ -58,6 +58,7 @@ export {
 } from './ptrace.js';
 export {
   hasEnded,
+  isInEnvironment,
   hasGuard,
   mappingAt,
   parseMaps,
@@ -78,6 +79,8 @@ export {
   type Mapping,
   bitSet,
 } from './proc.js';
+export { bytesOfText, textOfBytes } from './path-text.js';
+export { NotRegularError, RegularFile } from './regular-file.js';
 export { availableMemory } from './available-memory.js';
 export { readRemoteRanges, type MemoryRange } from './remote-memory.js';
 export { tellNothingOfStops } from './child-signal.js';

@@ -1,7 +1,7 @@
-import { readFileSync } from 'node:fs';
 import { basename } from 'node:path';
 import { parseElf } from '../elf/index.js';
 import { CannotError } from '../errors/index.js';
+import { NotRegularError, RegularFile } from '../linux/index.js';
 import { demangle } from '../symbols/index.js';
 import { OutsideMemory, preflight, readModules, type Module, type TargetMemory } from '../target/index.js';
 import type { SiteKind } from '../x86/index.js';
@@ -29,21 +29,32 @@ export interface FunctionListing {
   readonly functions: readonly ListedFunction[];
 }
 
+const NO_SUCH_FILE = 'there is no such file';
+
 function moduleOfFile(path: string): Module {
-  let bytes: Uint8Array;
+  let file: RegularFile;
   try {
-    bytes = readFileSync(path);
+    file = RegularFile.open(path);
   } catch (error) {
     const code = (error as NodeJS.ErrnoException).code ?? 'unknown';
     throw new CannotError('FILE_UNREADABLE', {
       tried: `read ${path}`,
-      why: code === 'ENOENT' ? 'there is no such file' : code === 'EISDIR' ? 'it is a directory' : code,
+      why: error instanceof NotRegularError ? error.message : code === 'ENOENT' ? NO_SUCH_FILE : code,
       next: 'give the path of a program or shared library, or -p PID',
       cause: error,
     });
   }
-  const elf = parseElf(bytes, path);
-  return { path, name: basename(path), aliases: [], isExecutable: true, text: [], bias: 0n, elf: () => elf };
+  const elf = parseElf(file, path);
+  return {
+    path,
+    name: basename(path),
+    aliases: [],
+    isExecutable: true,
+    text: [],
+    mapped: undefined,
+    bias: 0n,
+    elf: () => elf,
+  };
 }
 
 /**

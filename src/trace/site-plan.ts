@@ -223,7 +223,7 @@ export function planHooks(
   const sites: PlannedSite[] = [];
   const refused: RefusedFunction[] = [];
   for (const module of modules) {
-    if (isGo(module) || !HOOKED.some((name) => module.elf().mentions(name))) continue;
+    if (isGo(module) || !module.elf().mentions(...HOOKED)) continue;
     const all = functions.of(module);
     const entries = all.filter((f) => f.names.some((name) => HOOKED.includes(name)));
     if (entries.length === 0) continue;
