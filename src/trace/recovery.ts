@@ -15,7 +15,7 @@ import {
 } from '../agent/index.js';
 import { readdirSync } from 'node:fs';
 import { CannotError } from '../errors/index.js';
-import { SYS, readLink, readMaps, readStartTime, type Mapping } from '../linux/index.js';
+import { SYS, readLink, readMaps, type Mapping } from '../linux/index.js';
 import { isBlock } from '../inside/index.js';
 import {
   Hold,
@@ -30,6 +30,7 @@ import {
 import { SITE_LENGTH } from '../x86/index.js';
 import { SiteChanges, applyChanges, jumpTarget, restoreUnderBreakpoint } from './patch.js';
 import { anyoneInside } from './patched-target.js';
+import { tracerOf, type TracerClaim } from './tracer-claim.js';
 
 /** How often to look whether all threads have left the code of the former session, and how long to wait in between. */
 const LEAVE_TRIES = 100;
@@ -80,7 +81,7 @@ export function recover(pid: number, memory: TargetMemory, times: HoldTimes): Re
       next: 'attach once with that version, which puts everything back, or start the process again',
     });
   }
-  refuseTracedBy(pid, page);
+  refuseTracedBy(pid, page, shared);
   if (isInside && journal === undefined && page.mapped.length === 0) return undefined;
   // The session was about to map or to unmap what it lists: each may be there or not. What is not in the journal has no name.
   const isThere = ({ address, length }: { address: number; length: number }): boolean =>
@@ -155,23 +156,21 @@ export function recover(pid: number, memory: TargetMemory, times: HoldTimes): Re
   });
 }
 
-function refuseTracedBy(
-  pid: number,
-  { tracerPid, tracerStart }: { readonly tracerPid: number; readonly tracerStart: bigint },
-): void {
-  if (readStartTime(tracerPid) !== tracerStart) return;
+function refuseTracedBy(pid: number, page: TracerClaim, shared: Mapping | undefined): void {
+  const tracer = shared === undefined ? undefined : tracerOf(page, pid, shared);
+  if (tracer === undefined) return;
   throw new CannotError('ALREADY_TRACED', {
     tried: `trace process ${pid}`,
-    why: `another safepoke, process ${tracerPid}, traces it`,
+    why: `another safepoke, process ${tracer}, traces it`,
     next: 'end that one first',
   });
 }
 
-/** Refuses a process in which the agent of a session is that goes on. @throws CannotError ALREADY_TRACED */
+/** Refuses a process in which the agent of another's session is that goes on. @throws CannotError ALREADY_TRACED */
 export function refuseTraced(pid: number, memory: TargetMemory): void {
-  for (const { start } of (readMaps(pid) ?? []).filter((m) => m.path === SHARED_PATH)) {
-    const page = readAgentPage(memory, start);
-    if (page !== undefined) refuseTracedBy(pid, page);
+  for (const shared of (readMaps(pid) ?? []).filter((m) => m.path === SHARED_PATH)) {
+    const page = readAgentPage(memory, shared.start);
+    if (page !== undefined && page.tracerPid !== process.pid) refuseTracedBy(pid, page, shared);
   }
 }
 
