@@ -81,6 +81,7 @@ export {
 export { availableMemory } from './available-memory.js';
 export { readRemoteRanges, type MemoryRange } from './remote-memory.js';
 export { tellNothingOfStops } from './child-signal.js';
+export { peerOf, type Peer } from './peer.js';
 export { PidFile } from './pid-file.js';
 export { ProcessLock, effectiveUser, lockHolders, rightfulHolder, type LockHolder } from './process-lock.js';
 export { faultPoint, isFaultWanted } from './fault-point.js';
