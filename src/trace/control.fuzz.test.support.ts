@@ -48,8 +48,9 @@ function pathsOf(value: unknown, path: readonly string[] = []): (readonly string
   return [path, ...Object.entries(value).flatMap(([name, part]) => pathsOf(part, [...path, name]))];
 }
 
-function changed(value: unknown, [name, ...rest]: readonly string[], by: unknown): unknown {
-  if (name === undefined) return by;
+function changed(value: unknown, path: readonly string[], by: unknown): unknown {
+  const [name, ...rest] = path;
+  if (path.length === 0) return by;
   if (typeof value !== 'object' || value === null) return value;
   const [part] = Object.entries(value).flatMap(([own, one]) => (own === name ? [one as unknown] : []));
   return Object.assign(Array.isArray(value) ? [...(value as unknown[])] : { ...value }, {
@@ -102,7 +103,8 @@ function checkMessage(bytes: Uint8Array): void {
     ];
     assert.ok(numbers.every((n) => typeof n === 'number' && n >= 0 && n <= Number.MAX_SAFE_INTEGER));
     assert.ok(Object.keys(ways).every(isPlain));
-    assert.ok(inside === null || inside.written_by === 'mprotect' || inside.written_by === 'proc-self-mem');
+    const by: readonly unknown[] = ['mprotect', 'proc-self-mem'];
+    assert.ok(inside === null || by.includes(inside.written_by));
   } else {
     assert.ok([reply.tried, reply.why, reply.next].every(isPlain));
   }
