@@ -51,9 +51,18 @@ export function openRecording(path: string): RecordingFile {
   return new RecordingFile(path);
 }
 
-export { ControlServer, Session, control, examineMachine, listFunctions, whenLoaded } from './trace/index.js';
+export {
+  ControlServer,
+  NO_RUNTIME_FOLDER,
+  Session,
+  control,
+  examineMachine,
+  listFunctions,
+  whenLoaded,
+} from './trace/index.js';
 export type {
   ControlAnswer,
+  ControlOptions,
   ControlRequest,
   Finding,
   FunctionListing,

@@ -5,6 +5,7 @@ import {
   ERRNO,
   MADV,
   MAP,
+  MFD_ALLOW_SEALING,
   MFD_CLOEXEC,
   PAGE,
   PROT,
@@ -89,6 +90,10 @@ import {
 } from './stubs.js';
 
 const TWO_TO_32 = 2 ** 32;
+/** include/uapi/linux/fcntl.h; FUTURE_WRITE since Linux 5.1 */
+const F_ADD_SEALS = 1033;
+const F_SEAL_FUTURE_WRITE = 0x10;
+
 /** include/uapi/linux/falloc.h */
 const FALLOC_FL_KEEP_SIZE = 1;
 const FALLOC_FL_PUNCH_HOLE = 2;
@@ -128,6 +133,7 @@ export const AGENT_CALLS: readonly PlannedCall[] = [
     arguments: [PAGE, PAGE, PROT.read | PROT.exec, MAP.private | MAP.anonymous | MAP.fixed, -1],
   },
   { name: 'madvise', number: SYS.madvise, arguments: [PAGE, PAGE, MADV.wipeOnFork] },
+  { name: 'madvise', number: SYS.madvise, arguments: [PAGE, PAGE, MADV.dontFork] },
   { name: 'madvise', number: SYS.madvise, arguments: [PAGE, PAGE, MADV.dontDump] },
   { name: 'madvise', number: SYS.madvise, arguments: [PAGE, PAGE, MADV.dontNeed] },
   { name: 'close', number: SYS.close, arguments: [3] },
@@ -342,6 +348,8 @@ export class Agent {
             }
             expectSuccess(own, `map memory into process ${pid}`, next);
             places = { control: own, data: own + PAGE, shared };
+            // Before the agent's thread is there: a child may give up rights, and must not tell its parent's thread what to do.
+            if (resident === undefined) keepFromChildren(pid, call, shared, AGENT.size);
             break;
           }
         } finally {
@@ -425,7 +433,7 @@ export class Agent {
       new TextEncoder().encode(CODE_NAME),
     );
     const fd = expectSuccess(
-      call(SYS.memfd_create, name, MFD_CLOEXEC),
+      call(SYS.memfd_create, name, MFD_CLOEXEC | MFD_ALLOW_SEALING),
       `make memory for code in process ${pid}`,
       'see whether a seccomp filter forbids memfd_create to it',
     );
@@ -435,6 +443,8 @@ export class Agent {
         const bytes = clusters.reduce((sum, { sites }) => sum + regionBytes(sites), 0);
         sizeShared(pid, file, bytes);
         this.#code = mapOwn(bytes, PROT.read | PROT.write, MAP.shared, file);
+        // We have the only mapping that can be written. A child could else make its own writable, and so the code that its parent executes.
+        systemCall(SYS.fcntl, file, F_ADD_SEALS, F_SEAL_FUTURE_WRITE);
       } finally {
         closeSync(file);
       }
@@ -999,6 +1009,18 @@ export function sharedLast<T extends Mapped>(ranges: readonly T[], shared: numbe
     ...outer.filter(({ address }) => address !== shared),
     ...outer.filter(({ address }) => address === shared),
   ];
+}
+
+/** Children of a fork have nothing there. @throws CannotError NO_MEMORY, REMOTE_CALL */
+function keepFromChildren(pid: number, call: RemoteCall, address: number, length: number): void {
+  const kept = call(SYS.madvise, address, length, MADV.dontFork);
+  // It splits a mapping. Where no more are allowed madvise says EAGAIN.
+  if ([ERRNO.ENOMEM, ERRNO.EAGAIN].includes(-kept)) throw noMemory(pid);
+  expectSuccess(
+    kept,
+    `keep memory from children of process ${pid}`,
+    'see whether a filter forbids madvise to it',
+  );
 }
 
 /** Notes who we are, and the mappings made so far, perhaps the next one too, in the agent's page. */

@@ -132,19 +132,20 @@ export function encodeJournal(
 }
 
 /**
- * Reads the journal of the agent whose shared region is mapped at `shared`; undefined if there is none that we understand. `ends`: where
+ * Reads the journal of the agent whose page is at `shared`; undefined if there is none that we understand. Children have no such page. `ends`: where
  * mappings of shared regions end. What is private lies behind, and tells a child of a fork, whose parent's session is over, where it is.
  */
 export function readJournal(
   memory: TargetMemory,
-  shared: number,
+  shared: number | undefined,
   ends: readonly number[],
 ): Journal | undefined {
   const own = ends
     .map((end) => end + CONTROL.size)
     .filter((data) => memory.readWord(data + DATA.magic) === AGENT_MAGIC)
     .map((data) => memory.readWord(data + DATA.journal) ?? 0n);
-  const address = Number(memory.readWord(shared + AGENT.journal) || own.find((at) => at !== 0n) || 0n);
+  const told = shared === undefined ? undefined : memory.readWord(shared + AGENT.journal);
+  const address = Number(told || own.find((at) => at !== 0n) || 0n);
   const head = memory.readSome(address, JOURNAL.size);
   if (address === 0 || head.length < JOURNAL.size) return undefined;
   const view = new DataView(head.buffer, head.byteOffset);

@@ -35,7 +35,7 @@ export const DATA = {
   depthIsFilter: 48,
   /** Magic number that tells the tracer that the agent is still mapped (the target did not execve). */
   magic: 56,
-  /** Address of the journal; 0 as long as nothing has been changed. As `AGENT.journal`, which children of a fork share. */
+  /** Address of the journal; 0 as long as nothing has been changed. As `AGENT.journal`, which children of a fork do not have. */
   journal: 64,
   /** Number of trusted ranges of code, then pairs {start, length}. */
   trustedCount: 72,

@@ -7,6 +7,7 @@ export {
   GLIBC_TID_OFFSET,
   MADV,
   MAP,
+  MFD_ALLOW_SEALING,
   MFD_CLOEXEC,
   MREMAP,
   O_CLOEXEC,
@@ -84,8 +85,9 @@ export { NotRegularError, RegularFile } from './regular-file.js';
 export { availableMemory } from './available-memory.js';
 export { readRemoteRanges, type MemoryRange } from './remote-memory.js';
 export { tellNothingOfStops } from './child-signal.js';
+export { peerOf, type Peer } from './peer.js';
 export { PidFile } from './pid-file.js';
-export { ProcessLock } from './process-lock.js';
+export { ProcessLock, effectiveUser, lockHolders, rightfulHolder, type LockHolder } from './process-lock.js';
 export { faultPoint, isFaultWanted } from './fault-point.js';
 export { OWNER_ENTRY_BYTES, OwnerWord } from './owner-word.js';
 export { processesSharing } from './shared-memory.js';

@@ -5,11 +5,12 @@ import {
   ProcessLock,
   availableMemory,
   hasEnded,
+  lockHolders,
   readAuxiliaryVector,
   readCommandLine,
-  readStartTime,
   readStatus,
   readThreads,
+  rightfulHolder,
 } from '../linux/index.js';
 import type { RecordingHeader, RecordingSink } from '../recording/index.js';
 import { demangle, type Pattern } from '../symbols/index.js';
@@ -66,6 +67,10 @@ const MAX_SHADOW_ENTRIES = 1 << 15;
 /** How often to wait for a thread that has yet to make a call for a session that was killed, and how long each time. */
 const LENT_TRIES = 100;
 const LENT_PAUSE_MS = 10;
+
+/** How long whoever may go on without a process's lock waits for it: an honest session has its agent there by then, or has left. */
+const LOCK_PATIENCE_MS = 3000;
+const LOCK_PAUSE_MS = 20;
 
 /** Where a recording goes; the caller opens and closes it. */
 export interface Recorded {
@@ -151,7 +156,7 @@ export function attachTo(pid: number, options: TraceOptions & Recorded = {}): Se
   const calm = hastenBeside(pid);
   let lock: ProcessLock | undefined;
   try {
-    lock = takeLock(pid, memory);
+    lock = takeLock(pid, memory, options.onNote);
     for (let tries = 1; ; tries++) {
       try {
         return recoverAndStart(pid, options, memory, before, since, lock);
@@ -213,16 +218,31 @@ function recoverAndStart(
   return start({ pid, options, memory, times, adopted: undefined, isChild: false, before, since, lock });
 }
 
-/** Keeps others of us out from here on. @throws CannotError ALREADY_TRACED */
-function takeLock(pid: number, memory: TargetMemory): ProcessLock {
-  const lock = ProcessLock.take(pid, readStartTime(pid) ?? 0n);
-  if (lock !== undefined) return lock;
-  refuseTraced(pid, memory);
-  throw new CannotError('ALREADY_TRACED', {
-    tried: `trace process ${pid}`,
-    why: 'another safepoke begins to trace it, or is about to leave it',
-    next: 'end that one first, or try again in a moment',
-  });
+/** Keeps others of us out from here on, as process-lock.ts says. @throws CannotError ALREADY_TRACED */
+function takeLock(pid: number, memory: TargetMemory, onNote: TraceOptions['onNote']): ProcessLock {
+  const since = performance.now();
+  for (;;) {
+    const lock = ProcessLock.take(pid);
+    if (lock !== undefined) return lock;
+    refuseTraced(pid, memory);
+    const holders = lockHolders(pid);
+    const holder = rightfulHolder(pid, holders);
+    if (holder !== undefined) {
+      throw new CannotError('ALREADY_TRACED', {
+        tried: `trace process ${pid}`,
+        why: `another safepoke, process ${holder.pid}, begins to trace it, or is about to leave it`,
+        next: 'end that one first, or try again in a moment',
+      });
+    }
+    if (performance.now() - since > LOCK_PATIENCE_MS) {
+      const who = holders.map((one) => `process ${one.pid} of user ${one.uid}`).join(', ');
+      onNote?.(
+        `process ${pid} is traced although ${who === '' ? 'somebody who has ended' : who} has locked it: no session of theirs is in it`,
+      );
+      return ProcessLock.none();
+    }
+    pause(LOCK_PAUSE_MS);
+  }
 }
 
 /**
@@ -245,7 +265,7 @@ export function runProgram(command: readonly string[], options: TraceOptions & R
     const adopted = Hold.adopt(pid, pid, new HoldTimes());
     memory = new OutsideMemory(pid);
     const before: Preflight = { threads: [pid], seccompFilter: false, shadowStack: false };
-    lock = takeLock(pid, memory);
+    lock = takeLock(pid, memory, options.onNote);
     const session = start({ pid, options, memory, times, adopted, isChild: true, before, since, lock });
     adopted.release();
     return session;

@@ -35,6 +35,7 @@ import { collectGarbage } from './garbage.js';
 import type { PatchedTarget } from './patched-target.js';
 import { PreparedChanges, SiteChanges, putJump } from './patch.js';
 import { anyThread } from './reach.js';
+import { refuseTraced } from './recovery.js';
 import type { PlannedSite } from './site-plan.js';
 import { planOpening } from './opening.js';
 import { NO_TEXT_RUNS, pagesOfSites, planTextRuns, type TextRuns } from './text-runs.js';
@@ -166,6 +167,8 @@ function patchRunning(request: PatchRequest, arranged: Arranged, callsOf: CallsO
   let ready: Ready;
   let choice: Choice;
   try {
+    // Whoever has come meanwhile without our lock (src/linux/process-lock.ts) sees our agent, or is seen by us.
+    refuseTraced(pid, request.memory);
     agent.furnish(arranged.clusters);
     agent.emit(arranged.clusters, (readThreads(pid) ?? []).length);
     ready = getReady(request, agent, arranged.sites);

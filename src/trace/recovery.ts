@@ -15,7 +15,7 @@ import {
 } from '../agent/index.js';
 import { readdirSync } from 'node:fs';
 import { CannotError } from '../errors/index.js';
-import { SYS, readLink, readMaps, readStartTime, type Mapping } from '../linux/index.js';
+import { SYS, readLink, readMaps, type Mapping } from '../linux/index.js';
 import { isBlock } from '../inside/index.js';
 import {
   Hold,
@@ -30,6 +30,7 @@ import {
 import { SITE_LENGTH } from '../x86/index.js';
 import { SiteChanges, applyChanges, jumpTarget, restoreUnderBreakpoint } from './patch.js';
 import { anyoneInside } from './patched-target.js';
+import { tracerOf, type TracerClaim } from './tracer-claim.js';
 
 /** How often to look whether all threads have left the code of the former session, and how long to wait in between. */
 const LEAVE_TRIES = 100;
@@ -64,15 +65,18 @@ export function recover(pid: number, memory: TargetMemory, times: HoldTimes): Re
   const shared = pages.find((m) => !isKept(m)) ?? pages.at(0);
   const isInside = shared !== undefined && isKept(shared);
   const files = isInside ? [] : sharedFiles(pid);
-  if (shared === undefined && files.length === 0) return undefined;
+  // A forked child has the rest of such memory, without the agent's page; from inside, only the rings.
+  const rest = maps.filter((m) => m.path === RINGS_PATH);
+  if (shared === undefined && rest.length === 0 && files.length === 0) return undefined;
+  const agentAt = shared !== undefined && (isInside || shared.offset === 0) ? shared.start : undefined;
   const tried = `trace process ${pid}`;
   // A session that was killed before its memory was mapped left a file descriptor at most.
   const page =
-    shared === undefined
+    agentAt === undefined
       ? { tracerPid: 0, tracerStart: -1n, mapped: [], hasJournal: false }
-      : readAgentPage(memory, shared.start);
+      : readAgentPage(memory, agentAt);
   const ends = maps.filter((m) => m.path === SHARED_PATH || m.path === RINGS_PATH).map((m) => m.end);
-  const journal = shared === undefined ? undefined : readJournal(memory, shared.start, ends);
+  const journal = readJournal(memory, agentAt, ends);
   if (page === undefined || (page.hasJournal && journal === undefined)) {
     throw new CannotError('FOREIGN_AGENT', {
       tried,
@@ -80,11 +84,11 @@ export function recover(pid: number, memory: TargetMemory, times: HoldTimes): Re
       next: 'attach once with that version, which puts everything back, or start the process again',
     });
   }
-  refuseTracedBy(pid, page);
+  refuseTracedBy(pid, page, shared);
   if (isInside && journal === undefined && page.mapped.length === 0) return undefined;
   // The session was about to map or to unmap what it lists: each may be there or not. What is not in the journal has no name.
   const isThere = ({ address, length }: { address: number; length: number }): boolean =>
-    address === shared?.start ||
+    address === agentAt ||
     maps.some(
       (m) => m.start === address && (m.path === RINGS_PATH || (m.end === address + length && isReserved(m))),
     );
@@ -94,16 +98,17 @@ export function recover(pid: number, memory: TargetMemory, times: HoldTimes): Re
       ranges.push({ ...range, isCode: journal === undefined });
   }
   // The session may have been killed before it had noted what it had just mapped.
-  for (const { start, end, path } of allShared.filter((m) => !isKept(m))) {
-    if (!ranges.some((r) => r.address === start))
+  const orphaned = agentAt === undefined ? rest : [];
+  for (const { start, end, path } of [...allShared.filter((m) => !isKept(m)), ...orphaned]) {
+    if (!ranges.some((r) => r.address <= start && start < r.address + r.length))
       ranges.push({ address: start, length: end - start, isCode: path === CODE_PATH });
   }
   const isCode = (address: bigint): boolean =>
     ranges.some((r) => r.isCode && address >= BigInt(r.address) && address < BigInt(r.address + r.length));
   // By its stack: its code may be that of an object that stays.
   const isAgent = ({ registers }: HeldThread): boolean => {
-    const at = Number(registers.get('rsp')) - (shared?.start ?? 0);
-    return at > 0 && at <= AGENT.size;
+    const at = Number(registers.get('rsp')) - (agentAt ?? 0);
+    return agentAt !== undefined && at > 0 && at <= AGENT.size;
   };
   const borrowed = borrowCode(pid, memory);
   for (let tries = 0; tries < LEAVE_TRIES; tries++) {
@@ -111,7 +116,7 @@ export function recover(pid: number, memory: TargetMemory, times: HoldTimes): Re
     const hold = Hold.all(pid, times);
     try {
       // It may have executed another program since the journal was read: nothing of it is left then.
-      if (shared !== undefined && readAgentPage(memory, shared.start)?.tracerStart !== page.tracerStart)
+      if (agentAt !== undefined && readAgentPage(memory, agentAt)?.tracerStart !== page.tracerStart)
         return undefined;
       // Once is enough: nobody turns them again.
       if (journal !== undefined && tries === 0) {
@@ -122,8 +127,8 @@ export function recover(pid: number, memory: TargetMemory, times: HoldTimes): Re
       const others = hold.threads.filter((thread) => !isAgent(thread));
       if (anyoneInside(pid, others, memory, isCode)) continue;
       // The agent's own thread ends by itself, now that its tracer has. It need not wait for swapped return addresses any more.
-      if (shared !== undefined && others.length < hold.threads.length) {
-        memory.writeWord(shared.start + AGENT.control, 0n);
+      if (agentAt !== undefined && others.length < hold.threads.length) {
+        memory.writeWord(agentAt + AGENT.control, 0n);
         continue;
       }
       const calls = new RemoteCalls(pid, hold.callableThread(), memory, borrowed);
@@ -133,8 +138,8 @@ export function recover(pid: number, memory: TargetMemory, times: HoldTimes): Re
         const hooks = journal.sites.filter(({ isHook }) => isHook);
         restoreSites(memory, hooks, isCode);
       }
-      if (shared !== undefined) memory.writeWord(shared.start + AGENT.journal, 0n);
-      if (isInside) memory.writeWord(shared.start + AGENT.mappedCount, 0n);
+      if (agentAt !== undefined) memory.writeWord(agentAt + AGENT.journal, 0n);
+      if (isInside && agentAt !== undefined) memory.writeWord(agentAt + AGENT.mappedCount, 0n);
       const texts = mayCall(pid, calls.tid, OPEN_TEXT_CALLS) ? (journal?.texts ?? []) : [];
       calls.run((call) => {
         for (const [number, ...args] of shuttingCalls(pid, texts)) call(number, ...args);
@@ -155,23 +160,21 @@ export function recover(pid: number, memory: TargetMemory, times: HoldTimes): Re
   });
 }
 
-function refuseTracedBy(
-  pid: number,
-  { tracerPid, tracerStart }: { readonly tracerPid: number; readonly tracerStart: bigint },
-): void {
-  if (readStartTime(tracerPid) !== tracerStart) return;
+function refuseTracedBy(pid: number, page: TracerClaim, shared: Mapping | undefined): void {
+  const tracer = shared === undefined ? undefined : tracerOf(page, pid, shared);
+  if (tracer === undefined) return;
   throw new CannotError('ALREADY_TRACED', {
     tried: `trace process ${pid}`,
-    why: `another safepoke, process ${tracerPid}, traces it`,
+    why: `another safepoke, process ${tracer}, traces it`,
     next: 'end that one first',
   });
 }
 
-/** Refuses a process in which the agent of a session is that goes on. @throws CannotError ALREADY_TRACED */
+/** Refuses a process in which the agent of another's session is that goes on. @throws CannotError ALREADY_TRACED */
 export function refuseTraced(pid: number, memory: TargetMemory): void {
-  for (const { start } of (readMaps(pid) ?? []).filter((m) => m.path === SHARED_PATH)) {
-    const page = readAgentPage(memory, start);
-    if (page !== undefined) refuseTracedBy(pid, page);
+  for (const shared of (readMaps(pid) ?? []).filter((m) => m.path === SHARED_PATH)) {
+    const page = readAgentPage(memory, shared.start);
+    if (page !== undefined && page.tracerPid !== process.pid) refuseTracedBy(pid, page, shared);
   }
 }
 

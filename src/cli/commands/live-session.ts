@@ -6,6 +6,7 @@ import {
   ControlServer,
   GraphOutput,
   JsonLinesOutput,
+  NO_RUNTIME_FOLDER,
   TextBatch,
   filterCalls,
   formatCount,
@@ -235,7 +236,8 @@ async function listen(session: Session, terminal: Terminal): Promise<ControlServ
     return await ControlServer.open(session);
   } catch (error) {
     if (!isSafepokeError(error)) throw error;
-    terminal.warn(error.message);
+    // A user without such a folder (cron, a container) has not asked to be told of it.
+    if (error.code !== NO_RUNTIME_FOLDER) terminal.warn(error.message);
     return undefined;
   }
 }
