@@ -32,6 +32,7 @@ import { SITE_LENGTH, assemble } from '../x86/index.js';
 import { AGENT, CALL, CALLS_MAX, CONTROL, TEXT_RUN, WRITE } from './layout.js';
 import { SHUT_LISTING } from './open-text.js';
 import { RETURNS_LISTING } from './return-listing.js';
+import { RIGHTS_LISTING, type GivenUp } from './rights.js';
 
 /** What to do. */
 const ACTION = {
@@ -86,7 +87,8 @@ const SETTLE_NS = 16_000_000;
 const RETRIES = 240;
 
 const NAME = 'safepoke';
-const MEMORY_PATH = '/proc/self/mem';
+/** Its own: another user's is not to be opened by it. */
+const MEMORY_PATH = '/proc/thread-self/mem';
 /** The thread gets the processor when the target lets it: a group of processes may be out of its share for a while. */
 const PATIENCE_MS = 5000;
 /** On a processor of its own it answers within this time; else it may be ours that it waits for. */
@@ -139,6 +141,7 @@ export function agentThreadListing(
     mov edi, ${PR_SET_NAME}
     mov eax, ${SYS.prctl}
     syscall
+    call give_rights_up
 next:
     mov eax, [rbx+${AGENT.command}]
     cmp eax, [rbx+${AGENT.done}]
@@ -385,7 +388,8 @@ compared_other:
     test rbx, rbx                    ; never 0
     ret
 ${SHUT_LISTING}
-${RETURNS_LISTING}`;
+${RETURNS_LISTING}
+${RIGHTS_LISTING}`;
 }
 
 /** The tracer's side of the thread. */
@@ -413,16 +417,17 @@ export class AgentThread {
   }
 
   /**
-   * Starts the thread, by a held thread that makes `call`. `mapping` is the agent's page; the code is in place already.
-   * Undefined if the process may have no further thread.
+   * Starts the thread, by a held thread that makes `call`. `mapping` is the agent's page; the code is in place already. The first
+   * that it does is to give up these rights. Undefined if the process may have no further thread.
    */
   static start(
     pid: number,
     call: RemoteCall,
     mapping: OwnMapping,
     places: AgentThreadPlaces,
+    givenUp: GivenUp,
   ): AgentThread | undefined {
-    const owner = AgentThread.prepare(mapping);
+    const owner = AgentThread.prepare(mapping, givenUp);
     new BigInt64Array(mapping.bytes)[AGENT.stack / 8] = BigInt(places.code);
     const { page } = places;
     const stack = page + AGENT.stack;
@@ -436,11 +441,15 @@ export class AgentThread {
   }
 
   /** Makes the agent's pages ready for a thread, which looks at the owner's word as soon as it runs. */
-  static prepare(mapping: OwnMapping): OwnerWord {
+  static prepare(mapping: OwnMapping, { what, user, group }: GivenUp): OwnerWord {
     const owner = new OwnerWord(mapping, AGENT.entry);
     const page = new Uint8Array(mapping.bytes);
     page.set(new TextEncoder().encode(NAME), AGENT.name);
     page.set(new TextEncoder().encode(MEMORY_PATH), AGENT.memoryPath);
+    const words = new Uint32Array(mapping.bytes);
+    words[AGENT.giveUp / 4] = what;
+    words[AGENT.user / 4] = user;
+    words[AGENT.group / 4] = group;
     return owner;
   }
 

@@ -77,6 +77,7 @@ import {
   shadowBase,
 } from './shadow-stacks.js';
 import { freePlaces, mapAt, mapNear, noMemory, sizeShared, type Mapped } from './places.js';
+import type { GivenUp } from './rights.js';
 import { RingBudget } from './ring-budget.js';
 import { HEAD_SIZE, THREAD_POINTER_BY_REGISTER } from './recorder.js';
 import {
@@ -155,6 +156,8 @@ export interface AgentOptions {
   /** Calls nested deeper than this many others are not wanted; undefined: all are. */
   readonly maxDepth: number | undefined;
   readonly mayAskTid: boolean;
+  /** What the agent's thread gives up first. */
+  readonly givenUp: GivenUp;
   /** Should the tracer die, the agent's thread may make a process that shares the memory: no seccomp filter minds. */
   readonly mayMend: boolean;
   /** Why text is not to be made writable for the time being; undefined: nobody minds. */
@@ -386,7 +389,7 @@ export class Agent {
     this.#threadCode = code;
     const places = { page: this.#shared + SHARED.agent, code };
     this.#memory.write(code, agentThreadCode());
-    this.#thread = AgentThread.start(this.#pid, call, this.#page, places);
+    this.#thread = AgentThread.start(this.#pid, call, this.#page, places, this.#options.givenUp);
   }
 
   /**

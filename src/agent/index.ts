@@ -26,6 +26,7 @@ export {
 } from './open-text.js';
 export type { Witness, WitnessedText } from './text-table.js';
 export { MENDER_CALLS } from './return-listing.js';
+export { NOTHING_GIVEN_UP, rightsToGiveUp, type GivenUp } from './rights.js';
 export { restoreReturnAddresses } from './shadow-stacks.js';
 export {
   AGENT_THREAD_FLAGS_APART,

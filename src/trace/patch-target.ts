@@ -4,7 +4,9 @@ import {
   Agent,
   HEAD_SIZE,
   MENDER_CALLS,
+  NOTHING_GIVEN_UP,
   OPEN_TEXT_CALLS,
+  rightsToGiveUp,
   type AgentOptions,
   type Cluster,
   type OpeningText,
@@ -18,6 +20,7 @@ import {
   RemoteCalls,
   checkSeccomp,
   hasOurFilters,
+  mayCall,
   seccompRefusal,
   borrowCode,
   awaitUnshared,
@@ -70,7 +73,7 @@ export interface PatchRequest {
   readonly modules: readonly Module[];
   /** Functions to trace, then hooks; the index of a function in records is its position after `arrange`. */
   readonly sites: readonly PlannedSite[];
-  readonly agent: Omit<AgentOptions, 'tidOffset' | 'withThread' | 'mayMend' | 'whyTextStays'>;
+  readonly agent: Omit<AgentOptions, 'tidOffset' | 'withThread' | 'givenUp' | 'mayMend' | 'whyTextStays'>;
   readonly memory: TargetMemory;
   readonly times: SessionTimes;
   /** Its seccomp filters must be asked before it makes system calls for us. */
@@ -259,8 +262,10 @@ function mapAgent(
   thread: Pick<AgentOptions, 'withThread' | 'mayMend' | 'whyTextStays'>,
 ): Agent {
   const { pid, memory, modules } = request;
+  const { tid } = hold.callableThread();
+  const givenUp = rightsToGiveUp(pid, tid, (calls) => mayCall(pid, tid, calls));
   const tidOffset = findTidOffset(pid, hold.threads.slice(0, COMPARED_THREADS), memory, modules);
-  return Agent.map(pid, callsOf(hold), memory, clusters, { ...request.agent, tidOffset, ...thread });
+  return Agent.map(pid, callsOf(hold), memory, clusters, { ...request.agent, tidOffset, givenUp, ...thread });
 }
 
 /** The same by the program's own agent: a program that has not begun waits, the threads of another are called together. */
@@ -275,7 +280,15 @@ function patchInside(
   const isFree = !request.seccompFilter || hasOurFilters(pid);
   const isLocked = process.memory.mustUnlock ? 'it is locked again after each change' : undefined;
   const whyTextStays = isFree ? isLocked : FILTERED;
-  const options = { ...request.agent, tidOffset, withThread: true, mayMend: isFree, whyTextStays };
+  const options = {
+    ...request.agent,
+    tidOffset,
+    withThread: true,
+    // That has been done when the program was loaded.
+    givenUp: NOTHING_GIVEN_UP,
+    mayMend: isFree,
+    whyTextStays,
+  };
   const agent = Agent.map(pid, process.calls, memory, clusters, options, process.resident);
   let all: Standstill | undefined;
   try {
