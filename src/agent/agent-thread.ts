@@ -14,8 +14,6 @@ import {
   FUTEX_OWNER_DIED,
   MADV,
   MREMAP,
-  O_CLOEXEC,
-  O_RDWR,
   OwnerWord,
   PAGE,
   SYS,
@@ -29,6 +27,7 @@ import {
 } from '../linux/index.js';
 import { type PlannedCall, type RemoteCall } from '../target/index.js';
 import { SITE_LENGTH, assemble } from '../x86/index.js';
+import { confine, separateFiles } from './confinement.js';
 import { AGENT, CALL, CALLS_MAX, CONTROL, TEXT_RUN, WRITE } from './layout.js';
 import { SHUT_LISTING } from './open-text.js';
 import { RETURNS_LISTING } from './return-listing.js';
@@ -87,6 +86,8 @@ const SETTLE_NS = 16_000_000;
 const RETRIES = 240;
 
 const NAME = 'safepoke';
+/** -1 */
+const NO_FILE = 0xffff_ffff;
 /** Its own: another user's is not to be opened by it. */
 const MEMORY_PATH = '/proc/thread-self/mem';
 /** The thread gets the processor when the target lets it: a group of processes may be out of its share for a while. */
@@ -218,15 +219,11 @@ make_next:
     sub r13, 1
     jmp make_next
 
-; Writes sites one by one. Where the memory cannot be opened, none.
+; Writes sites one by one. Where the memory could not be opened, none.
 write_whole:
-    lea rdi, [rbx+${AGENT.memoryPath}]
-    mov esi, ${O_RDWR | O_CLOEXEC}
-    mov eax, ${SYS.open}
-    syscall
-    test eax, eax
+    mov ebp, [rbx+${AGENT.memoryFile}]
+    test ebp, ebp
     js served
-    mov ebp, eax
     lea r12, [rbx+${AGENT.calls}]
     mov r13d, [rbx+${AGENT.callCount}]
 write_next:
@@ -239,9 +236,6 @@ write_next:
     add r12, ${CALL.size}
     sub r13, 1
     jne write_next
-    mov edi, ebp
-    mov eax, ${SYS.close}
-    syscall
     jmp served
 
 ; The tracer is gone. Stop recording, turn the text back but for hooks, put return addresses back, then turn back the hooks, make text
@@ -404,6 +398,7 @@ export class AgentThread {
   /** Address of the number of the command that was done last. */
   readonly #done: bigint;
   #isForgotten = false;
+  #isConfined = false;
 
   /** `ownTid` is its id as the process knows it. */
   private constructor(ownTid: number, pid: number, owner: OwnerWord, mapping: OwnMapping) {
@@ -447,6 +442,7 @@ export class AgentThread {
     page.set(new TextEncoder().encode(NAME), AGENT.name);
     page.set(new TextEncoder().encode(MEMORY_PATH), AGENT.memoryPath);
     const words = new Uint32Array(mapping.bytes);
+    words[AGENT.memoryFile / 4] = NO_FILE;
     words[AGENT.giveUp / 4] = what;
     words[AGENT.user / 4] = user;
     words[AGENT.group / 4] = group;
@@ -514,6 +510,18 @@ export class AgentThread {
     this.#words[AGENT.mayMend / 4] = 0;
   }
 
+  /**
+   * Keeps it in: no file, no port, and a table of descriptors of its own unless it has one. `page` is where its pages are in the target.
+   *
+   * @throws CannotError AGENT_LOST
+   */
+  confine(page: number, hasOwnFiles: boolean): void {
+    if (this.#isConfined) return;
+    this.#isConfined = true;
+    if (!hasOwnFiles) this.#words[AGENT.memoryFile / 4] = separateFiles(this.call, page);
+    confine(this.call, page, this.#bytes);
+  }
+
   /** Has it make one system call. Returns the result, or -errno. @throws CannotError AGENT_LOST */
   readonly call: RemoteCall = (n, ...args) => this.calls([[n, ...args]])[0];
 
@@ -538,9 +546,11 @@ export class AgentThread {
 
   /**
    * Has it write whole sites, in ascending indices from `from` on: each in one system call, which ends even if we are killed. Where it
-   * may not open its memory, nothing is written. @throws CannotError AGENT_LOST
+   * could not open its memory, or has left, nothing is written. @throws CannotError AGENT_LOST
    */
   writeWhole(sites: readonly WholeSite[]): void {
+    // It may have had to leave.
+    if (this.#isForgotten) return;
     for (let from = 0; from < sites.length; from += CALLS_MAX) {
       const some = sites.slice(from, from + CALLS_MAX);
       some.forEach(({ address, bytes }, i) => {

@@ -24,6 +24,7 @@ export {
   type OpeningText,
   type TextRange,
 } from './open-text.js';
+export { CONFINEMENT_CALLS } from './confinement.js';
 export type { Witness, WitnessedText } from './text-table.js';
 export { MENDER_CALLS } from './return-listing.js';
 export { NOTHING_GIVEN_UP, rightsToGiveUp, type GivenUp } from './rights.js';

@@ -8,7 +8,7 @@
 // capabilities, as without them it would be a way in for all others of its user.
 import { randomInt } from 'node:crypto';
 import { readFileSync } from 'node:fs';
-import { SYS, bitSet, readStatus } from '../linux/index.js';
+import { SYS, bitSet, readLink, readStatus, readThreads } from '../linux/index.js';
 import type { PlannedCall } from '../target/index.js';
 import { AGENT } from './layout.js';
 
@@ -117,6 +117,55 @@ export function rightsToGiveUp(
     (may(CALLS.newPrivileges) ? GIVE_UP.newPrivileges : 0) |
     (may(CALLS.keys) ? GIVE_UP.keys : 0);
   return { what, user: user ?? 0, group: group ?? 0 };
+}
+
+/** What a thread can have of its own that others of its process have not. */
+const NAMESPACES = ['cgroup', 'ipc', 'mnt', 'net', 'user', 'uts'] as const;
+const IDS = ['Uid', 'Gid', 'Groups'] as const;
+
+type Status = ReadonlyMap<string, string> | undefined;
+
+/** Compares the rights of the agent's thread with those of the program's: each time with those of the first and of one other. */
+export class RightsWatch {
+  readonly #pid: number;
+  readonly #agent: number;
+  /** It has ids of its own. */
+  readonly #isApart: boolean;
+  #looks = 0;
+
+  /** `agent` is the id of the agent's thread, which has given up what it can. */
+  constructor(pid: number, agent: number) {
+    this.#pid = pid;
+    this.#agent = agent;
+    this.#isApart = readStatus(pid, agent)?.get('Uid') !== readStatus(pid)?.get('Uid');
+  }
+
+  /** True if the agent's thread may do more than a thread of the program's that was looked at. */
+  hasMore(): boolean {
+    const own = readStatus(this.#pid, this.#agent);
+    // Whoever has ended has no rights, and shows none.
+    if (own === undefined) return false;
+    const threads = (readThreads(this.#pid) ?? []).filter((tid) => tid !== this.#agent && tid !== this.#pid);
+    const others = threads.length === 0 ? [] : [threads[this.#looks++ % threads.length]];
+    return [this.#pid, ...others].some((tid) => this.#hasMoreThan(tid, own));
+  }
+
+  #hasMoreThan(tid: number, own: Status): boolean {
+    const theirs = readStatus(this.#pid, tid);
+    if (theirs === undefined || /^[ZX]/.test(theirs.get('State') ?? 'X')) return false;
+    if (filterCount(theirs) > filterCount(own)) return true;
+    if ((bitSet(own, 'CapPrm') & ~bitSet(theirs, 'CapPrm')) !== 0n) return true;
+    if (!this.#isApart && IDS.some((name) => theirs.get(name) !== own?.get(name))) return true;
+    return NAMESPACES.some((name) => {
+      const link = readLink(`/proc/${this.#pid}/task/${tid}/ns/${name}`);
+      // Where they may not be looked at nothing is known of them.
+      return link !== undefined && link !== readLink(`/proc/${this.#pid}/task/${this.#agent}/ns/${name}`);
+    });
+  }
+}
+
+function filterCount(status: Status): number {
+  return Number(status?.get('Seccomp_filters') ?? 0);
 }
 
 function has(set: bigint, capability: bigint): boolean {

@@ -97,6 +97,8 @@ export const SYS = {
   membarrier: 324,
   pidfd_open: 434,
   close_range: 436,
+  landlock_create_ruleset: 444,
+  landlock_restrict_self: 446,
 } as const;
 
 const errnoNames = new Map(Object.entries(constants.errno).map(([name, value]) => [value, name]));

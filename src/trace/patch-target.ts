@@ -2,6 +2,7 @@
 import {
   AGENT_CALLS,
   Agent,
+  CONFINEMENT_CALLS,
   HEAD_SIZE,
   MENDER_CALLS,
   NOTHING_GIVEN_UP,
@@ -73,7 +74,10 @@ export interface PatchRequest {
   readonly modules: readonly Module[];
   /** Functions to trace, then hooks; the index of a function in records is its position after `arrange`. */
   readonly sites: readonly PlannedSite[];
-  readonly agent: Omit<AgentOptions, 'tidOffset' | 'withThread' | 'givenUp' | 'mayMend' | 'whyTextStays'>;
+  readonly agent: Omit<
+    AgentOptions,
+    'tidOffset' | 'withThread' | 'givenUp' | 'mayConfine' | 'mayMend' | 'whyTextStays'
+  >;
   readonly memory: TargetMemory;
   readonly times: SessionTimes;
   /** Its seccomp filters must be asked before it makes system calls for us. */
@@ -263,9 +267,17 @@ function mapAgent(
 ): Agent {
   const { pid, memory, modules } = request;
   const { tid } = hold.callableThread();
-  const givenUp = rightsToGiveUp(pid, tid, (calls) => mayCall(pid, tid, calls));
+  const may = (calls: readonly PlannedCall[]): boolean => mayCall(pid, tid, calls);
+  const givenUp = rightsToGiveUp(pid, tid, may);
+  const mayConfine = may(CONFINEMENT_CALLS);
   const tidOffset = findTidOffset(pid, hold.threads.slice(0, COMPARED_THREADS), memory, modules);
-  return Agent.map(pid, callsOf(hold), memory, clusters, { ...request.agent, tidOffset, givenUp, ...thread });
+  return Agent.map(pid, callsOf(hold), memory, clusters, {
+    ...request.agent,
+    tidOffset,
+    givenUp,
+    mayConfine,
+    ...thread,
+  });
 }
 
 /** The same by the program's own agent: a program that has not begun waits, the threads of another are called together. */
@@ -286,6 +298,7 @@ function patchInside(
     withThread: true,
     // That has been done when the program was loaded.
     givenUp: NOTHING_GIVEN_UP,
+    mayConfine: !request.seccompFilter,
     mayMend: isFree,
     whyTextStays,
   };
