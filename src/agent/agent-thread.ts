@@ -14,8 +14,6 @@ import {
   FUTEX_OWNER_DIED,
   MADV,
   MREMAP,
-  O_CLOEXEC,
-  O_RDWR,
   OwnerWord,
   PAGE,
   SYS,
@@ -29,9 +27,11 @@ import {
 } from '../linux/index.js';
 import { type PlannedCall, type RemoteCall } from '../target/index.js';
 import { SITE_LENGTH, assemble } from '../x86/index.js';
+import { confine, separateFiles } from './confinement.js';
 import { AGENT, CALL, CALLS_MAX, CONTROL, TEXT_RUN, WRITE } from './layout.js';
 import { SHUT_LISTING } from './open-text.js';
 import { RETURNS_LISTING } from './return-listing.js';
+import { RIGHTS_LISTING, type GivenUp } from './rights.js';
 
 /** What to do. */
 const ACTION = {
@@ -86,7 +86,10 @@ const SETTLE_NS = 16_000_000;
 const RETRIES = 240;
 
 const NAME = 'safepoke';
-const MEMORY_PATH = '/proc/self/mem';
+/** -1 */
+const NO_FILE = 0xffff_ffff;
+/** Its own: another user's is not to be opened by it. */
+const MEMORY_PATH = '/proc/thread-self/mem';
 /** The thread gets the processor when the target lets it: a group of processes may be out of its share for a while. */
 const PATIENCE_MS = 5000;
 /** On a processor of its own it answers within this time; else it may be ours that it waits for. */
@@ -139,6 +142,7 @@ export function agentThreadListing(
     mov edi, ${PR_SET_NAME}
     mov eax, ${SYS.prctl}
     syscall
+    call give_rights_up
 next:
     mov eax, [rbx+${AGENT.command}]
     cmp eax, [rbx+${AGENT.done}]
@@ -215,15 +219,11 @@ make_next:
     sub r13, 1
     jmp make_next
 
-; Writes sites one by one. Where the memory cannot be opened, none.
+; Writes sites one by one. Where the memory could not be opened, none.
 write_whole:
-    lea rdi, [rbx+${AGENT.memoryPath}]
-    mov esi, ${O_RDWR | O_CLOEXEC}
-    mov eax, ${SYS.open}
-    syscall
-    test eax, eax
+    mov ebp, [rbx+${AGENT.memoryFile}]
+    test ebp, ebp
     js served
-    mov ebp, eax
     lea r12, [rbx+${AGENT.calls}]
     mov r13d, [rbx+${AGENT.callCount}]
 write_next:
@@ -236,9 +236,6 @@ write_next:
     add r12, ${CALL.size}
     sub r13, 1
     jne write_next
-    mov edi, ebp
-    mov eax, ${SYS.close}
-    syscall
     jmp served
 
 ; The tracer is gone. Stop recording, turn the text back but for hooks, put return addresses back, then turn back the hooks, make text
@@ -385,7 +382,8 @@ compared_other:
     test rbx, rbx                    ; never 0
     ret
 ${SHUT_LISTING}
-${RETURNS_LISTING}`;
+${RETURNS_LISTING}
+${RIGHTS_LISTING}`;
 }
 
 /** The tracer's side of the thread. */
@@ -400,6 +398,7 @@ export class AgentThread {
   /** Address of the number of the command that was done last. */
   readonly #done: bigint;
   #isForgotten = false;
+  #isConfined = false;
 
   /** `ownTid` is its id as the process knows it. */
   private constructor(ownTid: number, pid: number, owner: OwnerWord, mapping: OwnMapping) {
@@ -413,16 +412,17 @@ export class AgentThread {
   }
 
   /**
-   * Starts the thread, by a held thread that makes `call`. `mapping` is the agent's page; the code is in place already.
-   * Undefined if the process may have no further thread.
+   * Starts the thread, by a held thread that makes `call`. `mapping` is the agent's page; the code is in place already. The first
+   * that it does is to give up these rights. Undefined if the process may have no further thread.
    */
   static start(
     pid: number,
     call: RemoteCall,
     mapping: OwnMapping,
     places: AgentThreadPlaces,
+    givenUp: GivenUp,
   ): AgentThread | undefined {
-    const owner = AgentThread.prepare(mapping);
+    const owner = AgentThread.prepare(mapping, givenUp);
     new BigInt64Array(mapping.bytes)[AGENT.stack / 8] = BigInt(places.code);
     const { page } = places;
     const stack = page + AGENT.stack;
@@ -436,11 +436,16 @@ export class AgentThread {
   }
 
   /** Makes the agent's pages ready for a thread, which looks at the owner's word as soon as it runs. */
-  static prepare(mapping: OwnMapping): OwnerWord {
+  static prepare(mapping: OwnMapping, { what, user, group }: GivenUp): OwnerWord {
     const owner = new OwnerWord(mapping, AGENT.entry);
     const page = new Uint8Array(mapping.bytes);
     page.set(new TextEncoder().encode(NAME), AGENT.name);
     page.set(new TextEncoder().encode(MEMORY_PATH), AGENT.memoryPath);
+    const words = new Uint32Array(mapping.bytes);
+    words[AGENT.memoryFile / 4] = NO_FILE;
+    words[AGENT.giveUp / 4] = what;
+    words[AGENT.user / 4] = user;
+    words[AGENT.group / 4] = group;
     return owner;
   }
 
@@ -505,6 +510,18 @@ export class AgentThread {
     this.#words[AGENT.mayMend / 4] = 0;
   }
 
+  /**
+   * Keeps it in: no file, no port, and a table of descriptors of its own unless it has one. `page` is where its pages are in the target.
+   *
+   * @throws CannotError AGENT_LOST
+   */
+  confine(page: number, hasOwnFiles: boolean): void {
+    if (this.#isConfined) return;
+    this.#isConfined = true;
+    if (!hasOwnFiles) this.#words[AGENT.memoryFile / 4] = separateFiles(this.call, page);
+    confine(this.call, page, this.#bytes);
+  }
+
   /** Has it make one system call. Returns the result, or -errno. @throws CannotError AGENT_LOST */
   readonly call: RemoteCall = (n, ...args) => this.calls([[n, ...args]])[0];
 
@@ -529,9 +546,11 @@ export class AgentThread {
 
   /**
    * Has it write whole sites, in ascending indices from `from` on: each in one system call, which ends even if we are killed. Where it
-   * may not open its memory, nothing is written. @throws CannotError AGENT_LOST
+   * could not open its memory, or has left, nothing is written. @throws CannotError AGENT_LOST
    */
   writeWhole(sites: readonly WholeSite[]): void {
+    // It may have had to leave.
+    if (this.#isForgotten) return;
     for (let from = 0; from < sites.length; from += CALLS_MAX) {
       const some = sites.slice(from, from + CALLS_MAX);
       some.forEach(({ address, bytes }, i) => {

@@ -78,6 +78,7 @@ import {
   shadowBase,
 } from './shadow-stacks.js';
 import { freePlaces, mapAt, mapNear, noMemory, sizeShared, type Mapped } from './places.js';
+import { RightsWatch, type GivenUp } from './rights.js';
 import { RingBudget } from './ring-budget.js';
 import { HEAD_SIZE, THREAD_POINTER_BY_REGISTER } from './recorder.js';
 import {
@@ -161,6 +162,10 @@ export interface AgentOptions {
   /** Calls nested deeper than this many others are not wanted; undefined: all are. */
   readonly maxDepth: number | undefined;
   readonly mayAskTid: boolean;
+  /** What the agent's thread gives up first. */
+  readonly givenUp: GivenUp;
+  /** It may be confined: no seccomp filter minds. */
+  readonly mayConfine: boolean;
   /** Should the tracer die, the agent's thread may make a process that shares the memory: no seccomp filter minds. */
   readonly mayMend: boolean;
   /** Why text is not to be made writable for the time being; undefined: nobody minds. */
@@ -238,6 +243,7 @@ export class Agent {
   #opened: readonly FileText[] = [];
   /** The program has given the agent's thread a filter of system calls meanwhile. */
   #hasNewFilters = false;
+  #rights: RightsWatch | undefined;
   #thread: AgentThread | undefined;
   #threadCode = 0;
   /** All lanes as nobody’s. */
@@ -394,7 +400,7 @@ export class Agent {
     this.#threadCode = code;
     const places = { page: this.#shared + SHARED.agent, code };
     this.#memory.write(code, agentThreadCode());
-    this.#thread = AgentThread.start(this.#pid, call, this.#page, places);
+    this.#thread = AgentThread.start(this.#pid, call, this.#page, places, this.#options.givenUp);
   }
 
   /**
@@ -424,6 +430,8 @@ export class Agent {
       mayMend: this.#mayMend,
     });
     this.#filters = this.#threadFilters();
+    if (this.#thread !== undefined) this.#rights = new RightsWatch(this.#pid, this.#thread.tid);
+    if (this.#options.mayConfine) this.#thread?.confine(this.#pageAddress, this.#resident !== undefined);
   }
 
   #mapCode(clusters: readonly Cluster[], call: RemoteCall): void {
@@ -802,6 +810,26 @@ export class Agent {
     this.#mayMend = false;
     this.#thread?.forbidMending();
     this.leaveTextOpen();
+  }
+
+  /**
+   * To be called again and again: if the program has given up what its agent's thread still may do (a filter of one thread's, other
+   * namespaces, capabilities where the thread had to keep them), the thread leaves. True if it has just done so. Should we be
+   * killed then, a session to come turns the sites back. From inside it cannot leave, as all is done by it.
+   */
+  mindRights(): boolean {
+    const thread = this.#thread;
+    if (thread === undefined || this.#rights === undefined || this.#resident !== undefined) return false;
+    if (!this.#rights.hasMore() || !this.#mayRun()) return false;
+    try {
+      thread.leave();
+    } catch (error) {
+      // It cannot just now; at the next look perhaps.
+      if (isSafepokeError(error) && error.code === 'AGENT_LOST') return false;
+      throw error;
+    }
+    this.#thread = undefined;
+    return true;
   }
 
   /** Says whether two looks found the same filters on the agent's thread. */

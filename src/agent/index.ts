@@ -24,8 +24,10 @@ export {
   type OpeningText,
   type TextRange,
 } from './open-text.js';
+export { CONFINEMENT_CALLS } from './confinement.js';
 export type { Witness, WitnessedText } from './text-table.js';
 export { MENDER_CALLS } from './return-listing.js';
+export { NOTHING_GIVEN_UP, rightsToGiveUp, type GivenUp } from './rights.js';
 export { restoreReturnAddresses } from './shadow-stacks.js';
 export {
   AGENT_THREAD_FLAGS_APART,

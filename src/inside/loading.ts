@@ -1,7 +1,7 @@
 // What a program is given that has our object loaded with it, and the wait until it has come so far that nothing but its own code is
 // still to begin.
 import { closeSync, ftruncateSync, writeSync } from 'node:fs';
-import { AGENT, AgentThread, SHARED_NAME } from '../agent/index.js';
+import { AGENT, AgentThread, SHARED_NAME, rightsToGiveUp, type GivenUp } from '../agent/index.js';
 import { CannotError } from '../errors/index.js';
 import {
   EVERYBODY,
@@ -14,11 +14,12 @@ import {
   createMemoryFile,
   errnoName,
   mapOwn,
+  readStatus,
   systemCall,
   type OwnMapping,
   type OwnerWord,
 } from '../linux/index.js';
-import { pause } from '../target/index.js';
+import { SECCOMP_FILTER, pause } from '../target/index.js';
 import { NO_C_LIBRARY } from './check-program.js';
 import { BLOCK, PRIVATE_HEAD } from './layout.js';
 import { NO_LIBRARY } from './listing.js';
@@ -40,6 +41,13 @@ const LOAD_POLL_MS = 0.5;
 const unused = new FinalizationRegistry<bigint>((address) => {
   systemCall(SYS.munmap, address, BLOCK.size);
 });
+
+/** What the agent's thread of a program gives up that we start: it has our own rights, and our own filters, which we cannot read. */
+function programGivesUp(): GivenUp {
+  const { pid } = process;
+  const isFree = readStatus(pid)?.get('Seccomp') !== SECCOMP_FILTER;
+  return rightsToGiveUp(pid, pid, () => isFree);
+}
 
 /** A block that nobody has mapped yet but we. It is not unmapped by hand, but when no view of it is left, and its owner has been released. */
 export interface Block {
@@ -73,7 +81,7 @@ export class Files {
     const mapping = mapOwn(BLOCK.size, PROT.read | PROT.write, MAP.shared, this.#block, offset);
     unused.register(mapping.bytes, mapping.address);
     this.#end += BLOCK.size;
-    return { mapping, owner: AgentThread.prepare(mapping), offset };
+    return { mapping, owner: AgentThread.prepare(mapping, programGivesUp()), offset };
   }
 
   /** The memory of a block that is of no use any more goes; where it is still mapped there are zeros. */

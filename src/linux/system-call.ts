@@ -63,6 +63,11 @@ export const SYS = {
   fcntl: 72,
   flock: 73,
   ptrace: 101,
+  setgroups: 116,
+  setresuid: 117,
+  setresgid: 119,
+  capget: 125,
+  capset: 126,
   getpriority: 140,
   setpriority: 141,
   sched_setscheduler: 144,
@@ -80,6 +85,7 @@ export const SYS = {
   clock_nanosleep: 230,
   exit_group: 231,
   tgkill: 234,
+  keyctl: 250,
   openat: 257,
   set_robust_list: 273,
   fallocate: 285,
@@ -91,6 +97,8 @@ export const SYS = {
   membarrier: 324,
   pidfd_open: 434,
   close_range: 436,
+  landlock_create_ruleset: 444,
+  landlock_restrict_self: 446,
 } as const;
 
 const errnoNames = new Map(Object.entries(constants.errno).map(([name, value]) => [value, name]));

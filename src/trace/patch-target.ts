@@ -2,9 +2,12 @@
 import {
   AGENT_CALLS,
   Agent,
+  CONFINEMENT_CALLS,
   HEAD_SIZE,
   MENDER_CALLS,
+  NOTHING_GIVEN_UP,
   OPEN_TEXT_CALLS,
+  rightsToGiveUp,
   type AgentOptions,
   type Cluster,
   type OpeningText,
@@ -18,6 +21,7 @@ import {
   RemoteCalls,
   checkSeccomp,
   hasOurFilters,
+  mayCall,
   seccompRefusal,
   borrowCode,
   awaitUnshared,
@@ -71,7 +75,10 @@ export interface PatchRequest {
   readonly modules: readonly Module[];
   /** Functions to trace, then hooks; the index of a function in records is its position after `arrange`. */
   readonly sites: readonly PlannedSite[];
-  readonly agent: Omit<AgentOptions, 'tidOffset' | 'withThread' | 'mayMend' | 'whyTextStays'>;
+  readonly agent: Omit<
+    AgentOptions,
+    'tidOffset' | 'withThread' | 'givenUp' | 'mayConfine' | 'mayMend' | 'whyTextStays'
+  >;
   readonly memory: TargetMemory;
   readonly times: SessionTimes;
   /** Its seccomp filters must be asked before it makes system calls for us. */
@@ -262,8 +269,18 @@ function mapAgent(
   thread: Pick<AgentOptions, 'withThread' | 'mayMend' | 'whyTextStays'>,
 ): Agent {
   const { pid, memory, modules } = request;
+  const { tid } = hold.callableThread();
+  const may = (calls: readonly PlannedCall[]): boolean => mayCall(pid, tid, calls);
+  const givenUp = rightsToGiveUp(pid, tid, may);
+  const mayConfine = may(CONFINEMENT_CALLS);
   const tidOffset = findTidOffset(pid, hold.threads.slice(0, COMPARED_THREADS), memory, modules);
-  return Agent.map(pid, callsOf(hold), memory, clusters, { ...request.agent, tidOffset, ...thread });
+  return Agent.map(pid, callsOf(hold), memory, clusters, {
+    ...request.agent,
+    tidOffset,
+    givenUp,
+    mayConfine,
+    ...thread,
+  });
 }
 
 /** The same by the program's own agent: a program that has not begun waits, the threads of another are called together. */
@@ -278,7 +295,16 @@ function patchInside(
   const isFree = !request.seccompFilter || hasOurFilters(pid);
   const isLocked = process.memory.mustUnlock ? 'it is locked again after each change' : undefined;
   const whyTextStays = isFree ? isLocked : FILTERED;
-  const options = { ...request.agent, tidOffset, withThread: true, mayMend: isFree, whyTextStays };
+  const options = {
+    ...request.agent,
+    tidOffset,
+    withThread: true,
+    // That has been done when the program was loaded.
+    givenUp: NOTHING_GIVEN_UP,
+    mayConfine: !request.seccompFilter,
+    mayMend: isFree,
+    whyTextStays,
+  };
   const agent = Agent.map(pid, process.calls, memory, clusters, options, process.resident);
   let all: Standstill | undefined;
   try {

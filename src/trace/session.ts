@@ -371,6 +371,11 @@ export class Session implements AsyncIterable<Call> {
   #giveWay(): void {
     const { target, onNote } = this.#parts;
     target.agent.mindFilters();
+    if (target.agent.mindRights()) {
+      onNote(
+        'the program has given up rights that safepoke’s thread in it still had: the thread has left. Should safepoke be killed, the next session turns the code back',
+      );
+    }
     const news = target.lookForDebuggers();
     if (news === 'went') onNote('the debugger has gone: functions are traced again');
     else if (news !== undefined) {
