@@ -1,10 +1,11 @@
 // The agent in a target: maps its regions, fills them in, takes them away again. Deciding what to trace is not its business.
-import { closeSync, ftruncateSync, openSync, writeSync } from 'node:fs';
+import { closeSync, fstatSync, writeSync } from 'node:fs';
 import { isSafepokeError } from '../errors/index.js';
 import {
   ERRNO,
   MADV,
   MAP,
+  MFD_ALLOW_SEALING,
   MFD_CLOEXEC,
   PAGE,
   PROT,
@@ -76,7 +77,17 @@ import {
   restoreReturnAddresses,
   shadowBase,
 } from './shadow-stacks.js';
-import { freePlaces, mapAt, mapNear, noMemory, sizeShared, type Mapped } from './places.js';
+import {
+  freePlaces,
+  mapAt,
+  mapNear,
+  noMemory,
+  proveMapped,
+  sealShared,
+  sizeShared,
+  takeMade,
+  type Mapped,
+} from './places.js';
 import { RingBudget } from './ring-budget.js';
 import { HEAD_SIZE, THREAD_POINTER_BY_REGISTER } from './recorder.js';
 import {
@@ -92,10 +103,13 @@ const TWO_TO_32 = 2 ** 32;
 /** include/uapi/linux/falloc.h */
 const FALLOC_FL_KEEP_SIZE = 1;
 const FALLOC_FL_PUNCH_HOLE = 2;
+const PUNCH_HOLE = FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE;
+
+const MFD = MFD_CLOEXEC | MFD_ALLOW_SEALING;
 
 /** System calls that a thread of the target makes for the agent, with arguments of the kind that they will have. */
 export const AGENT_CALLS: readonly PlannedCall[] = [
-  { name: 'memfd_create', number: SYS.memfd_create, arguments: [0, MFD_CLOEXEC] },
+  { name: 'memfd_create', number: SYS.memfd_create, arguments: [0, MFD] },
   {
     name: 'mmap',
     number: SYS.mmap,
@@ -300,6 +314,7 @@ export class Agent {
       roundToPage(PAGE + geometry.dataBytes + journalRoom + TEXT_TABLES * siteCount * TEXT_RUN.size);
     return calls.run((call, string) => {
       let sharedFile = -1;
+      const name = resident === undefined ? SHARED_NAME : RINGS_NAME;
       // After mlockall(MCL_FUTURE) all that is mapped is filled at once: our empty rings would take all memory there is.
       const isLocked = !/^0 kB$/.test(readStatus(pid)?.get('VmLck') ?? '0 kB');
       const map = (address: number, length: number, prot: number, flags: number, fd = -1): number => {
@@ -309,14 +324,14 @@ export class Agent {
       };
       try {
         const fd = expectSuccess(
-          call(SYS.memfd_create, string(resident === undefined ? SHARED_NAME : RINGS_NAME), MFD_CLOEXEC),
+          call(SYS.memfd_create, string(name), MFD),
           `make memory to share with process ${pid}`,
           'see whether a seccomp filter forbids memfd_create to it',
         );
         let geometry: AgentGeometry | undefined;
         let places: { control: number; data: number; shared: number } | undefined;
         try {
-          const file = openSync(`/proc/${pid}/task/${calls.tid}/fd/${fd}`, 'r+');
+          const file = takeMade(pid, calls.tid, resident !== undefined, fd, name);
           sharedFile = file;
           for (const lanes of options.lanes) {
             geometry = planGeometry(lanes, options.ringBytes, options.maxShadowEntries);
@@ -341,6 +356,9 @@ export class Agent {
               continue;
             }
             expectSuccess(own, `map memory into process ${pid}`, next);
+            sealShared(pid, file, sharedBytes);
+            proveMapped(pid, { address: shared, length: sharedBytes }, 'rw-s', file);
+            proveMapped(pid, { address: own, length: ownBytes(geometry) }, 'rw-p');
             places = { control: own, data: own + PAGE, shared };
             break;
           }
@@ -365,7 +383,7 @@ export class Agent {
         );
         if (options.withThread && resident === undefined)
           agent.#startThread(call, map, places.control + ownBytes(geometry));
-        if (agent.#thread === undefined) agent.furnish(clusters, call);
+        if (agent.#thread === undefined) agent.furnish(clusters, call, calls.tid);
         return agent;
       } catch (error) {
         for (const { address, length } of mapped) call(SYS.munmap, address, length);
@@ -383,6 +401,7 @@ export class Agent {
   ): void {
     const code = map(at, PAGE, PROT.read | PROT.exec, MAP.private | MAP.anonymous | MAP.fixed);
     if (code < 0) return;
+    proveMapped(this.#pid, { address: code, length: PAGE }, 'r-xp');
     this.#threadCode = code;
     const places = { page: this.#shared + SHARED.agent, code };
     this.#memory.write(code, agentThreadCode());
@@ -394,7 +413,11 @@ export class Agent {
    *
    * @throws CannotError NO_MEMORY, NO_MEMORY_NEAR, REMOTE_CALL; `remove` takes away what there is then
    */
-  furnish(clusters: readonly Cluster[], call: RemoteCall | undefined = this.#thread?.call): void {
+  furnish(
+    clusters: readonly Cluster[],
+    call: RemoteCall | undefined = this.#thread?.call,
+    tid = this.#pid,
+  ): void {
     if (this.#isFurnished || call === undefined) return;
     this.#isFurnished = true;
     // From here on `isPresent` says so: what fails now is to be taken away.
@@ -407,7 +430,7 @@ export class Agent {
     // It splits a mapping. Where no more are allowed madvise says EAGAIN.
     if ([ERRNO.ENOMEM, ERRNO.EAGAIN].includes(-wiped)) throw noMemory(this.#pid);
     expectSuccess(wiped, `prepare process ${this.#pid} for fork`, 'use Linux 4.14 or later');
-    this.#mapCode(clusters, call);
+    this.#mapCode(clusters, call, tid);
     this.#thread?.setMemory({
       control: this.control,
       rings: this.#shared + rings,
@@ -418,26 +441,25 @@ export class Agent {
     this.#filters = this.#threadFilters();
   }
 
-  #mapCode(clusters: readonly Cluster[], call: RemoteCall): void {
+  #mapCode(clusters: readonly Cluster[], call: RemoteCall, tid: number): void {
     const pid = this.#pid;
     const name = this.#pageAddress + AGENT.codeName;
     new Uint8Array(this.#page.bytes, AGENT.codeName, CODE_NAME.length).set(
       new TextEncoder().encode(CODE_NAME),
     );
     const fd = expectSuccess(
-      call(SYS.memfd_create, name, MFD_CLOEXEC),
+      call(SYS.memfd_create, name, MFD),
       `make memory for code in process ${pid}`,
       'see whether a seccomp filter forbids memfd_create to it',
     );
+    let file: number | undefined;
     try {
-      const file = openSync(`/proc/${pid}/task/${this.#resident?.thread.tid ?? pid}/fd/${fd}`, 'r+');
-      try {
-        const bytes = clusters.reduce((sum, { sites }) => sum + regionBytes(sites), 0);
-        sizeShared(pid, file, bytes);
-        this.#code = mapOwn(bytes, PROT.read | PROT.write, MAP.shared, file);
-      } finally {
-        closeSync(file);
-      }
+      const maker = this.#thread?.tid ?? tid;
+      file = takeMade(pid, maker, this.#resident !== undefined, fd, CODE_NAME);
+      const bytes = clusters.reduce((sum, { sites }) => sum + regionBytes(sites), 0);
+      sizeShared(pid, file, bytes);
+      sealShared(pid, file, bytes);
+      this.#code = mapOwn(bytes, PROT.read | PROT.write, MAP.shared, file);
       let offset = 0;
       for (const cluster of clusters) {
         const place = mapNear(pid, cluster, (address, length) => {
@@ -445,6 +467,7 @@ export class Agent {
           const wanted = { address, length, prot: PROT.read | PROT.exec, flags, fd, offset };
           return mapAt(pid, call, this.isLocked, wanted);
         });
+        proveMapped(pid, place, 'r-xs', file, offset);
         this.#codePlaces.push(place);
         // It has a name: should we die before it is noted, it is found by that.
         this.#mapped.push(place);
@@ -452,6 +475,7 @@ export class Agent {
         offset += place.length;
       }
     } finally {
+      if (file !== undefined) closeSync(file);
       call(SYS.close, fd);
     }
   }
@@ -658,7 +682,7 @@ export class Agent {
   /** Gives the memory of a part of a ring back; it reads as zeros then. The part has been consumed. Page aligned. */
   releaseRing(lane: number, offset: number, length: number): void {
     const start = this.geometry.rings + lane * this.geometry.ringBytes + offset;
-    systemCall(SYS.fallocate, this.#sharedFile, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, start, length);
+    systemCall(SYS.fallocate, this.#sharedFile, PUNCH_HOLE, start, length);
   }
 
   /** Says whether records are wanted. */
@@ -867,7 +891,9 @@ export class Agent {
 
   /** Frees the memory of all rings. The thread has been dismissed. No recorder is at work, and none will be. */
   releaseShared(): void {
-    ftruncateSync(this.#sharedFile, AGENT.size);
+    // Its size is sealed.
+    const { size } = fstatSync(this.#sharedFile);
+    systemCall(SYS.fallocate, this.#sharedFile, PUNCH_HOLE, AGENT.size, size - AGENT.size);
   }
 
   /**

@@ -29,6 +29,7 @@ export const MADV = { dontNeed: 4, remove: 9, dontDump: 16, wipeOnFork: 18, popu
 
 /** include/uapi/linux/memfd.h */
 export const MFD_CLOEXEC = 1;
+export const MFD_ALLOW_SEALING = 2;
 
 /** include/uapi/linux/futex.h: commands, their flag, and what the kernel adds to the word of a robust futex. */
 export const FUTEX = { wait: 0, wake: 1, privateFlag: 128 } as const;

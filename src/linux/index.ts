@@ -7,6 +7,7 @@ export {
   GLIBC_TID_OFFSET,
   MADV,
   MAP,
+  MFD_ALLOW_SEALING,
   MFD_CLOEXEC,
   MREMAP,
   O_CLOEXEC,
@@ -87,5 +88,14 @@ export { faultPoint, isFaultWanted } from './fault-point.js';
 export { OWNER_ENTRY_BYTES, OwnerWord } from './owner-word.js';
 export { processesSharing } from './shared-memory.js';
 export { filePages } from './page-map.js';
-export { createExecutableFile, createMemoryFile } from './memory-file.js';
+export {
+  createExecutableFile,
+  createGrowingFile,
+  createMemoryFile,
+  createOpenFile,
+  growMemoryFile,
+  sealMemoryFile,
+  takeMemoryFile,
+  type DescriptorOwner,
+} from './memory-file.js';
 export { haste, preferThread, urgency, wakeSooner, whilePreferred } from './urgency.js';

@@ -91,6 +91,7 @@ export const SYS = {
   membarrier: 324,
   pidfd_open: 434,
   close_range: 436,
+  pidfd_getfd: 438,
 } as const;
 
 const errnoNames = new Map(Object.entries(constants.errno).map(([name, value]) => [value, name]));
