@@ -91,6 +91,8 @@ const MEMORY_PATH = '/proc/self/mem';
 const PATIENCE_MS = 5000;
 /** So long, once it has not answered: a program that keeps it from that must not hold us up at each command. */
 const SILENT_PATIENCE_MS = 100;
+/** And so long where the session is to end soon. */
+const HURRIED_PATIENCE_MS = 500;
 /** On a processor of its own it answers within this time; else it may be ours that it waits for. */
 const SPIN_MS = 0.02;
 /** It wakes us when it has done; but a filter of the program's may forbid it to. */
@@ -407,6 +409,7 @@ export class AgentThread {
   #isForgotten = false;
   /** Of the newest command: in the page anybody could change it. */
   #number = 0;
+  #patience = PATIENCE_MS;
   /** It has not answered the last time: it is not to keep us waiting again. */
   #isSilent = false;
 
@@ -456,6 +459,11 @@ export class AgentThread {
   /** A thread that has started by itself, with pages that were made ready. */
   static adopt(ownTid: number, pid: number, owner: OwnerWord, mapping: OwnMapping): AgentThread {
     return new AgentThread(ownTid, pid, owner, mapping);
+  }
+
+  /** From now on it is not waited for as patiently. */
+  hurry(): void {
+    this.#patience = HURRIED_PATIENCE_MS;
   }
 
   /** Gets it the processor sooner: among hundreds of busy threads it would wait for seconds. */
@@ -631,7 +639,7 @@ export class AgentThread {
 
   #await(isReached: () => boolean): void {
     const since = performance.now();
-    const patience = this.#isSilent ? SILENT_PATIENCE_MS : PATIENCE_MS;
+    const patience = this.#isSilent ? SILENT_PATIENCE_MS : this.#patience;
     for (let polls = 0; ; polls++) {
       const done = this.#words[AGENT.done / 4];
       if (isReached()) {

@@ -863,6 +863,11 @@ export class Agent {
     new BigUint64Array(this.#page.bytes)[AGENT.journal / 8] = BigInt(address);
   }
 
+  /** Whoever waits for us has little time: its thread answers soon, or is given up. */
+  hurry(): void {
+    this.#thread?.hurry();
+  }
+
   /** Ends the agent's thread. False if it stands still, so that its code and its page must stay. */
   dismissThread(): boolean {
     this.shutText();

@@ -63,6 +63,7 @@ export {
   mappingAt,
   parseMaps,
   readAuxiliaryVector,
+  readCloneCount,
   readCommandLine,
   readExecutableHead,
   readExecutablePath,
