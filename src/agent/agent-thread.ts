@@ -92,6 +92,10 @@ const NO_FILE = 0xffff_ffff;
 const MEMORY_PATH = '/proc/thread-self/mem';
 /** The thread gets the processor when the target lets it: a group of processes may be out of its share for a while. */
 const PATIENCE_MS = 5000;
+/** So long, once it has not answered: a program that keeps it from that must not hold us up at each command. */
+const SILENT_PATIENCE_MS = 100;
+/** And so long where the session is to end soon. */
+const HURRIED_PATIENCE_MS = 500;
 /** On a processor of its own it answers within this time; else it may be ours that it waits for. */
 const SPIN_MS = 0.02;
 /** It wakes us when it has done; but a filter of the program's may forbid it to. */
@@ -99,6 +103,9 @@ const POLL_NS = 100_000n;
 const pollTime = new BigInt64Array([0n, POLL_NS]);
 /** A look at the list of threads takes longer than a poll. */
 const POLLS_PER_LOOK = 16;
+
+/** The id of no thread. */
+export const NO_THREAD = 0;
 
 /** A site to be written, and what is to stand there: five bytes. */
 export interface WholeSite {
@@ -399,6 +406,11 @@ export class AgentThread {
   readonly #done: bigint;
   #isForgotten = false;
   #isConfined = false;
+  /** Of the newest command: in the page anybody could change it. */
+  #number = 0;
+  #patience = PATIENCE_MS;
+  /** It has not answered the last time: it is not to keep us waiting again. */
+  #isSilent = false;
 
   /** `ownTid` is its id as the process knows it. */
   private constructor(ownTid: number, pid: number, owner: OwnerWord, mapping: OwnMapping) {
@@ -454,15 +466,20 @@ export class AgentThread {
     return new AgentThread(ownTid, pid, owner, mapping);
   }
 
-  /** Gets it the processor sooner: among hundreds of busy threads it would wait for seconds. */
-  prefer(): void {
-    preferThread(this.tid);
+  /** From now on it is not waited for as patiently. */
+  hurry(): void {
+    this.#patience = HURRIED_PATIENCE_MS;
   }
 
-  /** Its id as we know it. */
+  /** Gets it the processor sooner: among hundreds of busy threads it would wait for seconds. */
+  prefer(): void {
+    if (this.tid !== NO_THREAD) preferThread(this.tid);
+  }
+
+  /** Its id as we know it; NO_THREAD if the process has none that it might be. */
   get tid(): number {
     this.#tid ??= tidOf(this.#pid, this.#ownTid);
-    return this.#tid;
+    return this.#tid ?? NO_THREAD;
   }
 
   /**
@@ -612,13 +629,13 @@ export class AgentThread {
         isHurried = true;
         hurry();
       }
-      return this.#words[AGENT.done / 4] === this.#words[AGENT.command / 4];
+      return this.#isDone;
     });
   }
 
   #perform(action: number): void {
     this.#command(action);
-    this.#await(() => this.#words[AGENT.done / 4] === this.#words[AGENT.command / 4]);
+    this.#await(() => this.#isDone);
   }
 
   /** True while it is there: it goes with the program, also where the process executes another one. */
@@ -627,23 +644,33 @@ export class AgentThread {
     return readStatus(this.#pid, this.tid) !== undefined || (readThreads(this.#pid) ?? []).includes(this.tid);
   }
 
+  get #isDone(): boolean {
+    return this.#words[AGENT.done / 4] === this.#number;
+  }
+
   #command(action: number): void {
     faultPoint();
     this.#words[AGENT.action / 4] = action;
-    this.#words[AGENT.command / 4]++;
+    this.#number = (this.#number + 1) >>> 0;
+    this.#words[AGENT.command / 4] = this.#number;
     this.#owner.wake();
   }
 
   #await(isReached: () => boolean): void {
     const since = performance.now();
+    const patience = this.#isSilent ? SILENT_PATIENCE_MS : this.#patience;
     for (let polls = 0; ; polls++) {
       const done = this.#words[AGENT.done / 4];
-      if (isReached()) return;
+      if (isReached()) {
+        this.#isSilent = false;
+        return;
+      }
       if (performance.now() - since < SPIN_MS) continue;
       const isGone = polls % POLLS_PER_LOOK === 0 && !this.isPresent;
       // What it did last it may have done since.
       if (isGone && isReached()) return;
-      if (isGone || performance.now() - since > PATIENCE_MS) {
+      if (isGone || performance.now() - since > patience) {
+        this.#isSilent = true;
         throw new CannotError('AGENT_LOST', {
           tried: `have safepoke’s thread in process ${this.#pid} do something`,
           why: isGone ? 'the process has ended, or has executed another program' : 'it does not answer',
@@ -657,11 +684,14 @@ export class AgentThread {
   }
 }
 
-/** The id of a thread as we know it, by that which the process knows: another one in a PID namespace of its own. */
-function tidOf(pid: number, own: number): number {
+/**
+ * The id of a thread as we know it, by that which the process knows: another one in a PID namespace of its own. Undefined: the kernel shows
+ * no such thread of the process; what the process says is not to lead us to anybody else's.
+ */
+function tidOf(pid: number, own: number): number | undefined {
   const isIt = (tid: number): boolean =>
     (readStatus(pid, tid)?.get('NSpid') ?? String(tid)).split(/\s+/).at(-1) === String(own);
-  return (readThreads(pid) ?? []).reverse().find(isIt) ?? own;
+  return (readThreads(pid) ?? []).reverse().find(isIt);
 }
 
 let assembled: Uint8Array | undefined;

@@ -1,5 +1,5 @@
 // The agent in a target: maps its regions, fills them in, takes them away again. Deciding what to trace is not its business.
-import { closeSync, ftruncateSync, openSync, writeSync } from 'node:fs';
+import { closeSync, fstatSync, writeSync } from 'node:fs';
 import { isSafepokeError } from '../errors/index.js';
 import {
   ERRNO,
@@ -77,7 +77,17 @@ import {
   restoreReturnAddresses,
   shadowBase,
 } from './shadow-stacks.js';
-import { freePlaces, mapAt, mapNear, noMemory, sizeShared, type Mapped } from './places.js';
+import {
+  freePlaces,
+  mapAt,
+  mapNear,
+  noMemory,
+  proveMapped,
+  sealShared,
+  sizeShared,
+  takeMade,
+  type Mapped,
+} from './places.js';
 import { RightsWatch, type GivenUp } from './rights.js';
 import { RingBudget } from './ring-budget.js';
 import { HEAD_SIZE, THREAD_POINTER_BY_REGISTER } from './recorder.js';
@@ -98,10 +108,13 @@ const F_SEAL_FUTURE_WRITE = 0x10;
 /** include/uapi/linux/falloc.h */
 const FALLOC_FL_KEEP_SIZE = 1;
 const FALLOC_FL_PUNCH_HOLE = 2;
+const PUNCH_HOLE = FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE;
+
+const MFD = MFD_CLOEXEC | MFD_ALLOW_SEALING;
 
 /** System calls that a thread of the target makes for the agent, with arguments of the kind that they will have. */
 export const AGENT_CALLS: readonly PlannedCall[] = [
-  { name: 'memfd_create', number: SYS.memfd_create, arguments: [0, MFD_CLOEXEC] },
+  { name: 'memfd_create', number: SYS.memfd_create, arguments: [0, MFD] },
   {
     name: 'mmap',
     number: SYS.mmap,
@@ -312,6 +325,7 @@ export class Agent {
       roundToPage(PAGE + geometry.dataBytes + journalRoom + TEXT_TABLES * siteCount * TEXT_RUN.size);
     return calls.run((call, string) => {
       let sharedFile = -1;
+      const name = resident === undefined ? SHARED_NAME : RINGS_NAME;
       // After mlockall(MCL_FUTURE) all that is mapped is filled at once: our empty rings would take all memory there is.
       const isLocked = !/^0 kB$/.test(readStatus(pid)?.get('VmLck') ?? '0 kB');
       const map = (address: number, length: number, prot: number, flags: number, fd = -1): number => {
@@ -321,14 +335,14 @@ export class Agent {
       };
       try {
         const fd = expectSuccess(
-          call(SYS.memfd_create, string(resident === undefined ? SHARED_NAME : RINGS_NAME), MFD_CLOEXEC),
+          call(SYS.memfd_create, string(name), MFD),
           `make memory to share with process ${pid}`,
           'see whether a seccomp filter forbids memfd_create to it',
         );
         let geometry: AgentGeometry | undefined;
         let places: { control: number; data: number; shared: number } | undefined;
         try {
-          const file = openSync(`/proc/${pid}/task/${calls.tid}/fd/${fd}`, 'r+');
+          const file = takeMade(pid, calls.tid, resident !== undefined, fd, name);
           sharedFile = file;
           for (const lanes of options.lanes) {
             geometry = planGeometry(lanes, options.ringBytes, options.maxShadowEntries);
@@ -353,6 +367,9 @@ export class Agent {
               continue;
             }
             expectSuccess(own, `map memory into process ${pid}`, next);
+            sealShared(pid, file, sharedBytes);
+            proveMapped(pid, { address: shared, length: sharedBytes }, 'rw-s', file);
+            proveMapped(pid, { address: own, length: ownBytes(geometry) }, 'rw-p');
             places = { control: own, data: own + PAGE, shared };
             // Before the agent's thread is there: a child may give up rights, and must not tell its parent's thread what to do.
             if (resident === undefined) keepFromChildren(pid, call, shared, AGENT.size);
@@ -379,7 +396,7 @@ export class Agent {
         );
         if (options.withThread && resident === undefined)
           agent.#startThread(call, map, places.control + ownBytes(geometry));
-        if (agent.#thread === undefined) agent.furnish(clusters, call);
+        if (agent.#thread === undefined) agent.furnish(clusters, call, calls.tid);
         return agent;
       } catch (error) {
         for (const { address, length } of mapped) call(SYS.munmap, address, length);
@@ -397,6 +414,7 @@ export class Agent {
   ): void {
     const code = map(at, PAGE, PROT.read | PROT.exec, MAP.private | MAP.anonymous | MAP.fixed);
     if (code < 0) return;
+    proveMapped(this.#pid, { address: code, length: PAGE }, 'r-xp');
     this.#threadCode = code;
     const places = { page: this.#shared + SHARED.agent, code };
     this.#memory.write(code, agentThreadCode());
@@ -408,7 +426,11 @@ export class Agent {
    *
    * @throws CannotError NO_MEMORY, NO_MEMORY_NEAR, REMOTE_CALL; `remove` takes away what there is then
    */
-  furnish(clusters: readonly Cluster[], call: RemoteCall | undefined = this.#thread?.call): void {
+  furnish(
+    clusters: readonly Cluster[],
+    call: RemoteCall | undefined = this.#thread?.call,
+    tid = this.#pid,
+  ): void {
     if (this.#isFurnished || call === undefined) return;
     this.#isFurnished = true;
     // From here on `isPresent` says so: what fails now is to be taken away.
@@ -421,7 +443,7 @@ export class Agent {
     // It splits a mapping. Where no more are allowed madvise says EAGAIN.
     if ([ERRNO.ENOMEM, ERRNO.EAGAIN].includes(-wiped)) throw noMemory(this.#pid);
     expectSuccess(wiped, `prepare process ${this.#pid} for fork`, 'use Linux 4.14 or later');
-    this.#mapCode(clusters, call);
+    this.#mapCode(clusters, call, tid);
     this.#thread?.setMemory({
       control: this.control,
       rings: this.#shared + rings,
@@ -434,28 +456,27 @@ export class Agent {
     if (this.#options.mayConfine) this.#thread?.confine(this.#pageAddress, this.#resident !== undefined);
   }
 
-  #mapCode(clusters: readonly Cluster[], call: RemoteCall): void {
+  #mapCode(clusters: readonly Cluster[], call: RemoteCall, tid: number): void {
     const pid = this.#pid;
     const name = this.#pageAddress + AGENT.codeName;
     new Uint8Array(this.#page.bytes, AGENT.codeName, CODE_NAME.length).set(
       new TextEncoder().encode(CODE_NAME),
     );
     const fd = expectSuccess(
-      call(SYS.memfd_create, name, MFD_CLOEXEC | MFD_ALLOW_SEALING),
+      call(SYS.memfd_create, name, MFD),
       `make memory for code in process ${pid}`,
       'see whether a seccomp filter forbids memfd_create to it',
     );
+    let file: number | undefined;
     try {
-      const file = openSync(`/proc/${pid}/task/${this.#resident?.thread.tid ?? pid}/fd/${fd}`, 'r+');
-      try {
-        const bytes = clusters.reduce((sum, { sites }) => sum + regionBytes(sites), 0);
-        sizeShared(pid, file, bytes);
-        this.#code = mapOwn(bytes, PROT.read | PROT.write, MAP.shared, file);
-        // We have the only mapping that can be written. A child could else make its own writable, and so the code that its parent executes.
-        systemCall(SYS.fcntl, file, F_ADD_SEALS, F_SEAL_FUTURE_WRITE);
-      } finally {
-        closeSync(file);
-      }
+      const maker = this.#thread?.tid ?? tid;
+      file = takeMade(pid, maker, this.#resident !== undefined, fd, CODE_NAME);
+      const bytes = clusters.reduce((sum, { sites }) => sum + regionBytes(sites), 0);
+      sizeShared(pid, file, bytes);
+      this.#code = mapOwn(bytes, PROT.read | PROT.write, MAP.shared, file);
+      // We have the only mapping that can be written. A child could else make its own writable, and so the code that its parent executes.
+      systemCall(SYS.fcntl, file, F_ADD_SEALS, F_SEAL_FUTURE_WRITE);
+      sealShared(pid, file, bytes);
       let offset = 0;
       for (const cluster of clusters) {
         const place = mapNear(pid, cluster, (address, length) => {
@@ -463,6 +484,7 @@ export class Agent {
           const wanted = { address, length, prot: PROT.read | PROT.exec, flags, fd, offset };
           return mapAt(pid, call, this.isLocked, wanted);
         });
+        proveMapped(pid, place, 'r-xs', file, offset);
         this.#codePlaces.push(place);
         // It has a name: should we die before it is noted, it is found by that.
         this.#mapped.push(place);
@@ -470,6 +492,7 @@ export class Agent {
         offset += place.length;
       }
     } finally {
+      if (file !== undefined) closeSync(file);
       call(SYS.close, fd);
     }
   }
@@ -676,7 +699,7 @@ export class Agent {
   /** Gives the memory of a part of a ring back; it reads as zeros then. The part has been consumed. Page aligned. */
   releaseRing(lane: number, offset: number, length: number): void {
     const start = this.geometry.rings + lane * this.geometry.ringBytes + offset;
-    systemCall(SYS.fallocate, this.#sharedFile, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, start, length);
+    systemCall(SYS.fallocate, this.#sharedFile, PUNCH_HOLE, start, length);
   }
 
   /** Says whether records are wanted. */
@@ -877,6 +900,11 @@ export class Agent {
     new BigUint64Array(this.#page.bytes)[AGENT.journal / 8] = BigInt(address);
   }
 
+  /** Whoever waits for us has little time: its thread answers soon, or is given up. */
+  hurry(): void {
+    this.#thread?.hurry();
+  }
+
   /** Ends the agent's thread. False if it stands still, so that its code and its page must stay. */
   dismissThread(): boolean {
     this.shutText();
@@ -905,7 +933,9 @@ export class Agent {
 
   /** Frees the memory of all rings. The thread has been dismissed. No recorder is at work, and none will be. */
   releaseShared(): void {
-    ftruncateSync(this.#sharedFile, AGENT.size);
+    // Its size is sealed.
+    const { size } = fstatSync(this.#sharedFile);
+    systemCall(SYS.fallocate, this.#sharedFile, PUNCH_HOLE, AGENT.size, size - AGENT.size);
   }
 
   /**

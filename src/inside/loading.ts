@@ -1,6 +1,6 @@
 // What a program is given that has our object loaded with it, and the wait until it has come so far that nothing but its own code is
 // still to begin.
-import { closeSync, ftruncateSync, writeSync } from 'node:fs';
+import { closeSync, writeSync } from 'node:fs';
 import { AGENT, AgentThread, SHARED_NAME, rightsToGiveUp, type GivenUp } from '../agent/index.js';
 import { CannotError } from '../errors/index.js';
 import {
@@ -11,8 +11,10 @@ import {
   PROT,
   SEEK_SET,
   SYS,
-  createMemoryFile,
+  createGrowingFile,
+  createOpenFile,
   errnoName,
+  growMemoryFile,
   mapOwn,
   readStatus,
   systemCall,
@@ -65,8 +67,8 @@ export class Files {
   #end = 0;
 
   constructor() {
-    this.#block = createMemoryFile(SHARED_NAME, 0);
-    this.#object = createMemoryFile(OBJECT_NAME, 0);
+    this.#block = createGrowingFile(SHARED_NAME);
+    this.#object = createOpenFile(OBJECT_NAME);
   }
 
   close(): void {
@@ -77,7 +79,7 @@ export class Files {
   /** A block of its own for each program: children that the one before has forked share that one's. */
   newBlock(): Block {
     const offset = this.#end;
-    ftruncateSync(this.#block, offset + BLOCK.size);
+    growMemoryFile(this.#block, offset + BLOCK.size);
     const mapping = mapOwn(BLOCK.size, PROT.read | PROT.write, MAP.shared, this.#block, offset);
     unused.register(mapping.bytes, mapping.address);
     this.#end += BLOCK.size;

@@ -89,7 +89,7 @@ export class Meetings {
     this.#block = block;
     this.#words = new Int32Array(block.bytes);
     this.#longs = new BigUint64Array(block.bytes);
-    wakeSooner(thread.tid);
+    if (thread.isPresent) wakeSooner(thread.tid);
   }
 
   /** The first thread, which waits in the object's initialiser: it has not begun, so that standing still costs it nothing. */

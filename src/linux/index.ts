@@ -64,6 +64,7 @@ export {
   mappingAt,
   parseMaps,
   readAuxiliaryVector,
+  readCloneCount,
   readCommandLine,
   readExecutableHead,
   readExecutablePath,
@@ -92,5 +93,14 @@ export { faultPoint, isFaultWanted } from './fault-point.js';
 export { OWNER_ENTRY_BYTES, OwnerWord } from './owner-word.js';
 export { processesSharing } from './shared-memory.js';
 export { filePages } from './page-map.js';
-export { createExecutableFile, createMemoryFile } from './memory-file.js';
+export {
+  createExecutableFile,
+  createGrowingFile,
+  createMemoryFile,
+  createOpenFile,
+  growMemoryFile,
+  sealMemoryFile,
+  takeMemoryFile,
+  type DescriptorOwner,
+} from './memory-file.js';
 export { haste, preferThread, urgency, wakeSooner, whilePreferred } from './urgency.js';

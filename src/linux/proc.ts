@@ -159,6 +159,12 @@ export function runnableThreads(): number | undefined {
   return runnable === undefined ? undefined : Number(runnable);
 }
 
+/** Processes and threads that the system has made since it was started (proc(5), stat); undefined where that is not told. */
+export function readCloneCount(): number | undefined {
+  const count = /^processes (\d+)$/m.exec(readProc('/proc/stat') ?? '')?.[1];
+  return count === undefined ? undefined : Number(count);
+}
+
 /** True if a mapping has a guard right below: memory that nobody may touch, as C libraries put it below a thread's stack. */
 export function hasGuard(maps: readonly Mapping[], index: number): boolean {
   if (index <= 0) return false;

@@ -99,6 +99,7 @@ export const SYS = {
   close_range: 436,
   landlock_create_ruleset: 444,
   landlock_restrict_self: 446,
+  pidfd_getfd: 438,
 } as const;
 
 const errnoNames = new Map(Object.entries(constants.errno).map(([name, value]) => [value, name]));

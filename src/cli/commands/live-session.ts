@@ -22,6 +22,8 @@ import { OutputClosed, type Terminal } from '../terminal.js';
 import { milliseconds, parseCount, parseSize, parseTime } from '../units.js';
 import type { LiveOptions } from './trace-options.js';
 
+/** A signal that ends us has ended the session within two seconds: this, and what it then still takes to close it. */
+const END_PATIENCE_MS = 1200;
 /** Exit status of a program that a signal ended, as shells tell it. */
 const SIGNAL_STATUS = 128;
 /** OOM_SCORE_ADJ_MAX, include/uapi/linux/oom.h */
@@ -151,8 +153,10 @@ export async function followOne(
   let signal: number | undefined;
   let session: Session | undefined;
   const onSignal = (name: NodeJS.Signals): void => {
+    // Who presses a key may wait for the last records; who presses it again, or ends us, does not.
+    const isPatient = name === 'SIGINT' && signal === undefined;
     signal = constants.signals[name];
-    void session?.stop().catch(() => undefined);
+    void session?.stop(isPatient ? undefined : END_PATIENCE_MS).catch(() => undefined);
   };
   // Before the target is touched: a signal that comes while it is must not end us in the middle.
   const signals = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
@@ -257,6 +261,11 @@ function tell(terminal: Terminal, options: LiveOptions, summary: SessionSummary)
   if (summary.laneless > 0) {
     terminal.warn(
       `${formatCount(summary.laneless)} records were not kept: they were made before the program had set up its thread, or there were too many threads`,
+    );
+  }
+  if (summary.corrupt > 0) {
+    terminal.warn(
+      `${formatCount(summary.corrupt)} lanes were not read to their end, as the program had changed them (corrupt): what is shown is not all there was`,
     );
   }
   if (summary.abandoned > 0) {
