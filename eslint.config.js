@@ -56,6 +56,11 @@ const roomRules = roomNames.map((room) => {
   };
 });
 
+const namedExports = {
+  selector: 'ExportDefaultDeclaration',
+  message: 'Name what you export: a name can be searched for.',
+};
+
 export default tseslint.config(
   { ignores: ['dist', 'node_modules', 'out', 'test/**/targets'] },
   ...tseslint.configs.strictTypeChecked.map((c) => ({ ...c, files: ['src/**/*.ts'] })),
@@ -63,13 +68,7 @@ export default tseslint.config(
     files: ['src/**/*.ts'],
     languageOptions: { parserOptions: { projectService: true, tsconfigRootDir: import.meta.dirname } },
     rules: {
-      'no-restricted-syntax': [
-        'error',
-        {
-          selector: 'ExportDefaultDeclaration',
-          message: 'Name what you export: a name can be searched for.',
-        },
-      ],
+      'no-restricted-syntax': ['error', namedExports],
       'no-console': ['error'],
       '@typescript-eslint/restrict-template-expressions': [
         'error',
@@ -79,6 +78,36 @@ export default tseslint.config(
       '@typescript-eslint/no-unnecessary-condition': ['error', { allowConstantLoopConditions: true }],
       '@typescript-eslint/prefer-literal-enum-member': 'off',
       eqeqeq: 'error',
+    },
+  },
+  {
+    // Tests and measurements have their streams to themselves; the product shares them with what it traces.
+    files: ['src/**/*.ts'],
+    ignores: ['src/test/**', 'src/bench/**', '**/*.test.ts', '**/*.test.support.ts'],
+    rules: {
+      'no-restricted-properties': [
+        'error',
+        ...['stdin', 'stdout', 'stderr'].map((property) => ({
+          object: 'process',
+          property,
+          message:
+            'Looking at it makes the stream non-blocking for the program that shares it: write through src/cli/terminal.ts.',
+        })),
+      ],
+      'no-restricted-syntax': [
+        'error',
+        namedExports,
+        ...[
+          'ImportDeclaration[source.value=/^(node:)?process$/]',
+          'ImportDeclaration[source.value=/^(node:)?tty$/] ImportSpecifier[imported.name!="isatty"]',
+          'MemberExpression[object.name="globalThis"][property.name="process"]',
+          'Property[key.name="stdio"] Literal[value="inherit"]',
+        ].map((selector) => ({
+          selector,
+          message:
+            'This leads to objects of Node that change standard streams for the program that shares them: see src/cli/terminal.ts.',
+        })),
+      ],
     },
   },
   {
