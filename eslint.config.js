@@ -75,6 +75,22 @@ const noTextByAssertion = {
   message: 'Make text by the tag "text", or by plain(), which escapes.',
 };
 
+const streamsStay =
+  'This leads to objects of Node that change standard streams for the program that shares them: see src/cli/terminal.ts.';
+/** Tests and measurements have their streams to themselves; the product shares them with what it traces. */
+const streamSyntax = [
+  'ImportDeclaration[source.value=/^(node:)?process$/]',
+  'ImportDeclaration[source.value=/^(node:)?tty$/] ImportSpecifier[imported.name!="isatty"]',
+  'MemberExpression[object.name="globalThis"][property.name="process"]',
+  'Property[key.name="stdio"] Literal[value="inherit"]',
+].map((selector) => ({ selector, message: streamsStay }));
+const streamProperties = ['stdin', 'stdout', 'stderr'].map((property) => ({
+  object: 'process',
+  property,
+  message:
+    'Looking at it makes the stream non-blocking for the program that shares it: write through src/cli/terminal.ts.',
+}));
+
 export default tseslint.config(
   { ignores: ['dist', 'node_modules', 'out', 'test/**/targets'] },
   ...tseslint.configs.strictTypeChecked.map((c) => ({ ...c, files: ['src/**/*.ts'] })),
@@ -83,7 +99,8 @@ export default tseslint.config(
     plugins: { safepoke: { rules: { 'names-as-keys': namesAsKeys } } },
     languageOptions: { parserOptions: { projectService: true, tsconfigRootDir: import.meta.dirname } },
     rules: {
-      'no-restricted-syntax': ['error', ...restrictedSyntax, noTextByAssertion],
+      'no-restricted-properties': ['error', ...streamProperties],
+      'no-restricted-syntax': ['error', ...restrictedSyntax, noTextByAssertion, ...streamSyntax],
       'safepoke/names-as-keys': 'error',
       'no-console': ['error'],
       '@typescript-eslint/restrict-template-expressions': [
@@ -96,19 +113,23 @@ export default tseslint.config(
       eqeqeq: 'error',
     },
   },
-  { files: ['src/text/text.ts'], rules: { 'no-restricted-syntax': ['error', ...restrictedSyntax] } },
+  {
+    files: ['src/text/text.ts'],
+    rules: { 'no-restricted-syntax': ['error', ...restrictedSyntax, ...streamSyntax] },
+  },
   {
     // What these are given they have made themselves, or it is a few rows.
     files: ['src/{protocol,model,check,stress}/**/*.ts'],
-    rules: { 'no-restricted-syntax': ['error', restrictedSyntax[0], noTextByAssertion] },
+    rules: { 'no-restricted-syntax': ['error', restrictedSyntax[0], noTextByAssertion, ...streamSyntax] },
   },
   // Its listings are our own.
   { files: ['src/x86/assembler.ts'], rules: { 'safepoke/names-as-keys': 'off' } },
   {
     // Names and numbers of arguments are a test's own.
-    files: ['src/**/*.test.ts', 'src/**/*.test.support.ts', 'src/bench/**/*.ts'],
+    files: ['src/**/*.test.ts', 'src/**/*.test.support.ts', 'src/bench/**/*.ts', 'src/test/**/*.ts'],
     rules: {
       'safepoke/names-as-keys': 'off',
+      'no-restricted-properties': 'off',
       'no-restricted-syntax': ['error', restrictedSyntax[0], noTextByAssertion],
     },
   },

@@ -2,11 +2,14 @@
 import { readFileSync } from 'node:fs';
 import { isSafepokeError } from '../errors/index.js';
 import { lines } from '../text/index.js';
-import { OutputClosed, Terminal } from './terminal.js';
+import { OutputClosed, Terminal, leaveStreams, replaceStreams } from './terminal.js';
 
 /** Exit statuses of the command line, documented in docs/commands/safepoke.md. */
 const EXIT_CANNOT = 1;
 const EXIT_USAGE = 2;
+
+/** Help is as wide on every terminal and in every pipe. */
+const HELP_COLUMNS = 80;
 
 const VERSION_OPTIONS: ReadonlySet<string> = new Set(['-V', '--version']);
 
@@ -40,6 +43,11 @@ async function main(): Promise<number> {
       writeErr: (help) => {
         terminal.noteLines(help.trimEnd());
       },
+      // What it would find out itself, by looking at process.stdout and process.stderr.
+      getOutHelpWidth: () => HELP_COLUMNS,
+      getErrHelpWidth: () => HELP_COLUMNS,
+      getOutHasColors: () => false,
+      getErrHasColors: () => false,
       outputError: (message, write) => {
         write(`${message.trimEnd().replaceAll('\n', ' ')} (safepoke COMMAND --help lists the options)`);
       },
@@ -70,4 +78,6 @@ async function main(): Promise<number> {
   return status;
 }
 
+replaceStreams();
+process.on('exit', leaveStreams);
 process.exitCode = await main();

@@ -43,6 +43,7 @@ type Core = typeof import('../../core.js');
 
 export const registerCheck: RegisterCommand = (program, terminal, setStatus) => {
   describeFlags(program.command('check')).action(async (flags: CheckFlags) => {
+    await terminal.measure();
     // The checker is loaded only if it is asked for, so that `safepoke --help` stays fast.
     const core = await import('../../core.js');
     if (flags.list === true) list(core, terminal);

@@ -1,4 +1,5 @@
 import { constants } from 'node:os';
+import { isInputTerminal } from '../terminal.js';
 import type { RegisterCommand } from './index.js';
 import { addLiveOptions, type LiveOptions } from './trace-options.js';
 
@@ -19,7 +20,7 @@ export const registerRun: RegisterCommand = (program, terminal, setStatus) => {
     passOnFiles();
     const { session, signal } = await follow(terminal, options, (wanted) => run(command, wanted));
     // At a terminal Ctrl-C reaches the program without us.
-    if (signal !== undefined && !(signal === constants.signals.SIGINT && process.stdin.isTTY))
+    if (signal !== undefined && !(signal === constants.signals.SIGINT && isInputTerminal()))
       session.signal(signal);
     setStatus(statusOf(await session.waitForTarget()));
   });

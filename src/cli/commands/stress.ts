@@ -41,6 +41,7 @@ export const registerStress: RegisterCommand = (program, terminal, setStatus) =>
     .option('--no-verdicts', 'do not ask the checker what it says')
     .option('--json', 'print one JSON object a line')
     .action(async (flags: StressFlags) => {
+      await terminal.measure();
       const stress = await import('../../stress/index.js');
       const settings = settingsOf(stress, flags);
       const cases = casesOf(stress, flags);
