@@ -1,5 +1,5 @@
 // Whether a program can have our object loaded with it: known before it is started.
-import { closeSync, openSync, readFileSync, readSync, statSync } from 'node:fs';
+import { closeSync, constants, fstatSync, openSync, readFileSync, readSync, statSync } from 'node:fs';
 import { parseElf } from '../elf/index.js';
 import { CannotError } from '../errors/index.js';
 import { SYS, addressOf, systemCall } from '../linux/index.js';
@@ -17,8 +17,16 @@ function refused(path: string, why: string, next: string): CannotError {
   return new CannotError('NOT_INSIDE', { tried: `trace ${path} from inside`, why, next });
 }
 
+/** Opens what is a file: of a pipe or a device, which a target may have put there, nothing is waited for. */
+function openFile(path: string): number {
+  const file = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK | constants.O_NOCTTY);
+  if (fstatSync(file).isFile()) return file;
+  closeSync(file);
+  throw Object.assign(new Error(`${path} is no file`), { code: 'EACCES' });
+}
+
 function readHead(path: string): Uint8Array {
-  const file = openSync(path, 'r');
+  const file = openFile(path);
   try {
     const bytes = new Uint8Array(HEAD_BYTES);
     return bytes.subarray(0, readSync(file, bytes, 0, HEAD_BYTES, 0));
@@ -68,7 +76,12 @@ export function checkProgram(
   let bytes: Uint8Array;
   try {
     file = executableOf(found, find);
-    bytes = readFileSync(file);
+    const opened = openFile(file);
+    try {
+      bytes = readFileSync(opened);
+    } finally {
+      closeSync(opened);
+    }
   } catch (error) {
     throw refused(
       path,

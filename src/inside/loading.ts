@@ -1,6 +1,6 @@
 // What a program is given that has our object loaded with it, and the wait until it has come so far that nothing but its own code is
 // still to begin.
-import { closeSync, ftruncateSync, writeSync } from 'node:fs';
+import { closeSync, fchmodSync, ftruncateSync, writeSync } from 'node:fs';
 import { AGENT, AgentThread, SHARED_NAME } from '../agent/index.js';
 import { CannotError } from '../errors/index.js';
 import {
@@ -25,6 +25,7 @@ import { NO_LIBRARY } from './listing.js';
 import { makeSharedObject } from './shared-object.js';
 
 const OBJECT_NAME = 'safepoke-inside';
+const OWNER_FILE = 0o600;
 const F_SETFD = 2;
 const FD_CLOEXEC = 1;
 /** FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, include/uapi/linux/falloc.h */
@@ -59,6 +60,9 @@ export class Files {
   constructor() {
     this.#block = createMemoryFile(SHARED_NAME, 0);
     this.#object = createMemoryFile(OBJECT_NAME, 0);
+    // Whoever may look into /proc/PID/fd of ours or of the program's opens them by their modes.
+    fchmodSync(this.#block, OWNER_FILE);
+    fchmodSync(this.#object, OWNER_FILE);
   }
 
   close(): void {
