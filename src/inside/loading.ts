@@ -70,7 +70,7 @@ export class Files {
     closeSync(this.#object);
   }
 
-  /** A block of its own for each program: children that the one before has forked share that one's. */
+  /** A block of its own for each program: what the one before has left can still be read. */
   newBlock(): Block {
     const offset = this.#end;
     ftruncateSync(this.#block, offset + BLOCK.size);
