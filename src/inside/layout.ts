@@ -3,7 +3,7 @@
 //
 //   object   a shared object (shared-object.ts): code, and private data that a forked child gets a copy of
 //   block    a part of a memfd, which the tracer maps as well: the agent's pages, the rendezvous, a buffer for what goes over. A program
-//            that this one executes has the next part, so that what forked children still share is no other's
+//            that this one executes has the next part
 import { AGENT } from '../agent/index.js';
 import { DYNAMIC_ROOM } from '../elf/index.js';
 import { PAGE } from '../linux/index.js';

@@ -1,6 +1,6 @@
 // What a program is given that has our object loaded with it, and the wait until it has come so far that nothing but its own code is
 // still to begin.
-import { closeSync, writeSync } from 'node:fs';
+import { closeSync, fchmodSync, writeSync } from 'node:fs';
 import { AGENT, AgentThread, SHARED_NAME, rightsToGiveUp, type GivenUp } from '../agent/index.js';
 import { CannotError } from '../errors/index.js';
 import {
@@ -28,6 +28,7 @@ import { NO_LIBRARY } from './listing.js';
 import { makeSharedObject } from './shared-object.js';
 
 const OBJECT_NAME = 'safepoke-inside';
+const OWNER_FILE = 0o600;
 const F_SETFD = 2;
 const FD_CLOEXEC = 1;
 /** FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, include/uapi/linux/falloc.h */
@@ -69,6 +70,9 @@ export class Files {
   constructor() {
     this.#block = createGrowingFile(SHARED_NAME);
     this.#object = createOpenFile(OBJECT_NAME);
+    // Whoever may look into /proc/PID/fd of ours or of the program's opens them by their modes.
+    fchmodSync(this.#block, OWNER_FILE);
+    fchmodSync(this.#object, OWNER_FILE);
   }
 
   close(): void {
@@ -76,7 +80,7 @@ export class Files {
     closeSync(this.#object);
   }
 
-  /** A block of its own for each program: children that the one before has forked share that one's. */
+  /** A block of its own for each program: what the one before has left can still be read. */
   newBlock(): Block {
     const offset = this.#end;
     growMemoryFile(this.#block, offset + BLOCK.size);
