@@ -5,6 +5,7 @@ import { attachTo, runProgram, type Session, type TraceOptions } from './trace/i
 
 export { CannotError, SafepokeError, UsageError, isSafepokeError } from './errors/index.js';
 export type { ErrorDetails } from './errors/index.js';
+export type { Text } from './text/index.js';
 export type {
   Call,
   CallEnd,
