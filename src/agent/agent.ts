@@ -286,7 +286,7 @@ export class Agent {
 
   /**
    * Maps the agent's memory into a process by calls that a thread of it makes, and starts the agent's own, unless one is there;
-   * `furnish` and `emit` do the rest, with nobody held. Where it may have no thread, the one that makes the calls furnishes it.
+   * `furnish` and `emit` do the rest, with nobody held. Where it may have no thread, or memory is locked, the one that makes the calls furnishes it.
    *
    * @throws CannotError NO_MEMORY, NO_MEMORY_NEAR, REMOTE_CALL; nothing is left in the process then
    */
@@ -371,7 +371,9 @@ export class Agent {
         );
         if (options.withThread && resident === undefined)
           agent.#startThread(call, map, places.control + ownBytes(geometry));
-        if (agent.#thread === undefined) agent.furnish(clusters, call);
+        // Its thread has given up the right to map more where the program's limit on locked memory is reached.
+        if (agent.#thread === undefined || (isLocked && resident === undefined))
+          agent.furnish(clusters, call);
         return agent;
       } catch (error) {
         for (const { address, length } of mapped) call(SYS.munmap, address, length);
