@@ -305,7 +305,7 @@ export class Agent {
 
   /**
    * Maps the agent's memory into a process by calls that a thread of it makes, and starts the agent's own, unless one is there;
-   * `furnish` and `emit` do the rest, with nobody held. Where it may have no thread, the one that makes the calls furnishes it.
+   * `furnish` and `emit` do the rest, with nobody held. Where it may have no thread, or memory is locked, the one that makes the calls furnishes it.
    *
    * @throws CannotError NO_MEMORY, NO_MEMORY_NEAR, REMOTE_CALL; nothing is left in the process then
    */
@@ -396,7 +396,9 @@ export class Agent {
         );
         if (options.withThread && resident === undefined)
           agent.#startThread(call, map, places.control + ownBytes(geometry));
-        if (agent.#thread === undefined) agent.furnish(clusters, call, calls.tid);
+        // Its thread has given up the right to map more where the program's limit on locked memory is reached.
+        if (agent.#thread === undefined || (isLocked && resident === undefined))
+          agent.furnish(clusters, call, calls.tid);
         return agent;
       } catch (error) {
         for (const { address, length } of mapped) call(SYS.munmap, address, length);
@@ -429,7 +431,7 @@ export class Agent {
   furnish(
     clusters: readonly Cluster[],
     call: RemoteCall | undefined = this.#thread?.call,
-    tid = this.#pid,
+    tid = this.#thread?.tid ?? this.#pid,
   ): void {
     if (this.#isFurnished || call === undefined) return;
     this.#isFurnished = true;
@@ -469,8 +471,9 @@ export class Agent {
     );
     let file: number | undefined;
     try {
-      const maker = this.#thread?.tid ?? tid;
-      file = takeMade(pid, maker, this.#resident !== undefined, fd, CODE_NAME);
+      // The agent's thread has a table of descriptors of its own.
+      const isApart = this.#resident !== undefined || tid === this.#thread?.tid;
+      file = takeMade(pid, tid, isApart, fd, CODE_NAME);
       const bytes = clusters.reduce((sum, { sites }) => sum + regionBytes(sites), 0);
       sizeShared(pid, file, bytes);
       this.#code = mapOwn(bytes, PROT.read | PROT.write, MAP.shared, file);

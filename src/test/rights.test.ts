@@ -116,9 +116,9 @@ function ourThreads(pid: number): string[] {
 interface Traced {
   readonly pid: number;
   /** Waits until the program has done it. */
-  does(what: string, result?: number): Promise<void>;
+  readonly does: (what: string, result?: number) => Promise<void>;
   /** Kills safepoke. */
-  kill(): Promise<void>;
+  readonly kill: () => Promise<void>;
 }
 
 interface Attached extends Traced {
@@ -271,6 +271,7 @@ test('each session’s thread is another user', async () => {
 test('our thread can open no file, and has no descriptors of the program’s', async (t) => {
   const target = await Target.ready(build('gives-up.c'));
   const found: { thread: AgentThread; path: number }[] = [];
+  // eslint-disable-next-line @typescript-eslint/unbound-method -- called with its object below
   const { confine } = AgentThread.prototype;
   t.mock.method(AgentThread.prototype, 'confine', function (this: AgentThread, page: number, own: boolean) {
     const path = page + AGENT.memoryPath;
@@ -298,5 +299,17 @@ test('the program is told of one thread more while it is traced, and of none aft
   assert.equal(statusField(target.pid, 'Threads'), '1');
   target.say('user');
   await target.expect(/^did user 0$/);
+  await target.finish();
+});
+
+test('a program whose locked memory has reached its limit is traced', async () => {
+  const target = await Target.ready('prlimit', '--memlock=4096', build('gives-up.c'), 'locked');
+  const session = attach(target.pid, { filters: ['work'] });
+  assert.equal(ourThreads(target.pid).length, 1);
+  assert.deepEqual(excessOf(target.pid), []);
+  target.say('nothing');
+  await target.expect(/^did nothing 0$/);
+  const { calls, restored, removed } = await session.stop();
+  assert.deepEqual([calls['work'], restored, removed], [1, true, true]);
   await target.finish();
 });

@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -72,6 +73,7 @@ static int give_up(const char *what) {
   if (IS("landlock")) return landlock();
   if (IS("network")) return unshare(CLONE_NEWNET) ? -errno : 0;
   if (IS("user")) return unshare(CLONE_NEWUSER) ? -errno : 0;
+  if (IS("locked")) return mlockall(MCL_CURRENT | MCL_FUTURE) ? -errno : 0;
   if (IS("nothing")) return 0;
   return -ENOSYS;
 }
