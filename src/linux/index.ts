@@ -82,6 +82,7 @@ export { availableMemory } from './available-memory.js';
 export { readRemoteRanges, type MemoryRange } from './remote-memory.js';
 export { tellNothingOfStops } from './child-signal.js';
 export { PidFile } from './pid-file.js';
+export { CaughtSignals, ENDING_SIGNALS, awaitWritable } from './caught-signals.js';
 export { terminalColumns } from './terminal-size.js';
 export { ProcessLock } from './process-lock.js';
 export { faultPoint, isFaultWanted } from './fault-point.js';

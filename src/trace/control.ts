@@ -3,7 +3,7 @@
 import { chmodSync, lstatSync, mkdirSync, rmSync, statSync } from 'node:fs';
 import { createConnection, createServer, type Server, type Socket } from 'node:net';
 import { join } from 'node:path';
-import { CannotError, UsageError, isSafepokeError } from '../errors/index.js';
+import { CannotError, UsageError, checkOptionTypes, isSafepokeError } from '../errors/index.js';
 import type { Session } from './session.js';
 import type { SessionStatus } from './summary.js';
 
@@ -153,6 +153,7 @@ function isTexts(value: unknown): value is readonly string[] {
  * @throws CannotError NO_SESSION, NO_ANSWER; what the session throws
  */
 export async function control(pid: number, request: ControlRequest): Promise<ControlAnswer> {
+  checkOptionTypes('control', request, { on: 'strings', off: 'strings' });
   const uids = [ownUid(), ownerOf(pid)].filter((uid) => uid !== undefined);
   for (const uid of new Set(uids)) {
     const reply = await ask(socketOf(uid, pid), request);

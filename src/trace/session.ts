@@ -222,6 +222,12 @@ export class Session implements AsyncIterable<Call> {
     this.#consumers.push(new Consumer(this.info, visitor));
   }
 
+  /** Ends the session for a reason of the caller's: `done` rejects with it, once the target is what it was. */
+  fail(reason: Error): void {
+    this.#writeFailure ??= reason;
+    this.#wake?.();
+  }
+
   /** Ends the session; the target runs on as it was. Resolves as `done` does. */
   stop(): Promise<SessionSummary> {
     this.#stopWanted = true;

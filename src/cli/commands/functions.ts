@@ -40,7 +40,8 @@ export const registerFunctions: RegisterCommand = (program, terminal) => {
       }
       const of = options.pid === undefined ? { file: file ?? '' } : { pid: parsePid(options.pid) };
       const { listFunctions } = await import('../../index.js');
-      const { functions } = listFunctions(of, options.filter, options.notrace);
+      const { functions, unmatched } = listFunctions(of, options.filter, options.notrace);
+      for (const line of unmatched) terminal.warn(line);
       const wanted = functions.filter((f) => (f.refusal !== undefined) === (options.refused ?? false));
       const moduleColumns = Math.max(0, ...wanted.map((f) => f.module.length));
       const lines = wanted.map((f) => {
