@@ -64,7 +64,7 @@ class Walk {
 }
 
 function write(path: string, records: number): number {
-  const sink = new FileSink(path);
+  const sink = new FileSink(path, 'recording');
   const writer = new RecordingWriter(sink, {
     pid: 1,
     command: ['bench'],

@@ -2,9 +2,10 @@
 // process.stdout and its like, make the stream non-blocking for all who share it as soon as they are looked at: programs then fail or
 // lose output. So streams are descriptors here, written by system calls, and a lint rule keeps those objects out. Node itself looks at
 // them where one would not expect it (whenever it closes a socket, for one): so it finds others in their place.
-import { closeSync, writeSync } from 'node:fs';
+import { closeSync, fstatSync, writeSync } from 'node:fs';
 import { Readable, Writable } from 'node:stream';
 import { isatty } from 'node:tty';
+import { CannotError } from '../errors/index.js';
 import { plain, type Text } from '../text/index.js';
 import { makeColors, type Colors } from './colors.js';
 
@@ -59,6 +60,20 @@ export function leaveStreams(): void {
   }
 }
 
+/** Most that a pipe, or a terminal, takes at once where it says that it takes anything: PIPE_BUF, include/uapi/linux/limits.h. */
+const PIPE_BUF = 4096;
+const LOOK_MS = 100;
+/** Where the command is to end, a reader that takes nothing gets so long for what is still to be said. */
+const LAST_PATIENCE_MS = 500;
+
+/** How a session that is to end in time waits for readers that do not read. */
+export interface Waiting {
+  /** True once the descriptor takes something, false if it does not within so many milliseconds. */
+  readonly awaitWritable: (fd: number, ms: number) => boolean;
+  /** True if the session is to end. */
+  readonly isEnding: () => boolean;
+}
+
 /** Thrown by `Terminal.data` when the reader of stdout has gone (`| head`): the command ends its session and exits. */
 export class OutputClosed extends Error {
   constructor() {
@@ -79,6 +94,12 @@ export class Terminal {
   columns: number = isatty(STDOUT) ? USUAL_COLUMNS : Number.POSITIVE_INFINITY;
   #noteColumns = USUAL_COLUMNS;
   #progressShown = false;
+  #waiting: Waiting | undefined;
+
+  /** From now on, or no longer, waits for readers end when the session is to end. */
+  waitAs(waiting: Waiting | undefined): void {
+    this.#waiting = waiting;
+  }
 
   /** Asks terminals how wide they are, for commands that want to know: the system call's library takes a while to load. */
   async measure(): Promise<void> {
@@ -88,10 +109,26 @@ export class Terminal {
     this.#noteColumns = terminalColumns(STDERR) ?? this.#noteColumns;
   }
 
-  /** Writes data to stdout, all of it, synchronously. Throws `OutputClosed` if the reader has gone. */
+  /**
+   * Writes data to stdout, all of it, synchronously.
+   *
+   * @throws OutputClosed if the reader has gone, or does not read and the session is to end
+   * @throws CannotError STDOUT_UNWRITABLE
+   */
   data(text: Text): void {
     this.#clearProgress();
-    writeAll(STDOUT, Buffer.from(text));
+    try {
+      writeAll(STDOUT, Buffer.from(text), this.#waiting);
+    } catch (error) {
+      const code = (error as NodeJS.ErrnoException).code;
+      if (code === undefined) throw error;
+      throw new CannotError('STDOUT_UNWRITABLE', {
+        tried: 'write to standard output',
+        why: code === 'ENOSPC' ? 'the disk is full' : (error as Error).message,
+        next: 'lead it elsewhere',
+        cause: error,
+      });
+    }
   }
 
   /** A line about what happens, on stderr. */
@@ -132,19 +169,21 @@ export class Terminal {
 
   #stderr(text: string): void {
     try {
-      writeAll(STDERR, Buffer.from(text));
+      writeAll(STDERR, Buffer.from(text), this.#waiting);
     } catch {
       // Nobody is left to read notes; the work itself goes on.
     }
   }
 }
 
-function writeAll(fd: number, bytes: Uint8Array): void {
+function writeAll(fd: number, bytes: Uint8Array, waiting?: Waiting): void {
   let offset = 0;
   let waitMs = FULL_PIPE_WAIT_MS;
+  const atOnce = waiting === undefined || fstatSync(fd).isFile() ? bytes.length : PIPE_BUF;
   while (offset < bytes.length) {
+    if (waiting !== undefined) awaitReader(fd, waiting);
     try {
-      offset += writeSync(fd, bytes, offset);
+      offset += writeSync(fd, bytes, offset, Math.min(bytes.length - offset, atOnce));
       waitMs = FULL_PIPE_WAIT_MS;
     } catch (error) {
       const code = (error as NodeJS.ErrnoException).code;
@@ -157,5 +196,14 @@ function writeAll(fd: number, bytes: Uint8Array): void {
       if (code === 'EPIPE') throw new OutputClosed();
       throw error;
     }
+  }
+}
+
+function awaitReader(fd: number, { awaitWritable, isEnding }: Waiting): void {
+  let endingSince: number | undefined;
+  while (!awaitWritable(fd, LOOK_MS)) {
+    if (!isEnding()) continue;
+    endingSince ??= performance.now();
+    if (performance.now() - endingSince > LAST_PATIENCE_MS) throw new OutputClosed();
   }
 }

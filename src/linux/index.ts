@@ -88,6 +88,7 @@ export { readRemoteRanges, type MemoryRange } from './remote-memory.js';
 export { tellNothingOfStops } from './child-signal.js';
 export { peerOf, type Peer } from './peer.js';
 export { PidFile } from './pid-file.js';
+export { CaughtSignals, ENDING_SIGNALS, awaitWritable } from './caught-signals.js';
 export { terminalColumns } from './terminal-size.js';
 export { ProcessLock, effectiveUser, lockHolders, rightfulHolder, type LockHolder } from './process-lock.js';
 export { faultPoint, isFaultWanted } from './fault-point.js';

@@ -42,7 +42,13 @@ import {
 } from './options.js';
 import { patchTarget } from './patch-target.js';
 import { STAYS_OPEN, recover, refuseTraced } from './recovery.js';
-import { ModuleFunctions, concernsModule, parsePatterns, selectFunctions } from './selection.js';
+import {
+  ModuleFunctions,
+  concernsModule,
+  parsePatterns,
+  selectFunctions,
+  unmatchedPatterns,
+} from './selection.js';
 import { Session } from './session.js';
 import {
   SESSION_REFUSALS,
@@ -502,6 +508,9 @@ function start({
   const filters = parsePatterns(options.filters);
   const notrace = parsePatterns(options.notrace);
   const selections = selectFunctions(modules, functions, filters, notrace);
+  unmatchedPatterns(modules, functions, [...filters, ...notrace], options.untilLoaded).forEach((line) => {
+    onNote(line);
+  });
   const plan = planSites(selections, memory, entryOnly);
   if (plan.sites.length === 0) throw nothingTraceable(plan.refused);
   const hooks = entryOnly ? { sites: [], refused: [] } : planHooks(modules, functions, memory);

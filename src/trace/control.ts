@@ -6,7 +6,7 @@
 // one message's memory for all of them: whoever floods it, or says nothing, costs it that and no more.
 import { chmodSync, rmSync } from 'node:fs';
 import { createConnection, createServer, type Server, type Socket } from 'node:net';
-import { CannotError, UsageError } from '../errors/index.js';
+import { CannotError, UsageError, checkOptionTypes } from '../errors/index.js';
 import { peerOf } from '../linux/index.js';
 import {
   MAX_MESSAGE_BYTES,
@@ -148,6 +148,7 @@ export async function control(
   request: ControlRequest,
   { patienceMs = PATIENCE_MS }: ControlOptions = {},
 ): Promise<ControlAnswer> {
+  checkOptionTypes('control', request, { on: 'strings', off: 'strings' });
   const message = encodeRequest(request);
   for (const place of placesToAsk(pid)) {
     const bytes = await ask(place, message, patienceMs);

@@ -1,11 +1,11 @@
 import { basename } from 'node:path';
 import { parseElf } from '../elf/index.js';
-import { CannotError } from '../errors/index.js';
+import { CannotError, checkOptionTypes } from '../errors/index.js';
 import { NotRegularError, RegularFile } from '../linux/index.js';
 import { demangle } from '../symbols/index.js';
 import { OutsideMemory, preflight, readModules, type Module, type TargetMemory } from '../target/index.js';
 import type { SiteKind } from '../x86/index.js';
-import { ModuleFunctions, parsePatterns, selectFunctions } from './selection.js';
+import { ModuleFunctions, parsePatterns, selectFunctions, unmatchedPatterns } from './selection.js';
 import { SESSION_REFUSALS, planSites } from './site-plan.js';
 
 /** One function that can, or cannot, be traced. */
@@ -26,6 +26,8 @@ export interface ListedFunction {
 }
 
 export interface FunctionListing {
+  /** A line for each pattern that no function fits. */
+  readonly unmatched: readonly string[];
   readonly functions: readonly ListedFunction[];
 }
 
@@ -67,6 +69,8 @@ export function listFunctions(
   filters: readonly string[] = [],
   notrace: readonly string[] = [],
 ): FunctionListing {
+  checkOptionTypes('listFunctions', of, { pid: 'number', file: 'string' });
+  checkOptionTypes('listFunctions', { filters, notrace }, { filters: 'strings', notrace: 'strings' });
   const patterns = { filters: parsePatterns(filters), notrace: parsePatterns(notrace) };
   let memory: TargetMemory | undefined;
   let modules: readonly Module[];
@@ -78,7 +82,9 @@ export function listFunctions(
     modules = [moduleOfFile(of.file)];
   }
   try {
-    const selections = selectFunctions(modules, new ModuleFunctions(), patterns.filters, patterns.notrace);
+    const known = new ModuleFunctions();
+    const selections = selectFunctions(modules, known, patterns.filters, patterns.notrace);
+    const unmatched = unmatchedPatterns(modules, known, [...patterns.filters, ...patterns.notrace]);
     const plan = planSites(selections, memory, false);
     const functions: ListedFunction[] = [];
     for (const { function: f, module, kind } of plan.sites) {
@@ -107,7 +113,7 @@ export function listFunctions(
     functions.sort((a, b) =>
       a.module < b.module ? -1 : a.module > b.module ? 1 : a.address < b.address ? -1 : 1,
     );
-    return { functions };
+    return { functions, unmatched };
   } finally {
     memory?.close();
   }

@@ -10,6 +10,9 @@ import {
 } from '../symbols/index.js';
 import type { Module } from '../target/index.js';
 
+/** Names that are shown where none matches. */
+const NEAREST_SHOWN = 5;
+
 /** A module with those of its functions that were asked for. */
 export interface ModuleSelection {
   readonly module: Module;
@@ -78,6 +81,25 @@ export function selectFunctions(
   return selections;
 }
 
+/** A line for each pattern that no function fits, beside others that some do: it is a misspelling, as a rule. */
+export function unmatchedPatterns(
+  modules: readonly Module[],
+  functions: ModuleFunctions,
+  patterns: readonly Pattern[],
+  mayComeLater = false,
+): string[] {
+  return patterns.flatMap((pattern) => {
+    const concerned = modules.filter((module) => concernsModule(pattern, module));
+    if (concerned.length === 0)
+      return mayComeLater ? [] : [`"${pattern.text}" matches nothing: the process has mapped no such module`];
+    if (concerned.some((module) => functions.of(module).some((f) => matchesFunction(pattern, f)))) return [];
+    const names = concerned.flatMap((module) => functions.of(module).flatMap((f) => f.names));
+    const nearest = [...new Set(nearestNames(pattern.text, names))].slice(0, NEAREST_SHOWN);
+    const hint = nearest.length === 0 ? '' : `; the nearest are ${nearest.join(', ')}`;
+    return [`"${pattern.text}" matches no function of ${concerned.map((m) => m.name).join(', ')}${hint}`];
+  });
+}
+
 function nothingSelected(
   modules: readonly Module[],
   looked: readonly Module[],
@@ -107,7 +129,7 @@ function nothingSelected(
     why: `none of its ${names.length} names does`,
     next:
       nearest.length > 0
-        ? `the nearest are ${[...new Set(nearest)].slice(0, 5).join(', ')}`
+        ? `the nearest are ${[...new Set(nearest)].slice(0, NEAREST_SHOWN).join(', ')}`
         : 'list what can be traced with `safepoke functions`',
   });
 }

@@ -232,6 +232,12 @@ export class Session implements AsyncIterable<Call> {
     this.#consumers.push(new Consumer(this.info, visitor));
   }
 
+  /** Ends the session for a reason of the caller's: `done` rejects with it, once the target is what it was. */
+  fail(reason: Error): void {
+    this.#writeFailure ??= reason;
+    this.#wake?.();
+  }
+
   /**
    * Ends the session; the target runs on as it was. Resolves as `done` does. `withinMs`: it is to end within this time, whatever the target
    * does: records that are still in rings then are dropped, and what could not be put back is left to safepoke's thread in the target.

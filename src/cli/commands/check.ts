@@ -1,8 +1,8 @@
-import { writeFileSync } from 'node:fs';
 import type { Command } from 'commander';
 import type { CheckResult, JudgedRow, Progress, Verdict } from '../../check/index.js';
-import { CannotError, UsageError } from '../../errors/index.js';
+import { UsageError } from '../../errors/index.js';
 import type { Machine, NmiBound, Scenario } from '../../model/index.js';
+import { FileSink } from '../../output/index.js';
 import type { Protocol } from '../../protocol/index.js';
 import { json, painted, text } from '../../text/index.js';
 import type { Terminal } from '../terminal.js';
@@ -265,17 +265,16 @@ function byteLimit(flags: CheckFlags): { bytes: number } {
   return { bytes: mib * BYTES_PER_MIB };
 }
 
-function write(file: string, text: string): void {
+function write(path: string, text: string): void {
+  const file = new FileSink(path, 'text');
   try {
-    writeFileSync(file, text);
+    file.write([Buffer.from(text)]);
+    file.commit();
   } catch (error) {
-    throw new CannotError('check-cannot-write', {
-      tried: `write ${file}`,
-      why: error instanceof Error ? error.message : String(error),
-      next: 'choose another file',
-      cause: error,
-    });
+    file.discard();
+    throw error;
   }
+  file.close();
 }
 
 function progressText(p: Progress): string {

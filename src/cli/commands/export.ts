@@ -1,5 +1,5 @@
 import { Option } from 'commander';
-import { UsageError } from '../../errors/index.js';
+import { UsageError, isSafepokeError } from '../../errors/index.js';
 import type { FileSink, RecordingFile, TextOutput, TextSink } from '../../output/index.js';
 import type { RegisterCommand } from './index.js';
 import { addRecordingOptions } from './recording-options.js';
@@ -68,14 +68,19 @@ export const registerExport: RegisterCommand = (program, terminal) => {
                 next: 'choose another file for -o',
               });
             // Only now, so that a recording that cannot be read leaves an older output as it was.
-            if (options.output !== undefined) file = new outputs.FileSink(options.output);
+            if (options.output !== undefined) file = new outputs.FileSink(options.output, 'text');
             return format.make(outputs, recording, batch.write);
           },
           order: format.order,
           flush: () => batch.flush(),
         });
-      } finally {
-        file?.close();
+      } catch (error) {
+        // What could be read of a damaged recording is written; a disk that is full leaves what was there.
+        if (isSafepokeError(error) && error.code !== 'OUTPUT_UNWRITABLE') file?.commit();
+        file?.discard();
+        throw error;
       }
+      file?.commit();
+      file?.close();
     });
 };

@@ -42,7 +42,8 @@ export const registerFunctions: RegisterCommand = (program, terminal) => {
       }
       const of = options.pid === undefined ? { file: file ?? '' } : { pid: parsePid(options.pid) };
       const { TextBatch, listFunctions } = await import('../../index.js');
-      const { functions } = listFunctions(of, options.filter, options.notrace);
+      const { functions, unmatched } = listFunctions(of, options.filter, options.notrace);
+      for (const line of unmatched) terminal.warn(line);
       const wanted = functions.filter((f) => (f.refusal !== undefined) === (options.refused ?? false));
       const moduleColumns = wanted.reduce((most, f) => Math.max(most, plain(f.module).length), 0);
       const batch = new TextBatch((shown) => terminal.data(shown));
