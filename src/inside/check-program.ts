@@ -1,7 +1,15 @@
 // Whether a program can have our object loaded with it: known before it is started.
 import { parseElf } from '../elf/index.js';
 import { CannotError } from '../errors/index.js';
-import { NotRegularError, RegularFile, SYS, addressOf, bytesOfText, systemCall, textOfBytes } from '../linux/index.js';
+import {
+  NotRegularError,
+  RegularFile,
+  SYS,
+  addressOf,
+  bytesOfText,
+  systemCall,
+  textOfBytes,
+} from '../linux/index.js';
 import { checkMachine } from '../target/index.js';
 
 /** BINPRM_BUF_SIZE, and how deep interpreters may be nested (fs/exec.c). */

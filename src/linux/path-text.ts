@@ -23,9 +23,7 @@ export function textOfBytes(bytes: Uint8Array): string {
         if (at + most <= buffer.length && isUtf8(buffer.subarray(at, at + most))) length = most;
     }
     pieces.push(
-      length === 0
-        ? String.fromCharCode(ESCAPED + buffer[at])
-        : buffer.toString('utf8', at, at + length),
+      length === 0 ? String.fromCharCode(ESCAPED + buffer[at]) : buffer.toString('utf8', at, at + length),
     );
     at += Math.max(length, 1);
   }

@@ -128,9 +128,7 @@ class MapsParser {
   #pathOf(shown: string, place: string): string {
     if (shown.includes(SHOWN_LINE_FEED)) {
       const link = this.#linkOf(place);
-      return link === undefined
-        ? textOfLatin1(shown.replaceAll(SHOWN_LINE_FEED, '\n'))
-        : textOfBytes(link);
+      return link === undefined ? textOfLatin1(shown.replaceAll(SHOWN_LINE_FEED, '\n')) : textOfBytes(link);
     }
     let path = this.#paths.get(shown);
     if (path === undefined) {
