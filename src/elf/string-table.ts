@@ -39,7 +39,8 @@ export class StringTable {
 
   /** The string at `offset`, cut off after `most` bytes; empty if there is none. */
   at(offset: number, most = LONGEST_NAME): string {
-    const end = Math.min(this.size, offset + most);
+    // Once too much has been read of long names they are cut off: to look for their ends takes time as well.
+    const end = Math.min(this.size, offset + most, offset + Math.max(SHORT_NAME, this.#left));
     let length = SHORT_NAME;
     for (;;) {
       const limit = Math.min(end, offset + length);
@@ -53,10 +54,7 @@ export class StringTable {
         continue;
       }
       if (stop === offset) return '';
-      if (stop - offset > SHORT_NAME) {
-        if (this.#left < stop - offset) stop = offset + SHORT_NAME;
-        else this.#left -= stop - offset;
-      }
+      if (stop - offset > SHORT_NAME) this.#left -= stop - offset;
       // Names are nearly always ASCII, and 10^5 of them are read: the decoder takes far longer.
       if (bits >= 0x80) return utf8.decode(bytes.subarray(offset, stop));
       this.#buffer ??= Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
