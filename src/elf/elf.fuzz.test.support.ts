@@ -82,7 +82,8 @@ function exercise(from: Uint8Array | ByteSource): void {
   const elf = parseElf(from, 'fuzzed');
   elf.mentions('.cold', 'printf');
   elf.readTables();
-  void elf.mcountLocations.length;
+  if (elf.mcountLocations.length > elf.bytes.length)
+    throw new Error('more places are recorded than there are bytes');
   for (const { name, kind, binding, addressNumber, size } of elf.symbols) {
     if (`${name}${kind}${binding}` === '') throw new Error('a symbol says nothing');
     const offset = elf.codeOffset(addressNumber, size);
