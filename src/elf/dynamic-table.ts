@@ -40,8 +40,7 @@ export function readDynamicTable(
     if (tag === abi.DT_NEEDED) {
       if (neededOffsets.length === MOST_NEEDED) file.damaged(`it needs more than ${MOST_NEEDED} libraries`);
       neededOffsets.push(value);
-    }
-    else values.set(tag, value);
+    } else values.set(tag, value);
   }
 
   const offsetFor = (tag: number): number | undefined => {

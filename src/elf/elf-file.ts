@@ -82,6 +82,12 @@ export interface ElfFile {
   /** Every address within the module that the loader writes somewhere (relative relocations), ascending, as numbers. */
   readonly relocatedPointers: Float64Array;
 
+  /**
+   * Reads what is else read when it is asked for, and may be found damaged then: symbols, relocations, recorded places. Returns how many
+   * there are. @throws CannotError
+   */
+  readTables(): number;
+
   /** Offset in the file of a loaded address; undefined if no byte of the file is loaded there. */
   fileOffsetOf(address: bigint): number | undefined;
   /** Address at which a byte of the file is loaded; undefined if none is. */

@@ -27,8 +27,7 @@ export interface ElfHeader {
 export function readHeader(file: ElfBytes): ElfHeader {
   const magic = new Uint8Array(MAGIC.length);
   file.source.read(magic, 0);
-  if (!MAGIC.every((byte, i) => magic[i] === byte))
-    unsupported(file, 'elf-not-elf', 'it is not an ELF file');
+  if (!MAGIC.every((byte, i) => magic[i] === byte)) unsupported(file, 'elf-not-elf', 'it is not an ELF file');
   const view = file.table('the ELF header', 0, 1, abi.EHDR_SIZE, 1);
   if (view.getUint8(abi.EHDR.class) !== abi.ELFCLASS64) {
     unsupported(file, 'elf-not-64-bit', 'it is a 32-bit ELF file');

@@ -60,6 +60,7 @@ class ParsedElf implements ElfFile {
   #symbols: readonly ElfSymbol[] | undefined;
   #relocations: RelocationTable | undefined;
   #relocatedPointers: Float64Array | undefined;
+  #patchableEntries: readonly bigint[] | undefined;
   #view: DataView | undefined;
 
   constructor(file: ElfBytes) {
@@ -101,7 +102,7 @@ class ParsedElf implements ElfFile {
   }
 
   get patchableEntries(): readonly bigint[] {
-    return this.#locations('__patchable_function_entries');
+    return (this.#patchableEntries ??= this.#locations('__patchable_function_entries'));
   }
 
   get mcountLocations(): readonly bigint[] {
@@ -111,6 +112,10 @@ class ParsedElf implements ElfFile {
   get relocatedPointers(): Float64Array {
     this.#relocatedPointers ??= this.#relocationTable.relativeValues.slice().sort();
     return this.#relocatedPointers;
+  }
+
+  readTables(): number {
+    return this.symbols.length + this.relocatedPointers.length + this.patchableEntries.length;
   }
 
   fileOffsetOf(address: bigint): number | undefined {
@@ -237,7 +242,12 @@ class ParsedElf implements ElfFile {
     if (section === undefined) return undefined;
     const strings = this.sections.at(section.link);
     if (strings?.hasBytes !== true) this.#file.damaged(`${section.name} has no string table`);
-    return new SymbolTable(this.#file, which, section, new StringTable(this.#file, 'a string table', strings));
+    return new SymbolTable(
+      this.#file,
+      which,
+      section,
+      new StringTable(this.#file, 'a string table', strings),
+    );
   }
 
   #symbolTableByHash(): SymbolTable | undefined {

@@ -22,8 +22,8 @@ export class StringTable {
   #buffer: Buffer | undefined;
   readonly #mentions = new Map<string, boolean>();
   /**
-   * Bytes that names may still have together. Names share their ends in tables of linkers, but no more than that: where each of a million
-   * begins one byte further within one long name, they would fill all memory.
+   * Bytes that long names may still have together; then they are cut off. Names share their ends in tables of linkers, but no more than
+   * that: where each of a million begins one byte further within one long name, they would fill all memory.
    */
   #left: number;
 
@@ -37,9 +37,10 @@ export class StringTable {
     this.#left = 2 * range.size + LONGEST_NAME;
   }
 
-  /** The string at `offset`, of at most `most` bytes; empty if there is none. */
+  /** The string at `offset`, cut off after `most` bytes; empty if there is none. */
   at(offset: number, most = LONGEST_NAME): string {
-    const end = Math.min(this.size, offset + most);
+    // Once too much has been read of long names they are cut off: to look for their ends takes time as well.
+    const end = Math.min(this.size, offset + most, offset + Math.max(SHORT_NAME, this.#left));
     let length = SHORT_NAME;
     for (;;) {
       const limit = Math.min(end, offset + length);
@@ -52,9 +53,8 @@ export class StringTable {
         length *= 16;
         continue;
       }
-      if (stop - offset > SHORT_NAME && (this.#left -= stop - offset) < 0)
-        this.#file.damaged('its names overlap');
       if (stop === offset) return '';
+      if (stop - offset > SHORT_NAME) this.#left -= stop - offset;
       // Names are nearly always ASCII, and 10^5 of them are read: the decoder takes far longer.
       if (bits >= 0x80) return utf8.decode(bytes.subarray(offset, stop));
       this.#buffer ??= Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);

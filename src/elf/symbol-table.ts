@@ -11,7 +11,8 @@ const KINDS: Readonly<Record<number, SymbolKind>> = {
   [abi.STT_GNU_IFUNC]: 'ifunc',
 };
 
-/** Several times those of the largest programs; each that is defined takes memory. */
+/** Several times those of the largest programs: to go through them takes time, and each that is defined memory. */
+const MOST_ENTRIES = 2 ** 25;
 const MOST_SYMBOLS = 2 ** 23;
 
 /** One symbol table of a file with its strings. */
@@ -27,6 +28,7 @@ export class SymbolTable {
   constructor(file: ElfBytes, which: 'symtab' | 'dynsym', range: FileRange, strings: StringTable) {
     file.requireRange('the symbol table', range.offset, range.size);
     this.count = Math.floor(range.size / abi.SYM_SIZE);
+    if (this.count > MOST_ENTRIES) file.damaged(`it has more than ${MOST_ENTRIES} symbols`);
     this.#file = file;
     this.#which = which;
     this.#range = range;

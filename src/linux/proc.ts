@@ -246,7 +246,10 @@ const MOST_COMMAND_BYTES = 128 * 1024;
 /** The arguments of a process; cut off where there are very many. It may say anything (PR_SET_MM_ARG_START), of any length. */
 export function readCommandLine(pid: number): string[] | undefined {
   const text = readStart(`/proc/${pid}/cmdline`, MOST_COMMAND_BYTES);
-  return text?.replace(/\0$/, '').split('\0').map(textOfLatin1);
+  return text
+    ?.replace(/\0$/, '')
+    .split('\0')
+    .map((argument) => textOfLatin1(argument));
 }
 
 /** True if the text, which is ASCII, stands in the environment that a process was given; undefined where it cannot be read. */

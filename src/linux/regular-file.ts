@@ -113,7 +113,11 @@ export class RegularFile {
   }
 
   #keep(fd: number): void {
-    if (kept.size === 0) setImmediate(closeAll);
+    if (kept.size === 0) {
+      setImmediate(() => {
+        for (const file of kept) file.#close();
+      });
+    }
     for (const oldest of kept) {
       if (kept.size < MOST_OPEN) break;
       oldest.#close();
@@ -127,18 +131,10 @@ export class RegularFile {
     if (this.#fd !== undefined) closeSync(this.#fd);
     this.#fd = undefined;
   }
-
-  static closeAll(): void {
-    for (const file of kept) file.#close();
-  }
 }
 
 /** Those that are open, oldest first. */
 const kept = new Set<RegularFile>();
-
-function closeAll(): void {
-  RegularFile.closeAll();
-}
 
 /** True if two mappings are of one file. */
 function isSameFile(a: Mapping | undefined, b: Mapping): boolean {
@@ -148,13 +144,13 @@ function isSameFile(a: Mapping | undefined, b: Mapping): boolean {
 /** How the kernel shows a mapping of the file; nothing of it is touched. Undefined where it cannot be mapped. */
 function ownMapping(fd: number): Mapping | undefined {
   try {
-    const { address, unmap } = mapOwn(PAGE, PROT.read, MAP.private, fd);
+    const own = mapOwn(PAGE, PROT.read, MAP.private, fd);
     try {
       const maps = readMaps(process.pid) ?? [];
-      const index = mappingAt(maps, Number(address));
+      const index = mappingAt(maps, Number(own.address));
       return index < 0 ? undefined : maps[index];
     } finally {
-      unmap();
+      own.unmap();
     }
   } catch {
     return undefined;

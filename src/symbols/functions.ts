@@ -152,7 +152,9 @@ function codeRegions(elf: ElfFile): Region[] {
     .filter((segment) => segment.type === PT_LOAD && segment.executable)
     .map(({ addressNumber, fileSize }) => ({ start: addressNumber, end: addressNumber + fileSize }));
   const regions: Region[] = [];
-  for (const { start, end } of (sections.length > 0 ? sections : segments).sort((a, b) => a.start - b.start)) {
+  for (const { start, end } of (sections.length > 0 ? sections : segments).sort(
+    (a, b) => a.start - b.start,
+  )) {
     const from = Math.max(start, regions.at(-1)?.end ?? 0);
     if (from < end) regions.push({ start: from, end });
   }

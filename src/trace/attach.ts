@@ -514,6 +514,8 @@ function start({
   const plan = planSites(selections, memory, entryOnly);
   if (plan.sites.length === 0) throw nothingTraceable(plan.refused);
   const hooks = entryOnly ? { sites: [], refused: [] } : planHooks(modules, functions, memory);
+  for (const { module, error } of functions.damaged)
+    onNote(`${module.path} cannot be traced: ${error.details.why}`);
   if (hooks.refused.length > 0) {
     throw new CannotError('UNWINDER_UNKNOWN', {
       tried: `prepare process ${pid} for exceptions`,

@@ -37,17 +37,43 @@ export function concernsModule(pattern: Pattern, module: Module): boolean {
   return names.some((name) => pattern.matchesModule(name));
 }
 
+/** A module in whose file something is wrong that its headers did not tell. */
+export interface DamagedModule {
+  readonly module: Module;
+  readonly error: CannotError;
+}
+
 /** Lazily parsed functions of a module; a session asks several times. */
 export class ModuleFunctions {
   readonly #known = new Map<Module, readonly FunctionSymbol[]>();
+  readonly #damaged: DamagedModule[] = [];
+
+  /** Those whose files turned out to be damaged: they have no functions. */
+  get damaged(): readonly DamagedModule[] {
+    return this.#damaged;
+  }
 
   of(module: Module): readonly FunctionSymbol[] {
     let functions = this.#known.get(module);
     if (functions === undefined) {
-      functions = functionsOf(module.elf(), module.name);
+      functions = this.#read(module);
       this.#known.set(module, functions);
     }
     return functions;
+  }
+
+  #read(module: Module): readonly FunctionSymbol[] {
+    try {
+      const elf = module.elf();
+      const functions = functionsOf(elf, module.name);
+      // What follows reads these, and would end the session for one file among many.
+      if (functions.length > 0) elf.readTables();
+      return functions;
+    } catch (error) {
+      if (!(error instanceof CannotError)) throw error;
+      this.#damaged.push({ module, error });
+      return [];
+    }
   }
 }
 
@@ -77,7 +103,10 @@ export function selectFunctions(
     );
     if (selected.length > 0) selections.push({ module, all, selected });
   }
-  if (selections.length === 0) throw nothingSelected(modules, looked, functions, filters);
+  if (selections.length === 0) {
+    const damaged = functions.damaged.find(({ module }) => looked.includes(module));
+    throw damaged?.error ?? nothingSelected(modules, looked, functions, filters);
+  }
   return selections;
 }
 
