@@ -1,5 +1,5 @@
 // Whether a program can have our object loaded with it: known before it is started.
-import { closeSync, openSync, readFileSync, readSync, statSync } from 'node:fs';
+import { closeSync, constants, fstatSync, openSync, readFileSync, readSync, statSync } from 'node:fs';
 import { parseElf } from '../elf/index.js';
 import { CannotError } from '../errors/index.js';
 import { SYS, addressOf, systemCall } from '../linux/index.js';
@@ -17,14 +17,36 @@ function refused(path: string, why: string, next: string): CannotError {
   return new CannotError('NOT_INSIDE', { tried: `trace ${path} from inside`, why, next });
 }
 
-function readHead(path: string): Uint8Array {
-  const file = openSync(path, 'r');
+/** include/uapi/asm-generic/fcntl.h: names a file and opens nothing. */
+const O_PATH = 0o1000_0000;
+
+/**
+ * Opens a file that a program is about to execute, by a name or a descriptor of its own: it may be a pipe in which nothing comes, or a device.
+ * It is named first, and opened if it is an ordinary file. Throws an Error with a code.
+ */
+function withFile<T>(path: string, read: (file: number) => T): T {
+  const named = openSync(path, O_PATH);
   try {
+    if (!fstatSync(named).isFile()) throw Object.assign(new Error('no ordinary file'), { code: 'EACCES' });
+    const file = openSync(
+      `/proc/self/fd/${named}`,
+      constants.O_RDONLY | constants.O_NONBLOCK | constants.O_NOCTTY,
+    );
+    try {
+      return read(file);
+    } finally {
+      closeSync(file);
+    }
+  } finally {
+    closeSync(named);
+  }
+}
+
+function readHead(path: string): Uint8Array {
+  return withFile(path, (file) => {
     const bytes = new Uint8Array(HEAD_BYTES);
     return bytes.subarray(0, readSync(file, bytes, 0, HEAD_BYTES, 0));
-  } finally {
-    closeSync(file);
-  }
+  });
 }
 
 /** The file that the kernel maps for a program: a script's interpreter, as `find` finds it. */
@@ -68,7 +90,7 @@ export function checkProgram(
   let bytes: Uint8Array;
   try {
     file = executableOf(found, find);
-    bytes = readFileSync(file);
+    bytes = withFile(file, (opened) => readFileSync(opened));
   } catch (error) {
     throw refused(
       path,

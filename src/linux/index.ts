@@ -88,6 +88,7 @@ export { ProcessLock } from './process-lock.js';
 export { faultPoint, isFaultWanted } from './fault-point.js';
 export { OWNER_ENTRY_BYTES, OwnerWord } from './owner-word.js';
 export { processesSharing } from './shared-memory.js';
+export { MappedFile } from './mapped-file.js';
 export { filePages } from './page-map.js';
 export {
   createExecutableFile,
