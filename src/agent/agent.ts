@@ -803,12 +803,13 @@ export class Agent {
    * Returns how many.
    */
   restoreReturnAddresses(threadPointers?: ReadonlySet<bigint>): number {
-    if (threadPointers === undefined) return restoreReturnAddresses(this.#memory, this.#places);
+    const isOurs = (address: bigint): boolean => this.ownsCode(address);
+    if (threadPointers === undefined) return restoreReturnAddresses(this.#memory, this.#places, isOurs);
     let restored = 0;
     const words = new BigUint64Array(this.headers.bytes, 0, (this.geometry.lanes * HEADER.size) / 8);
     for (let lane = 1; lane < this.geometry.lanes; lane++) {
       if (threadPointers.has(words[(lane * HEADER.size + HEADER.threadPointer) / 8]))
-        restored += restoreReturnAddresses(this.#memory, this.#places, lane);
+        restored += restoreReturnAddresses(this.#memory, this.#places, isOurs, lane);
     }
     return restored;
   }

@@ -37,7 +37,7 @@ export {
   type AgentAction,
   type WholeSite,
 } from './agent-thread.js';
-export { AGENT, HEADER, LANE_STATE, planGeometry } from './layout.js';
+export { AGENT, HEADER, LANE, LANE_STATE, planGeometry } from './layout.js';
 export { RingBudget } from './ring-budget.js';
 export { HEAD_SIZE, HEAD_TRAMPOLINE } from './recorder.js';
 export type { Cluster, CodeRegion, HeadKind, StubSite } from './stubs.js';

@@ -275,7 +275,7 @@ export class Following {
     const { file, name } = this.#fileOf(request, from);
     checkProgram(file, name, this.#identity(status), (interpreter) => asFoundFrom(from, interpreter));
     const entries = this.#read(request.environment);
-    if (this.#values(entries, LIST_ONLY).length > 0) {
+    if (this.#value(entries, LIST_ONLY, 'first') !== undefined) {
       throw notFollowed(
         this.#pid,
         `${LIST_ONLY} is set for what it executes: the dynamic loader lists what it loads, our object too, and runs nothing`,
@@ -327,7 +327,7 @@ export class Following {
   /** As execvp does: the first of the candidates that may be executed. What the kernel cannot execute is a script for the shell. */
   #search(name: string, from: string): string {
     const ownEnvironment = Number(this.#view.getBigUint64(BLOCK.ownEnvironment, true));
-    const path = name.includes('/') ? undefined : this.#values(this.#read(ownEnvironment), 'PATH').at(0);
+    const path = name.includes('/') ? undefined : this.#value(this.#read(ownEnvironment), 'PATH', 'first');
     const folders = path === undefined ? DEFAULT_PATH : textOfBytes(path);
     const candidates = name.includes('/') ? [name] : folders.split(':').map((folder) => join(folder, name));
     const file = candidates.map((candidate) => asFoundFrom(from, candidate)).find(mayExecute);
@@ -367,12 +367,12 @@ export class Following {
     return { pointers, heads: heads.map((head) => Buffer.from(head).toString('latin1')) };
   }
 
-  /** Values of a variable, in the order in which they stand. */
-  #values({ pointers, heads }: Entries, name: string): Uint8Array[] {
+  /** The value of a variable, where it stands several times the first, or the last. */
+  #value({ pointers, heads }: Entries, name: string, which: 'first' | 'last'): Uint8Array | undefined {
     const start = `${name}=`;
-    return pointers
-      .filter((_, i) => heads[i].startsWith(start))
-      .map((pointer) => this.#string(Number(pointer), STRING_BYTES).subarray(start.length));
+    const isIt = (head: string): boolean => head.startsWith(start);
+    const at = which === 'first' ? heads.findIndex(isIt) : heads.findLastIndex(isIt);
+    return at < 0 ? undefined : this.#string(Number(pointers[at]), STRING_BYTES).subarray(start.length);
   }
 
   #pointers(environment: number): bigint[] {
@@ -393,7 +393,7 @@ export class Following {
   /** The program's entries, and ours: of two variables the loader takes the last. */
   #writeEnvironment(entries: Entries, objectFile: number): void {
     const { pointers } = entries;
-    const others = this.#values(entries, 'LD_PRELOAD').at(-1) ?? new Uint8Array();
+    const others = this.#value(entries, 'LD_PRELOAD', 'last') ?? new Uint8Array();
     const own = preloadVariable(objectFile);
     const text = Buffer.concat([
       Buffer.from(others.length === 0 ? own : `${own}:`),

@@ -100,6 +100,12 @@ class Executable {
   }
 }
 
+/** The file that is mapped there, as far as we may read it. */
+export function mappedFile(pid: number, mapping: Mapping): RegularFile | undefined {
+  const file = new Executable(pid).fileOf(mapping) ?? openMapped(pid, mapping, mapping.path);
+  return typeof file === 'string' ? undefined : file;
+}
+
 function biasOf(elf: ElfFile, text: Mapping): bigint | undefined {
   for (const segment of elf.segments) {
     if (segment.type !== PT_LOAD || !segment.executable) continue;

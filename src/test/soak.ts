@@ -1,5 +1,6 @@
 /**
- * Goes through all hazards in turn for the given time: `npm run soak -- [minutes] [words of the names wanted]`. Prints a table;
+ * Goes through all hazards in turn for the given time, or for so many rounds of each: `npm run soak -- [minutes | ROUNDSx] [words of the names
+ * wanted]`. Prints a table;
  * exit status 1 if anything failed, or if the target's or our own memory grew.
  */
 import { fuzzers, type Fuzzer } from './fuzz.js';
@@ -26,9 +27,9 @@ interface Tally {
 
 const terminal = new Terminal();
 
-async function turn(tally: Tally, ms: number): Promise<void> {
+async function turn(tally: Tally, ms: number, least?: number): Promise<void> {
   const began = performance.now();
-  const rounds = new Rounds(ms);
+  const rounds = new Rounds(ms, least);
   const told = setInterval(() => {
     terminal.progress(`${tally.hazard.name}: ${tally.rounds + rounds.done} rounds`);
   }, 1000);
@@ -72,17 +73,20 @@ function mib(use: MemoryUse | undefined): string {
 }
 
 async function main(args: readonly string[]): Promise<number> {
-  const [minutes] = args.map(Number);
+  const count = /^(\d+)x$/.exec(args.at(0) ?? '')?.[1];
+  const wanted = count === undefined ? undefined : Number(count);
+  const [minutes] = wanted === undefined ? args.map(Number) : [0];
   const hasTime = minutes > 0;
   const ms = (hasTime ? minutes : DEFAULT_MINUTES) * MS_PER_MINUTE;
-  const words = hasTime ? args.slice(1) : args;
+  const words = hasTime || wanted !== undefined ? args.slice(1) : args;
   const tallies: Tally[] = [...hazards, ...[...fuzzers].map(([name, fuzz]) => fuzzHazard(name, fuzz))]
     .filter(({ name }) => words.length === 0 || words.some((word) => name.includes(word)))
     .map((hazard) => ({ hazard, rounds: 0, seconds: 0, failures: 0, target: undefined, tracer: undefined }));
   const until = performance.now() + ms;
   // One alone has all the time in one piece.
   const turnMs = tallies.length === 1 ? ms : Math.min(TURN_MS, ms / tallies.length);
-  while (tallies.length > 0 && performance.now() < until) {
+  if (wanted !== undefined) for (const tally of tallies) await turn(tally, 0, wanted);
+  while (wanted === undefined && tallies.length > 0 && performance.now() < until) {
     for (const tally of tallies) {
       await turn(tally, turnMs);
       terminal.note(`${tally.hazard.name}: ${tally.rounds} rounds, ${tally.failures} failures`);

@@ -385,7 +385,7 @@ function isSame(bytes: Uint8Array, at: number, expected: Uint8Array, from: numbe
   return true;
 }
 
-const JMP_REL32 = 0xe9;
+export const JMP_REL32 = 0xe9;
 
 /** Where the `jmp rel32` at `address` leads; undefined if the bytes are no such jump. */
 export function jumpTarget(address: number, bytes: Uint8Array): number | undefined {
@@ -400,7 +400,7 @@ export function putJump(into: Uint8Array, at: number, address: number, target: n
   for (let i = 1; i < SITE_LENGTH; i++) into[at + i] = (distance >> (8 * (i - 1))) & 0xff;
 }
 
-const INT3 = 0xcc;
+export const INT3 = 0xcc;
 
 /** True if bytes that were read are those of a site, but for somebody's breakpoint on the first of them. */
 export function isUnderBreakpoint(bytes: Uint8Array, site: Uint8Array): boolean {
