@@ -207,7 +207,9 @@ export function planSites(
         refuse(candidate.function, 'changed');
         continue;
       }
-      const head: HeadKind = entryOnly ? 'leaf' : candidate.profilerCall?.frame === 'rbp' ? 'frame' : 'entry';
+      // Its return address must be what the caller pushed: its calls are recorded without an end.
+      const head: HeadKind =
+        entryOnly || candidate.usesOwnReturn ? 'leaf' : candidate.profilerCall?.frame === 'rbp' ? 'frame' : 'entry';
       sites.push(new Site(module, candidate.kind, head, candidate, bias));
     }
   }
