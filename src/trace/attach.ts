@@ -483,7 +483,12 @@ function start({
   const notrace = parsePatterns(options.notrace);
   const selections = selectFunctions(modules, functions, filters, notrace);
   const plan = planSites(selections, memory, entryOnly);
-  if (plan.sites.length === 0) throw nothingTraceable(plan.refused);
+  if (plan.sites.length === 0) {
+    const nothing = nothingTraceable(plan.refused);
+    // A program that was to be run runs, as it would without us; the recording says that it has no functions.
+    if (!isChild) throw nothing;
+    onNote(`nothing of the program is traced: ${nothing.details.why}; ${nothing.details.next}`);
+  }
   const hooks = entryOnly ? { sites: [], refused: [] } : planHooks(modules, functions, memory);
   if (hooks.refused.length > 0) {
     throw new CannotError('UNWINDER_UNKNOWN', {

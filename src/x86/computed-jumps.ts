@@ -247,7 +247,8 @@ class Judge {
         return { kind: 'sum', parts: [this.#valueBefore(at, register, steps - 1), other] };
       }
       case Mnemonic.Pop:
-        return UNKNOWN;
+        // From the stack: somebody has pushed a whole address.
+        return ABSOLUTE;
       case Mnemonic.Xor:
       case Mnemonic.Ror:
       case Mnemonic.Rol: {
