@@ -1,6 +1,6 @@
 export { parseElf } from './parse-elf.js';
 export { lowerBound } from './lower-bound.js';
-export { DWARF_RBP, DWARF_RSP, UnwindTable, type Frame } from './unwind-table.js';
+export { DWARF_RBP, DWARF_RSP, UnwindTable } from './unwind-table.js';
 export type {
   ElfFile,
   ElfSection,

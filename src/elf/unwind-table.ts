@@ -73,6 +73,11 @@ class Cursor {
     this.ok = at >= 0 && at <= this.end;
   }
 
+  /** True once something was read that is not there. */
+  isBeyond(): boolean {
+    return !this.ok;
+  }
+
   #take(size: number): number {
     const { at } = this;
     if (!this.ok || !(size >= 0) || at + size > this.end) {
@@ -184,13 +189,6 @@ interface Common {
   readonly end: number;
 }
 
-/** Where the frame of a function stands: the canonical frame address, which a return address is right below, is register + offset. */
-export interface Frame {
-  /** DWARF's number; -1 where the table says it by an expression. */
-  readonly register: number;
-  readonly offset: number;
-}
-
 /** The functions (and parts of functions) that unwinders know, ascending by address. */
 export class UnwindTable {
   readonly #cursor: Cursor | undefined;
@@ -205,6 +203,8 @@ export class UnwindTable {
   /** Address of its exception table; 0: none. */
   readonly #lsda: Float64Array;
   readonly #elf: ElfFile;
+  /** Of each common part: whether nothing is pushed after its initial instructions; undefined: not known. */
+  readonly #callFrames: readonly (boolean | undefined)[];
   // Where `frameAt` stands, so that questions in ascending order are answered in one go.
   #entry = -1;
   #location = 0;
@@ -217,17 +217,20 @@ export class UnwindTable {
   constructor(elf: ElfFile) {
     this.#elf = elf;
     const section = sectionOf(elf);
-    const read = section === undefined ? [] : readEntries(section);
+    const entries = new Entries();
+    if (section !== undefined) entries.read(section);
     this.#cursor = section;
-    const commons = [...new Set(read.map(({ common }) => common))];
-    const index = new Map(commons.map((common, i) => [common, i]));
-    this.#commons = commons;
-    this.starts = Float64Array.from(read, ({ start }) => start);
-    this.sizes = Float64Array.from(read, ({ size }) => size);
-    this.#common = Uint32Array.from(read, ({ common }) => index.get(common) ?? 0);
-    this.#first = Uint32Array.from(read, ({ first }) => first);
-    this.#end = Uint32Array.from(read, ({ end }) => end);
-    this.#lsda = Float64Array.from(read, ({ lsda }) => lsda);
+    this.#commons = entries.commons;
+    const order = entries.order();
+    const inOrder = (values: readonly number[]): number[] =>
+      order === undefined ? [...values] : order.map((i) => values[i]);
+    this.starts = Float64Array.from(inOrder(entries.starts));
+    this.sizes = Float64Array.from(inOrder(entries.sizes));
+    this.#common = Uint32Array.from(inOrder(entries.common));
+    this.#first = Uint32Array.from(inOrder(entries.first));
+    this.#end = Uint32Array.from(inOrder(entries.end));
+    this.#lsda = Float64Array.from(inOrder(entries.lsda));
+    this.#callFrames = entries.commons.map((_, common) => this.#initialIsCallFrame(common));
   }
 
   get count(): number {
@@ -240,16 +243,21 @@ export class UnwindTable {
     return index >= 0 && address < this.starts[index] + this.sizes[index] ? index : -1;
   }
 
-  /** The frame at an address of entry `index`, before the instruction there. Ascending addresses are answered fastest. */
-  frameAt(index: number, address: number): Frame {
+  /**
+   * True if the return address is at `register` + `offset` before the instruction at an address of entry `index`. Ascending addresses
+   * are answered fastest.
+   */
+  isReturnSlot(index: number, address: number, register: number, offset: number): boolean {
     if (index !== this.#entry || address < this.#location) this.#begin(index);
     this.#runTo(address);
-    return { register: this.#register, offset: this.#offset };
+    return this.#register === register && this.#offset - 8 === offset;
   }
 
   /** True if nothing has been pushed at `address`: the return address is on top. Undefined where the table does not say. */
   isCallFrame(index: number, address: number): boolean | undefined {
     if (index < 0) return undefined;
+    if (address === this.starts[index] && this.#beginsByAdvancing(index))
+      return this.#callFrames[this.#common[index]];
     if (index !== this.#entry || address < this.#location) this.#begin(index);
     this.#runTo(address);
     if (this.#register === NO_REGISTER) return undefined;
@@ -277,6 +285,29 @@ export class UnwindTable {
       cursor.go(lsda - segment.addressNumber, segment.fileSize);
       visitLandingPads(cursor, this.starts[i], visit);
     }
+  }
+
+  #initialIsCallFrame(common: number): boolean | undefined {
+    const cursor = this.#cursor;
+    if (cursor === undefined) return undefined;
+    this.#register = NO_REGISTER;
+    this.#offset = 0;
+    const { first, end } = this.#commons[common];
+    cursor.go(first, end);
+    while (cursor.ok && cursor.at < end) this.#execute(cursor, this.#commons[common]);
+    this.#entry = -1;
+    this.#states.length = 0;
+    if (!cursor.ok || this.#register === NO_REGISTER) return undefined;
+    return this.#register === DWARF_RSP && this.#offset === 8;
+  }
+
+  /** True if the first thing that an entry tells is of code behind its start, as nearly all do. */
+  #beginsByAdvancing(index: number): boolean {
+    const first = this.#first[index];
+    const opcode = first < this.#end[index] ? (this.#cursor?.bytes[first] ?? 0) : CFA.advance1;
+    return (
+      (opcode > CFA.advance && opcode < CFA.offset) || (opcode >= CFA.advance1 && opcode <= CFA.advance4)
+    );
   }
 
   #begin(index: number): void {
@@ -405,18 +436,11 @@ export class UnwindTable {
   }
 }
 
-interface Entry {
-  readonly start: number;
-  readonly size: number;
-  readonly common: Common;
-  readonly first: number;
-  readonly end: number;
-  readonly lsda: number;
-}
-
 /** The bytes of .eh_frame: by its section, else from where its header says to the end of the segment. */
 function sectionOf(elf: ElfFile): Cursor | undefined {
-  const section = elf.sections.find(({ name, hasBytes, allocated }) => name === '.eh_frame' && hasBytes && allocated);
+  const section = elf.sections.find(
+    ({ name, hasBytes, allocated }) => name === '.eh_frame' && hasBytes && allocated,
+  );
   if (section !== undefined) {
     const bytes = elf.bytesAt(section.address, section.size);
     return bytes && new Cursor(bytes, section.addressNumber);
@@ -441,52 +465,85 @@ function sectionOf(elf: ElfFile): Cursor | undefined {
   return bytes && new Cursor(bytes, address);
 }
 
-function readEntries(cursor: Cursor): Entry[] {
-  const entries: Entry[] = [];
-  const commons = new Map<number, Common | undefined>();
-  const { length } = cursor.bytes;
-  const hasSentinel = 0;
-  for (let at = 0; at + 4 <= length && entries.length < MOST_ENTRIES;) {
-    cursor.go(at, length);
-    const size = cursor.u32();
-    // A word of zero ends the table (crtend.o); linkers may leave one in the middle too. 64-bit tables are not written by anybody.
-    if (size === hasSentinel) {
-      at += 4;
-      continue;
-    }
-    const next = at + 4 + size;
-    if (size === 0xffff_ffff || size < 4 || next > length) break;
-    cursor.go(at + 4, next);
-    const id = cursor.u32();
-    if (id !== 0) {
-      const commonAt = at + 4 - id;
-      if (!commons.has(commonAt)) commons.set(commonAt, readCommon(cursor, commonAt));
-      const common = commons.get(commonAt);
-      cursor.go(at + 8, next);
-      const entry = common && readEntry(cursor, common, next);
-      if (entry !== undefined) entries.push(entry);
-    }
-    at = next;
-  }
-  let isSorted = true;
-  for (let i = 1; i < entries.length && isSorted; i++) isSorted = entries[i - 1].start <= entries[i].start;
-  return isSorted ? entries : entries.sort((a, b) => a.start - b.start);
-}
+/** What is read of the entries of a section: 10^5 of them, so that each is a number in some lists. */
+class Entries {
+  readonly commons: Common[] = [];
+  readonly starts: number[] = [];
+  readonly sizes: number[] = [];
+  readonly common: number[] = [];
+  readonly first: number[] = [];
+  readonly end: number[] = [];
+  readonly lsda: number[] = [];
+  #isSorted = true;
 
-function readEntry(cursor: Cursor, common: Common, end: number): Entry | undefined {
-  const start = cursor.pointer(common.pointerEncoding);
-  const size = cursor.pointer(common.pointerEncoding & PE.form);
-  let lsda = 0;
-  if (common.hasAugmentation) {
-    const length = cursor.uleb();
-    const behind = cursor.at + length;
-    if (common.lsdaEncoding !== PE.omit && length > 0) lsda = cursor.pointer(common.lsdaEncoding);
-    if (behind > end) return undefined;
-    cursor.at = behind;
+  read(cursor: Cursor): void {
+    const { length } = cursor.bytes;
+    /** Index of each common part by where it stands; -1: it cannot be read. */
+    const known = new Map<number, number>();
+    let lastAt = -1;
+    let last = -1;
+    for (let at = 0; at + 4 <= length && this.starts.length < MOST_ENTRIES;) {
+      cursor.go(at, length);
+      const size = cursor.u32();
+      // A word of zero ends the table (crtend.o); linkers may leave one in the middle too.
+      if (size === 0) {
+        at += 4;
+        continue;
+      }
+      const next = at + 4 + size;
+      // 64-bit tables are written by nobody.
+      if (size === 0xffff_ffff || size < 4 || next > length) return;
+      const id = cursor.u32();
+      if (id !== 0) {
+        const commonAt = at + 4 - id;
+        if (commonAt !== lastAt) {
+          lastAt = commonAt;
+          last = known.get(commonAt) ?? this.#addCommon(cursor, commonAt, known);
+        }
+        if (last >= 0) {
+          cursor.go(at + 8, next);
+          this.#add(cursor, last, next);
+        }
+      }
+      at = next;
+    }
   }
-  const isSane = cursor.ok && size > 0 && start > 0 && Number.isSafeInteger(start + size);
-  if (!isSane) return undefined;
-  return { start, size, common, first: cursor.at, end, lsda: Number.isSafeInteger(lsda) ? lsda : 0 };
+
+  /** Indexes in the order of addresses; undefined if that is how they stand, as linkers write them. */
+  order(): number[] | undefined {
+    if (this.#isSorted) return undefined;
+    return [...this.starts.keys()].sort((a, b) => this.starts[a] - this.starts[b]);
+  }
+
+  #addCommon(cursor: Cursor, at: number, known: Map<number, number>): number {
+    const common = readCommon(cursor, at);
+    const index = common === undefined ? -1 : this.commons.push(common) - 1;
+    known.set(at, index);
+    return index;
+  }
+
+  #add(cursor: Cursor, index: number, end: number): void {
+    const common = this.commons[index];
+    const start = cursor.pointer(common.pointerEncoding);
+    const size = cursor.pointer(common.pointerEncoding & PE.form);
+    let lsda = 0;
+    if (common.hasAugmentation) {
+      const length = cursor.uleb();
+      const behind = cursor.at + length;
+      if (common.lsdaEncoding !== PE.omit && length > 0) lsda = cursor.pointer(common.lsdaEncoding);
+      if (behind > end) return;
+      cursor.at = behind;
+    }
+    if (!cursor.ok || !(size > 0) || !(start > 0) || !Number.isSafeInteger(start + size)) return;
+    const count = this.starts.length;
+    if (count > 0 && this.starts[count - 1] > start) this.#isSorted = false;
+    this.starts.push(start);
+    this.sizes.push(size);
+    this.common.push(index);
+    this.first.push(cursor.at);
+    this.end.push(end);
+    this.lsda.push(Number.isSafeInteger(lsda) ? lsda : 0);
+  }
 }
 
 function readCommon(cursor: Cursor, at: number): Common | undefined {
@@ -520,8 +577,16 @@ function readCommon(cursor: Cursor, at: number): Common | undefined {
     if (behind > end) return undefined;
     cursor.at = behind;
   } else if (augmentation !== '') return undefined;
-  if (!cursor.ok) return undefined;
-  return { codeAlignment, dataAlignment, pointerEncoding, lsdaEncoding, hasAugmentation, first: cursor.at, end };
+  if (cursor.isBeyond()) return undefined;
+  return {
+    codeAlignment,
+    dataAlignment,
+    pointerEncoding,
+    lsdaEncoding,
+    hasAugmentation,
+    first: cursor.at,
+    end,
+  };
 }
 
 /** An LSDA: where landing pads count from, the table of types, and call sites with a pad each (0: none). */
@@ -538,6 +603,6 @@ function visitLandingPads(cursor: Cursor, start: number, visit: (address: number
     cursor.pointer(encoding);
     const pad = cursor.pointer(encoding);
     cursor.uleb();
-    if (cursor.ok && pad !== 0) visit(padStart + pad);
+    if (pad !== 0 && !cursor.isBeyond()) visit(padStart + pad);
   }
 }

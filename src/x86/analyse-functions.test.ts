@@ -157,7 +157,11 @@ const verdicts: [name: string, code: string, verdict: string][] = [
   ['calls_register_early', 'push %rbx; call *%rax; pop %rbx; ret', 'call-in-prologue'],
   ['calls_by_stack', 'nop; call *0x40(%rsp); nop; ret', 'call-in-prologue'],
   ['garbage', 'mov %rdi, %rax; mov %rsi, %rdx; .byte 0x06, 0x06; ret', 'not-relocatable'],
-  ['hidden_switch', 'mov %rdi, %rax; nopl (%rax); mov (%rsi), %rdx; add %rdx, %rax; jmp *%rax', 'computed-jump'],
+  [
+    'hidden_switch',
+    'mov %rdi, %rax; nopl (%rax); mov (%rsi), %rdx; add %rdx, %rax; jmp *%rax',
+    'computed-jump',
+  ],
   ['tail_by_pointer', 'mov (%rdi), %rax; mov 16(%rax), %rax; jmp *%rax', 'relocated'],
   [
     'overlapped',

@@ -114,14 +114,7 @@ class Candidate<F extends FunctionRange> implements SiteCandidate<F> {
     const { elf, originalAt, addressNumber, displacedLength } = this;
     const end = originalAt + displacedLength;
     const wanted = this.isWhole ? displacedLength : undefined;
-    const displaced = describeDisplaced(
-      elf.bytes,
-      originalAt,
-      addressNumber - originalAt,
-      end,
-      end,
-      wanted,
-    );
+    const displaced = describeDisplaced(elf.bytes, originalAt, addressNumber - originalAt, end, end, wanted);
     return typeof displaced === 'string' ? [] : displaced;
   }
 

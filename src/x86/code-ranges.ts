@@ -63,7 +63,10 @@ export class CodeRanges {
     const addUnnamed = (limit: number): void => {
       for (; next < unwind.count && unwind.starts[next] < limit; next++) {
         const start = unwind.starts[next];
-        const isInside = starts.length > 0 && start < ends[ends.length - 1] && !(isGuess && start > starts[starts.length - 1]);
+        const isInside =
+          starts.length > 0 &&
+          start < ends[ends.length - 1] &&
+          !(isGuess && start > starts[starts.length - 1]);
         // PLT entries have a frame that only an expression describes, and are nobody's function.
         if (isInside || unwind.isCallFrame(next, start) === undefined) continue;
         add(start, Math.min(start + unwind.sizes[next], limit), -1);

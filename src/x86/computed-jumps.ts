@@ -88,7 +88,12 @@ type Value =
   | { readonly kind: 'addresses'; readonly of: readonly number[] }
   /** Written by what jumps here; `of` are all addresses that the register gets anywhere in the range. */
   | { readonly kind: 'elsewhere'; readonly of: readonly number[] }
-  | { readonly kind: 'entry'; readonly tables: readonly number[]; readonly width: number; readonly isSigned: boolean }
+  | {
+      readonly kind: 'entry';
+      readonly tables: readonly number[];
+      readonly width: number;
+      readonly isSigned: boolean;
+    }
   | { readonly kind: 'absolute' }
   | { readonly kind: 'sum'; readonly parts: readonly [Value, Value] }
   | { readonly kind: 'unknown' }
@@ -116,7 +121,12 @@ const CALLER_SAVED: ReadonlySet<Register> = new Set([
   Register.R11,
 ]);
 
-const READS_ONLY: ReadonlySet<number> = new Set<number>([Mnemonic.Cmp, Mnemonic.Test, Mnemonic.Push, Mnemonic.Bt]);
+const READS_ONLY: ReadonlySet<number> = new Set<number>([
+  Mnemonic.Cmp,
+  Mnemonic.Test,
+  Mnemonic.Push,
+  Mnemonic.Bt,
+]);
 
 class Judge {
   #region: CodeRegion | undefined;
@@ -178,7 +188,8 @@ class Judge {
       while (before > first && (marks[before] & Mark.instruction) === 0) before--;
       decodeFlow(bytes, before, end);
       const { flow } = common;
-      if (flow === Flow.jump || flow === Flow.indirectJump || flow === Flow.end || flow === Flow.invalid) break;
+      if (flow === Flow.jump || flow === Flow.indirectJump || flow === Flow.end || flow === Flow.invalid)
+        break;
       if (flow === Flow.call || flow === Flow.indirectCall) {
         if (CALLER_SAVED.has(register)) return UNKNOWN;
       } else if (flow !== Flow.conditionalJump && !common.isNop) {

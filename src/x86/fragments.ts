@@ -29,9 +29,15 @@ export function findFragments(
   isNamedFragment: (functionIndex: number) => boolean,
 ): void {
   const { traits, owners, starts, count } = ranges;
-  const targets = Int32Array.from(leaving, ({ target }) => ranges.indexAt(target));
-  const isEntry = (k: number): boolean => ranges.isEntry(targets[k], leaving[k].target, regions);
-  const entries = Uint8Array.from(leaving, (_, k) => (targets[k] >= 0 && isEntry(k) ? 1 : 0));
+  const targets = new Int32Array(leaving.length);
+  /** 1: the jump goes to the start of a range. */
+  const entries = new Uint8Array(leaving.length);
+  for (let k = 0; k < leaving.length; k++) {
+    const { target } = leaving[k];
+    const to = ranges.indexAt(target);
+    targets[k] = to;
+    if (to >= 0 && ranges.isEntry(to, target, regions)) entries[k] = 1;
+  }
 
   for (let i = 0; i < count; i++) {
     const isPushed = unwind.isCallFrame(ranges.unwind[i], starts[i]) === false;

@@ -43,7 +43,7 @@ export class ModuleLandings {
     unwind.forEachLandingPad((pad) => {
       regions.mark(pad, LAND);
     });
-    const { leaving, indirect } = sweep(elf, regions, this.ranges, unwind);
+    const { leaving, indirect } = sweep(elf, regions, this.ranges, unwind, isFixed);
     this.leaving = leaving;
     this.indirect = indirect;
     this.depths = new StackDepths(regions, this.ranges, unwind);

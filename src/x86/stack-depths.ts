@@ -51,7 +51,12 @@ export class StackDepths {
       const rare = decodeFlow(bytes, at, end);
       const { flow } = common;
       const next = common.end;
-      if (flow === Flow.jump || flow === Flow.conditionalJump || flow === Flow.indirectJump || flow === Flow.end) {
+      if (
+        flow === Flow.jump ||
+        flow === Flow.conditionalJump ||
+        flow === Flow.indirectJump ||
+        flow === Flow.end
+      ) {
         if (depth !== undefined) this.#followed.set(base + at, depth);
         if (depth !== undefined && (flow === Flow.jump || flow === Flow.conditionalJump)) {
           const target = branchTarget(bytes, at, next);
@@ -119,7 +124,8 @@ function stackChange(bytes: Uint8Array, start: number, end: number, rare: Instru
       const value = int32At(bytes, start + 3);
       return modrm === 0xec ? value : -value;
     }
-    if (opcode === 0x8d && (modrm & 0x38) === 0x20 && common.base === STACK_POINTER) return -common.baseOffset;
+    if (opcode === 0x8d && (modrm & 0x38) === 0x20 && common.base === STACK_POINTER)
+      return -common.baseOffset;
   }
   if (common.modrm < 0) return 0;
   const modrm = bytes[common.modrm];

@@ -3,7 +3,7 @@ import type { ElfFile, UnwindTable } from '../elf/index.js';
 import { DWARF_RBP, DWARF_RSP } from '../elf/index.js';
 import { CodeRanges, Trait } from './code-ranges.js';
 import { Mark, type CodeArea, type CodeRegion, type CodeRegions } from './code-regions.js';
-import { FRAME_POINTER, OTHER_BASE, STACK_POINTER, common } from './common-instructions.js';
+import { OTHER_BASE, STACK_POINTER, common } from './common-instructions.js';
 import { endbrLength } from './displaced.js';
 import { Flow } from './flow.js';
 import { branchTarget, decodeFlow, int32At } from './instruction-flow.js';
@@ -32,8 +32,14 @@ export interface Swept {
 }
 
 /** Sweeps all areas; marks instructions and landings of direct branches and `lea`. */
-export function sweep(elf: ElfFile, regions: CodeRegions, ranges: CodeRanges, unwind: UnwindTable): Swept {
-  const sweeper = new Sweeper(regions, ranges, unwind);
+export function sweep(
+  elf: ElfFile,
+  regions: CodeRegions,
+  ranges: CodeRanges,
+  unwind: UnwindTable,
+  isFixed: boolean,
+): Swept {
+  const sweeper = new Sweeper(regions, ranges, unwind, isFixed);
   for (const area of regions.areas(elf)) sweeper.sweepArea(area);
   return sweeper;
 }
@@ -41,12 +47,20 @@ export function sweep(elf: ElfFile, regions: CodeRegions, ranges: CodeRanges, un
 class Sweeper implements Swept {
   readonly leaving: LeavingJump[] = [];
   readonly indirect: IndirectJump[] = [];
+  /** Where an operand of 32 bits may be an address of code; nowhere: in files that are moved. */
+  readonly #fixedFirst: number;
+  readonly #fixedLast: number;
 
   constructor(
     private readonly regions: CodeRegions,
     private readonly ranges: CodeRanges,
     private readonly unwind: UnwindTable,
-  ) {}
+    isFixed: boolean,
+  ) {
+    const { first, last } = isFixed ? fixedSpan(regions) : { first: 0, last: 0 };
+    this.#fixedFirst = first;
+    this.#fixedLast = last;
+  }
 
   sweepArea({ region, from, to }: CodeArea): void {
     const { starts, ends, count } = this.ranges;
@@ -67,7 +81,7 @@ class Sweeper implements Swept {
   #sweepGap(region: CodeRegion, from: number, to: number): void {
     const { bytes, marks } = region;
     markShortJumps(region, from, to);
-    for (let at = from; at < to; ) {
+    for (let at = from; at < to;) {
       decodeFlow(bytes, at, to);
       const { flow, end } = common;
       if (flow === Flow.invalid || end > to) {
@@ -75,6 +89,7 @@ class Sweeper implements Swept {
         continue;
       }
       marks[at] |= Mark.instruction;
+      this.#markOperand(bytes, end);
       if (flow === Flow.jump || flow === Flow.conditionalJump) {
         const target = branchTarget(bytes, at, end);
         this.#land(region, target, Mark.landing | Mark.known | Mark.foreign);
@@ -93,6 +108,7 @@ class Sweeper implements Swept {
     const { traits } = this.ranges;
     const entry = this.ranges.unwind[index];
     const behindEndbr = first + endbrLength(bytes, first);
+    const hasFixed = this.#fixedLast > 0;
     let found = 0;
     let last: Flow = Flow.next;
     for (let at = first; at < limit; at = common.end) {
@@ -109,15 +125,19 @@ class Sweeper implements Swept {
         break;
       }
       marks[at] |= Mark.instruction;
+      if (end - at >= 5 && hasFixed) this.#markOperand(bytes, end);
       if (common.base !== OTHER_BASE && !common.isNop) {
         const { base: register, baseOffset } = common;
         if (baseOffset < 0) {
           if (register === STACK_POINTER) found |= Trait.redZone;
         } else if (entry >= 0 && (found & Trait.ownReturn) === 0) {
           // A frame pointer is followed by the caller's and then by the return address, whatever else there is.
-          if (register === STACK_POINTER || baseOffset === 8) {
-            if (this.#isReturnSlot(entry, base + at, register, baseOffset)) found |= Trait.ownReturn;
-          }
+          const frame = register === STACK_POINTER ? DWARF_RSP : DWARF_RBP;
+          if (
+            (register === STACK_POINTER || baseOffset === 8) &&
+            this.unwind.isReturnSlot(entry, base + at, frame, baseOffset)
+          )
+            found |= Trait.ownReturn;
         }
       }
       switch (flow) {
@@ -151,10 +171,18 @@ class Sweeper implements Swept {
     traits[index] |= found;
   }
 
-  #isReturnSlot(entry: number, address: number, register: number, offset: number): boolean {
-    const frame = this.unwind.frameAt(entry, address);
-    const wanted = register === STACK_POINTER ? DWARF_RSP : register === FRAME_POINTER ? DWARF_RBP : -2;
-    return frame.register === wanted && frame.offset - 8 === offset;
+  /** An address of 32 bits in the instruction decoded last: an immediate that is moved, pushed, added or compared, or `lea`'s displacement. */
+  #markOperand(bytes: Uint8Array, end: number): void {
+    const word = int32At(bytes, end - 4);
+    if (word < this.#fixedFirst || word >= this.#fixedLast) return;
+    const { modrm, displacement } = common;
+    if (displacement >= 0 && displacement === end - 4) return;
+    const opcode = modrm < 0 ? bytes[end - 5] : bytes[modrm - 1];
+    const takes =
+      modrm < 0
+        ? (opcode & 0xf8) === 0xb8 || opcode === 0x68 || opcode === 0x05 || opcode === 0x2d || opcode === 0x3d
+        : opcode === 0xc7 || opcode === 0x8d || (opcode === 0x81 && ADD_SUB_CMP.has((bytes[modrm] >> 3) & 7));
+    if (takes) this.regions.mark(word, ADDRESS);
   }
 
   #land(region: CodeRegion, index: number, marks: number): void {
@@ -171,10 +199,20 @@ class Sweeper implements Swept {
     isConditional: boolean,
   ): void {
     const { start } = region;
-    this.leaving.push({ range, address: start + at, length: end - at, target: start + target, isConditional });
+    this.leaving.push({
+      range,
+      address: start + at,
+      length: end - at,
+      target: start + target,
+      isConditional,
+    });
   }
 }
 
+/** Of opcode 81, as ModRM has them. */
+const ADD_SUB_CMP: ReadonlySet<number> = new Set([0, 5, 7]);
+/** An address that stands in code or in data. */
+const ADDRESS = Mark.landing | Mark.called | Mark.foreign;
 const CALL = Mark.landing | Mark.known | Mark.foreign | Mark.called;
 
 /** Short jumps (70-7F, E0-E3, EB) at every byte of a part: for bytes of which it is not known how they are decoded. */
@@ -191,7 +229,7 @@ function markShortJumps({ bytes, marks }: CodeRegion, from: number, to: number):
  * Marks every place that a near branch or a `lea` could lead to under whatever decoding: a 32-bit distance behind an opcode that
  * branches (E8, E9, 0F 80-8F, C7 F8) or takes an address (8D with a ModRM of rip), at every byte. It is a superset of all
  * branches, also of those in bytes that only look like data, and costs hardly any function. Where code stands at a fixed
- * address, 32-bit addresses behind opcodes that have such an operand are found too, and 64-bit ones wherever they stand.
+ * address, words of 64 bits that are such an address are found too, wherever they stand.
  */
 export function scanCode(regions: CodeRegions, isFixed: boolean): void {
   for (const region of regions.list) {
@@ -219,32 +257,21 @@ function scanDistances(regions: CodeRegions, region: CodeRegion): void {
   }
 }
 
-function scanAddresses(regions: CodeRegions, region: CodeRegion): void {
-  const { bytes } = region;
-  const first = regions.list[0].start;
-  const last = regions.list[regions.list.length - 1].end;
-  const span = last - first;
-  if (first > 0xffff_ffff) return;
-  let word = int32At(bytes, 0) << 8;
-  for (let at = 0; at + 4 <= bytes.length; at++) {
-    word = (word >>> 8) | (bytes[at + 3] << 24);
-    const offset = (word >>> 0) - first;
-    if (offset < 0 || offset >= span) continue;
-    const isWord = at + 8 <= bytes.length && int32At(bytes, at + 4) === 0;
-    if (isWord || takesAddress(bytes, at)) regions.mark(word >>> 0, Mark.landing | Mark.called);
+function scanAddresses(regions: CodeRegions, { bytes }: CodeRegion): void {
+  const { first, last } = fixedSpan(regions);
+  const highest = last >>> 24;
+  for (let at = 0; at + 8 <= bytes.length; at++) {
+    // Nearly all words are ruled out by their highest byte.
+    if (bytes[at + 3] > highest || bytes[at + 4] !== 0) continue;
+    const word = int32At(bytes, at);
+    if (word < first || word >= last || int32At(bytes, at + 4) !== 0) continue;
+    regions.mark(word, ADDRESS);
   }
 }
 
-/** True if the 4 bytes at `at` may be an immediate, or a displacement of a `lea`. */
-function takesAddress(bytes: Uint8Array, at: number): boolean {
-  const opcode = bytes[at - 1];
-  // mov r, imm; push imm; add, or, and, sub, cmp rax, imm.
-  if ((opcode & 0xf8) === 0xb8 || opcode === 0x68 || (opcode & 0xc7) === 0x05) return true;
-  // mov rm, imm and add, cmp ... rm, imm: ModRM, perhaps SIB, perhaps a displacement of 1 or 4 bytes.
-  for (const behind of [2, 3, 4, 6, 7]) {
-    const group = bytes[at - behind];
-    if (group === 0xc7 || group === 0x81) return true;
-  }
-  // lea r, [index*scale + disp32], [base + disp32].
-  return bytes[at - 2] === 0x8d || bytes[at - 3] === 0x8d;
+/** Where code stands in a file that is not moved. Linkers' code models end at 2 GiB: nothing beyond is an address of 32 bits. */
+function fixedSpan({ list }: CodeRegions): { first: number; last: number } {
+  const first = list[0]?.start ?? 0;
+  const last = list.at(-1)?.end ?? 0;
+  return last > 0x7fff_ffff ? { first: 0, last: 0 } : { first, last };
 }

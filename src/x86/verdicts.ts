@@ -76,7 +76,8 @@ export class Verdicts {
       if (code >= CODES.length || bytes[i * BYTES + 1] > (IS_WHOLE | OWN_RETURN)) return undefined;
       const verdict = verdicts.at(i);
       if (typeof verdict === 'string') continue;
-      if (verdict.length < SITE_LENGTH || verdict.count < 1 || verdict.count > verdict.length) return undefined;
+      if (verdict.length < SITE_LENGTH || verdict.count < 1 || verdict.count > verdict.length)
+        return undefined;
     }
     return verdicts;
   }
@@ -151,7 +152,12 @@ class EntryJudge {
     const site = start + offset;
     let extent: DisplacedExtent | RefusalReason | CompilerSite;
     if (prepared === undefined) {
-      extent = measureDisplaced(bytes, first + offset, first + size, this.#paddedEnd(ranges, start + size) - region.start);
+      extent = measureDisplaced(
+        bytes,
+        first + offset,
+        first + size,
+        this.#paddedEnd(ranges, start + size) - region.start,
+      );
       if (typeof extent === 'string') return extent;
       if (has(Trait.undecodable)) return 'not-relocatable';
       if (has(Trait.openJump)) return 'computed-jump';
@@ -161,7 +167,8 @@ class EntryJudge {
     const isWhole = has(Trait.reentered);
     if (landings.landsWithin(site + 1, site + SITE_LENGTH)) return 'branched-into';
     if (isWhole) {
-      const whole = prepared === undefined ? this.#whole(index, bytes, first, offset, region.start) : undefined;
+      const whole =
+        prepared === undefined ? this.#whole(index, bytes, first, offset, region.start) : undefined;
       if (whole === undefined) return 're-entered';
       extent = whole;
     }
