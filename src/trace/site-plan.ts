@@ -15,6 +15,7 @@ import {
   type SiteKind,
 } from '../x86/index.js';
 import type { ModuleFunctions, ModuleSelection } from './selection.js';
+import { verdictStore } from './verdict-store.js';
 
 /** Reasons that only a running process, or the whole of a module, gives; the others are RefusalReason. */
 export type SessionRefusalReason =
@@ -198,7 +199,7 @@ export function planSites(
       native = selected.filter((f) => !f.name.startsWith(V8_BUILTINS));
       for (const f of selected) if (f.name.startsWith(V8_BUILTINS)) refuse(f, 'managed-code');
     }
-    const analysis = analyseFunctions<FunctionSymbol>(module.elf(), native, all);
+    const analysis = analyseFunctions<FunctionSymbol>(module.elf(), native, all, verdictStore());
     for (const { function: f, reason } of analysis.refusals) refuse(f, reason);
     const live = liveText(module, analysis.candidates, memory);
     const bias = Number(module.bias);
@@ -207,7 +208,13 @@ export function planSites(
         refuse(candidate.function, 'changed');
         continue;
       }
-      const head: HeadKind = entryOnly ? 'leaf' : candidate.profilerCall?.frame === 'rbp' ? 'frame' : 'entry';
+      // Its return address must be what the caller pushed: its calls are recorded without an end.
+      const head: HeadKind =
+        entryOnly || candidate.usesOwnReturn
+          ? 'leaf'
+          : candidate.profilerCall?.frame === 'rbp'
+            ? 'frame'
+            : 'entry';
       sites.push(new Site(module, candidate.kind, head, candidate, bias));
     }
   }
@@ -236,7 +243,7 @@ export function planHooks(
       size: f.size,
       kind: f.kind,
     }));
-    const analysis = analyseFunctions(module.elf(), unnamed, all);
+    const analysis = analyseFunctions(module.elf(), unnamed, all, verdictStore());
     const refuse = (f: FunctionRange, reason: SessionRefusalReason): void => {
       const entry = entries.find(({ address }) => address === f.address);
       if (entry?.names.some((name) => UNWINDER_ENTRIES.has(name)) === true)

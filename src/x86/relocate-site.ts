@@ -34,6 +34,7 @@ const TWO_TO_32 = 2 ** 32;
  *   `loop 1f; jmp 2f; 1: jmp target; 2:`
  * - `call target` becomes `push [rip+constant]; jmp target`: the callee returns to where the original call returns, so
  *   that no return address in the stub is ever on the stack, where an unwinder would find it
+ * - where the whole function is copied, jumps within it go to the copies
  * - at the end `jmp rel32` to the first instruction behind the site
  *
  * For a `call-site` that is the profiler's call.
@@ -67,6 +68,17 @@ export function emitSite(
   stub.begin(candidate, stubAddress, into, at);
   const { displaced, original } = candidate;
   const back = candidate.addressNumber + loadBias + candidate.displacedLength;
+  if (candidate.isWhole) {
+    // Where each copy will be: instructions take the same room wherever they lead.
+    const copies = new Map<number, number>();
+    for (const instruction of displaced) {
+      copies.set(candidate.addressNumber + instruction.offset, stubAddress + stub.length);
+      relocateOne(stub, instruction, original, loadBias, back);
+    }
+    // A jump to the entry may go to its endbr64, which stays where it is.
+    copies.set(candidate.function.addressNumber, stubAddress);
+    stub.begin(candidate, stubAddress, into, at, copies);
+  }
   for (const instruction of displaced) {
     boundaries?.push({ originalOffset: instruction.offset, newOffset: stub.length });
     relocateOne(stub, instruction, original, loadBias, back);
@@ -101,7 +113,7 @@ function relocateOne(
       emitRipRelative(code, original, offset, end, fixOffset, target ?? 0);
       return;
     case 'branch':
-      emitBranch(code, original, offset, target ?? 0);
+      emitBranch(code, original, offset, code.copyOf(Number(instruction.target)) ?? target ?? 0);
       return;
     case 'call':
       code.emitPush(back);
@@ -167,15 +179,28 @@ class StubCode {
   #at = 0;
   #address = 0;
   #candidate: SiteCandidate | undefined;
+  #copies: ReadonlyMap<number, number> | undefined;
   readonly #constants: { readonly value: number; readonly fix: number }[] = [];
 
-  begin(candidate: SiteCandidate, address: number, into: Uint8Array, at: number): void {
+  /** `copies`: where in the stub is what stands at an address of the file, if jumps there are to go to it. */
+  begin(
+    candidate: SiteCandidate,
+    address: number,
+    into: Uint8Array,
+    at: number,
+    copies?: ReadonlyMap<number, number>,
+  ): void {
+    this.#copies = copies;
     this.#into = into;
     this.#start = at;
     this.#at = at;
     this.#address = address;
     this.#candidate = candidate;
     this.#constants.length = 0;
+  }
+
+  copyOf(address: number): number | undefined {
+    return this.#copies?.get(address);
   }
 
   get length(): number {
