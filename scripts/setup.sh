@@ -31,6 +31,7 @@ busybox:busybox-static
 musl-gcc:musl-tools
 luajit:luajit
 go:golang-go
+/usr/bin/time:time
 LIST
 [ ${#missing[@]} -eq 0 ] && exit 0
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then

@@ -9,7 +9,12 @@ import {
   type Pattern,
 } from '../symbols/index.js';
 import type { Module } from '../target/index.js';
+import type { ElfFile } from '../elf/index.js';
 
+const PT_LOAD = 1;
+const MIB = 1 << 20;
+/** All of it is read, and marks are kept for its code. The largest programs that are shipped, browsers, load some 250 MiB. */
+const MOST_LOADED_BYTES = 512 * MIB;
 /** Names that are shown where none matches. */
 const NEAREST_SHOWN = 5;
 
@@ -68,6 +73,7 @@ export class ModuleFunctions {
       const functions = functionsOf(elf, module.name);
       // What follows reads these, and would end the session for one file among many.
       if (functions.length > 0) elf.readTables();
+      if (functions.length > 0) checkSize(elf);
       return functions;
     } catch (error) {
       if (!(error instanceof CannotError)) throw error;
@@ -76,6 +82,19 @@ export class ModuleFunctions {
     }
   }
 }
+
+/** Who can land where is asked of all that a file loads. @throws CannotError FILE_TOO_LARGE */
+function checkSize(elf: ElfFile): void {
+  const loaded = elf.segments.reduce((sum, s) => (s.type === PT_LOAD ? sum + s.fileSize : sum), 0);
+  if (loaded <= MOST_LOADED_BYTES) return;
+  throw new CannotError('FILE_TOO_LARGE', {
+    tried: `look at the code of ${elf.name}`,
+    why: `it loads ${formatMib(loaded)} MiB; at most ${formatMib(MOST_LOADED_BYTES)} MiB of a file are looked at`,
+    next: 'choose functions of other files with patterns such as FILE!NAME',
+  });
+}
+
+const formatMib = (bytes: number): number => Math.ceil(bytes / MIB);
 
 /**
  * The functions that the patterns select; without filters, all of the executable.
