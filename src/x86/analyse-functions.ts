@@ -1,4 +1,5 @@
 import type { ElfFile } from '../elf/index.js';
+import { ending } from '../errors/index.js';
 import { CodeMap, type SweptFunction } from './code-map.js';
 import { CompilerSites, type CompilerSite } from './compiler-sites.js';
 import { describeDisplaced, endbrLength } from './displaced.js';
@@ -13,6 +14,9 @@ import type {
   SiteKind,
 } from './sites.js';
 import { refusalByName } from './unsafe-names.js';
+
+/** Some milliseconds. */
+const FUNCTIONS_PER_LOOK = 256;
 
 /** The verdict on each function asked for, in the order asked: in exactly one of the two lists. */
 export interface Analysis<F extends FunctionRange> {
@@ -45,10 +49,14 @@ function analyse<F extends FunctionRange>(
   const map = new CodeMap(elf, all);
   const compilerSites = new CompilerSites(elf, all, (address) => map.indexAt(address));
   // First everything is swept, since a jump into one function may stand in another; then each is judged.
-  const examined = asked.map((range) => examine(elf, map, compilerSites, range));
+  const examined = asked.map((range, index) => {
+    if (index % FUNCTIONS_PER_LOOK === 0) ending.look();
+    return examine(elf, map, compilerSites, range);
+  });
   const candidates: SiteCandidate<F>[] = [];
   const refusals: Refusal<F>[] = [];
   for (let index = 0; index < asked.length; index++) {
+    if (index % FUNCTIONS_PER_LOOK === 0) ending.look();
     const range = asked[index];
     const verdict = judge(elf, map, range, examined[index]);
     if (typeof verdict === 'string') refusals.push({ function: range, reason: verdict });
