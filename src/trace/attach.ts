@@ -10,6 +10,7 @@ import {
   readCommandLine,
   readStatus,
   readThreads,
+  reserveDescriptors,
   rightfulHolder,
 } from '../linux/index.js';
 import type { RecordingHeader, RecordingSink } from '../recording/index.js';
@@ -163,6 +164,8 @@ export function checkOptions(options: TraceOptions): void {
 export function attachTo(pid: number, options: TraceOptions & Recorded = {}): Session {
   const since = performance.now();
   checkOptions(options);
+  // First: low numbers are of use whatever the limit is lowered to.
+  reserveDescriptors();
   return ending.during(options.isEnding, () => attachRunning(pid, options, since));
 }
 
@@ -274,6 +277,7 @@ function takeLock(pid: number, memory: TargetMemory, onNote: TraceOptions['onNot
 export function runProgram(command: readonly string[], options: TraceOptions & Recorded = {}): Session {
   const since = performance.now();
   checkOptions(options);
+  reserveDescriptors();
   return ending.during(options.isEnding, () => startProgram(command, options, since));
 }
 
@@ -547,6 +551,7 @@ function start({
     });
   }
   ending.look();
+  reserveDescriptors();
   const tscHz = timeStamp.estimateHz();
   const ringBytes = options.bufferBytes ?? DEFAULT_BUFFER_BYTES;
   let startTsc: bigint | undefined;

@@ -1,6 +1,6 @@
 import { ending, isSafepokeError } from '../errors/index.js';
 import { CALL_REFUSED, UNCOUNTED_HANDLER, type Following, type ProtocolCounts } from '../inside/index.js';
-import { SYS, readMaps, systemCall } from '../linux/index.js';
+import { SYS, makeRoom, readMaps, systemCall } from '../linux/index.js';
 import {
   NewestWriter,
   RECORD_BYTES,
@@ -289,6 +289,7 @@ export class Session implements AsyncIterable<Call> {
     }
     // A thread that asks is answered before all are called together, and before anything takes long.
     if (!goesOn(end.why) || failure !== undefined) this.#parts.following?.end();
+    makeRoom();
     // To the very end: behind hundreds of busy threads a recording's last megabytes take a minute.
     const calm = hastenBeside(this.pid);
     try {
