@@ -1,9 +1,10 @@
 /** The library: everything that the command line does, it does through this file. */
 import { checkOptionTypes, type OptionType } from './errors/index.js';
+import { awaitWritable } from './linux/index.js';
 import { FileSink, RecordingFile } from './output/index.js';
 import { attachTo, runProgram, type Session, type TraceOptions } from './trace/index.js';
 
-export { CannotError, SafepokeError, UsageError, isSafepokeError } from './errors/index.js';
+export { CannotError, ENDED, SafepokeError, UsageError, isSafepokeError } from './errors/index.js';
 export type { ErrorDetails } from './errors/index.js';
 export type { Text } from './text/index.js';
 export type {
@@ -120,12 +121,14 @@ const SESSION_OPTION_TYPES: Readonly<Record<keyof SessionOptions, OptionType>> =
   way: 'string',
   readOnlyText: 'boolean',
   onNote: 'function',
+  isEnding: 'function',
   output: 'string',
 };
 
 function withRecording(options: SessionOptions, start: (sink: { sink?: FileSink }) => Session): Session {
   if (options.output === undefined) return start({});
-  const sink = new FileSink(options.output, 'recording');
+  const waiting = { awaitWritable, isEnding: options.isEnding ?? ((): boolean => false) };
+  const sink = new FileSink(options.output, 'recording', waiting);
   let session: Session;
   try {
     session = start({ sink });

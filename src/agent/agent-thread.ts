@@ -8,7 +8,7 @@
 // new one; the next fetch faults the file's own page in. So the text is afterwards what it was, and so is its mapping.
 //
 // Pages with hooks of unwinders come last when the tracer has died: swapped return addresses are put back first (return-listing.ts).
-import { CannotError } from '../errors/index.js';
+import { CannotError, ending } from '../errors/index.js';
 import {
   FUTEX,
   FUTEX_OWNER_DIED,
@@ -669,7 +669,7 @@ export class AgentThread {
       const isGone = polls % POLLS_PER_LOOK === 0 && !this.isPresent;
       // What it did last it may have done since.
       if (isGone && isReached()) return;
-      if (isGone || performance.now() - since > patience) {
+      if (isGone || performance.now() - since > ending.patience(patience)) {
         this.#isSilent = true;
         throw new CannotError('AGENT_LOST', {
           tried: `have safepoke’s thread in process ${this.#pid} do something`,

@@ -325,6 +325,7 @@ export class Agent {
       roundToPage(PAGE + geometry.dataBytes + journalRoom + TEXT_TABLES * siteCount * TEXT_RUN.size);
     return calls.run((call, string) => {
       let sharedFile = -1;
+      let agent: Agent | undefined;
       const name = resident === undefined ? SHARED_NAME : RINGS_NAME;
       // After mlockall(MCL_FUTURE) all that is mapped is filled at once: our empty rings would take all memory there is.
       const isLocked = !/^0 kB$/.test(readStatus(pid)?.get('VmLck') ?? '0 kB');
@@ -381,7 +382,7 @@ export class Agent {
         if (places === undefined || geometry === undefined) {
           throw noMemory(pid, options.ringMemory);
         }
-        const agent = new Agent(
+        agent = new Agent(
           pid,
           memory,
           options,
@@ -394,6 +395,8 @@ export class Agent {
           siteCount,
           resident,
         );
+        // From here on `isPresent` says so: what fails later is to be taken away.
+        memory.writeWord(agent.data + DATA.magic, AGENT_MAGIC);
         if (options.withThread && resident === undefined)
           agent.#startThread(call, map, places.control + ownBytes(geometry));
         // Its thread has given up the right to map more where the program's limit on locked memory is reached.
@@ -401,6 +404,11 @@ export class Agent {
           agent.furnish(clusters, call, calls.tid);
         return agent;
       } catch (error) {
+        // Its thread must not lose the code that it executes.
+        if (agent?.dismissThread() === false) {
+          agent.close();
+          throw error;
+        }
         for (const { address, length } of mapped) call(SYS.munmap, address, length);
         if (sharedFile >= 0) closeSync(sharedFile);
         throw error;
@@ -435,8 +443,6 @@ export class Agent {
   ): void {
     if (this.#isFurnished || call === undefined) return;
     this.#isFurnished = true;
-    // From here on `isPresent` says so: what fails now is to be taken away.
-    this.#memory.writeWord(this.data + DATA.magic, AGENT_MAGIC);
     this.#thread?.prefer();
     const { rings, sharedBytes } = this.geometry;
     // A dump of the target's memory is not to go through all of the empty rings; where it may not be said, it does.

@@ -2,3 +2,4 @@ export { SafepokeError, UsageError, CannotError, isSafepokeError } from './safep
 export type { ErrorDetails } from './safepoke-error.js';
 export { checkOptionTypes } from './check-options.js';
 export type { OptionType } from './check-options.js';
+export { ENDED, ending } from './ending.js';

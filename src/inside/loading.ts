@@ -2,7 +2,7 @@
 // still to begin.
 import { closeSync, fchmodSync, writeSync } from 'node:fs';
 import { AGENT, AgentThread, SHARED_NAME, rightsToGiveUp, type GivenUp } from '../agent/index.js';
-import { CannotError } from '../errors/index.js';
+import { CannotError, ending } from '../errors/index.js';
 import {
   EVERYBODY,
   FUTEX,
@@ -189,6 +189,7 @@ export function awaitReady(what: string, block: Block, checkEnd: () => void): vo
     if (failure !== undefined) throw failure;
     if (performance.now() - since > LOAD_PATIENCE_MS)
       throw refused('its dynamic loader has not loaded our object', 'run it without --inside');
+    ending.look();
     pause(LOAD_POLL_MS);
   }
   const unlocking = words[BLOCK.unlocking / 4];

@@ -3,7 +3,7 @@
 // the program run on top, as NMIs do on CPUs that a stop-machine has parked.
 import { availableParallelism } from 'node:os';
 import type { AgentThread } from '../agent/index.js';
-import { CannotError } from '../errors/index.js';
+import { CannotError, ending } from '../errors/index.js';
 import {
   bitSet,
   ERRNO,
@@ -115,6 +115,7 @@ export class Meetings {
     let [adoptions, tries] = [0, 0];
     let blockedPatience = BLOCKED_PATIENCE_MS;
     for (;;) {
+      ending.look();
       const met = this.#call(times, blockedPatience);
       if ('threads' in met) {
         if (this.#areCounted(met)) return met;
@@ -124,7 +125,9 @@ export class Meetings {
         );
       }
       const { missing, areBlocked } = met;
-      const isOver = areBlocked ? performance.now() - since > BLOCKED_TRIED_MS : ++tries === TRIES;
+      const isOver = areBlocked
+        ? performance.now() - since > ending.patience(BLOCKED_TRIED_MS)
+        : ++tries === TRIES || ending.isOver;
       if (isOver) throw this.#willNotCome(missing);
       blockedPatience *= 2;
       if (areBlocked) this.#awaitUnblocked(missing);

@@ -1,4 +1,5 @@
-// Where safepoke can be made to die, to see what becomes of a target then; or to wait, for what a hostile target does meanwhile.
+// Where safepoke can be made to die, to see what becomes of a target then; to wait, for what a hostile target does meanwhile; or to be told to end.
+import { writeSync } from 'node:fs';
 import { SYS, systemCall } from './system-call.js';
 
 /** Number of the fault point at which to die; the first is 1. Only the tests set it. */
@@ -6,11 +7,16 @@ const DIE_AT = 'SAFEPOKE_DIE_AT';
 /** Number of the fault point at which to wait, and how many milliseconds. */
 const WAIT_AT = 'SAFEPOKE_WAIT_AT';
 const WAIT_MS = 'SAFEPOKE_WAIT_MS';
+/** Number of the fault point at which it gets SIGTERM, and says so on standard error. */
+const END_AT = 'SAFEPOKE_END_AT';
+const STDERR = 2;
 const SIGKILL = 9;
+const SIGTERM = 15;
 
 const dieAt = Number(process.env[DIE_AT] ?? Number.POSITIVE_INFINITY);
 const waitAt = Number(process.env[WAIT_AT] ?? Number.POSITIVE_INFINITY);
 const waitMs = Number(process.env[WAIT_MS] ?? 0);
+const endAt = Number(process.env[END_AT] ?? Number.POSITIVE_INFINITY);
 const cell = new Int32Array(new SharedArrayBuffer(4));
 let passed = 0;
 
@@ -22,5 +28,9 @@ export function isFaultWanted(): boolean {
 /** Stands between every two changes in a target. */
 export function faultPoint(): void {
   if (++passed === dieAt) systemCall(SYS.kill, process.pid, SIGKILL);
+  if (passed === endAt) {
+    writeSync(STDERR, `fault point ${passed}\n`);
+    systemCall(SYS.kill, process.pid, SIGTERM);
+  }
   if (passed === waitAt) Atomics.wait(cell, 0, 0, waitMs);
 }

@@ -106,3 +106,4 @@ export {
   type DescriptorOwner,
 } from './memory-file.js';
 export { haste, preferThread, urgency, wakeSooner, whilePreferred } from './urgency.js';
+export { makeRoom, reserveDescriptors } from './descriptors.js';

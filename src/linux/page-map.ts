@@ -1,4 +1,5 @@
 import { closeSync, openSync, readSync } from 'node:fs';
+import { withRoom } from './descriptors.js';
 
 /** Bits of an entry of /proc/PID/pagemap (Documentation/admin-guide/mm/pagemap.rst), as bits of its upper 32-bit half. */
 const IS_FILE_PAGE = 1 << (61 - 32);
@@ -16,7 +17,7 @@ export function filePages(pid: number, start: number, length: number): boolean[]
   const bytes = new Uint8Array(count * ENTRY_SIZE);
   let fd: number;
   try {
-    fd = openSync(`/proc/${pid}/pagemap`, 'r');
+    fd = withRoom(() => openSync(`/proc/${pid}/pagemap`, 'r'));
   } catch {
     return new Array<boolean>(count).fill(false);
   }

@@ -1,11 +1,13 @@
 // Readers of /proc/PID. All of them return undefined where the process or thread has gone, which may happen at any moment.
 import { openSync, readFileSync, readSync, readdirSync, readlinkSync, closeSync } from 'node:fs';
+import { isWanting, withRoom } from './descriptors.js';
 import { textOfBytes, textOfLatin1 } from './path-text.js';
 
 function readProc(path: string): string | undefined {
   try {
-    return readFileSync(path, 'latin1');
-  } catch {
+    return withRoom(() => readFileSync(path, 'latin1'));
+  } catch (error) {
+    if (isWanting(error)) throw error;
     return undefined;
   }
 }
@@ -46,8 +48,10 @@ const PIECE_BYTES = 256 * 1024;
 function forEachPiece(path: string, visit: (text: string) => boolean): boolean {
   let fd: number;
   try {
-    fd = openSync(path, 'r');
-  } catch {
+    fd = withRoom(() => openSync(path, 'r'));
+  } catch (error) {
+    // It is there for all we know.
+    if (isWanting(error)) throw error;
     return false;
   }
   const bytes = Buffer.allocUnsafe(PIECE_BYTES);
@@ -185,8 +189,9 @@ export function readOvercommit(): number | undefined {
 /** Thread identifiers of a process, in ascending order. */
 export function readThreads(pid: number): number[] | undefined {
   try {
-    return readdirSync(`/proc/${pid}/task`).map(Number);
-  } catch {
+    return withRoom(() => readdirSync(`/proc/${pid}/task`)).map(Number);
+  } catch (error) {
+    if (isWanting(error)) throw error;
     return undefined;
   }
 }

@@ -1,6 +1,7 @@
 // Files that somebody else chooses: he may put a FIFO, a device or a lease there, on which opening waits or does something, and may
 // change or shorten them while they are read.
 import { closeSync, constants, fstatSync, openSync, readSync, type Stats } from 'node:fs';
+import { withRoom } from './descriptors.js';
 import { MAP, O_CLOEXEC, PAGE, PROT } from './abi.js';
 import { mappingAt, readMaps, type Mapping } from './proc.js';
 import { mapOwn } from './system-call.js';
@@ -34,13 +35,13 @@ function kindOf(facts: Stats): string {
  * @throws NotRegularError; Error with an errno's name as `code`
  */
 function openRegular(path: string | Buffer, follow: boolean): { readonly fd: number; readonly facts: Stats } {
-  const place = openSync(path, O_PATH | O_CLOEXEC | (follow ? 0 : O_NOFOLLOW));
+  const place = withRoom(() => openSync(path, O_PATH | O_CLOEXEC | (follow ? 0 : O_NOFOLLOW)));
   try {
     const facts = fstatSync(place);
     if (!facts.isFile()) throw new NotRegularError(facts);
     // Without O_NONBLOCK a lease of somebody else's would keep us waiting.
     const flags = O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC;
-    return { fd: openSync(`/proc/self/fd/${place}`, flags), facts };
+    return { fd: withRoom(() => openSync(`/proc/self/fd/${place}`, flags)), facts };
   } finally {
     closeSync(place);
   }

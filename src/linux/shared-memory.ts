@@ -1,4 +1,5 @@
 import { readdirSync } from 'node:fs';
+import { withRoom } from './descriptors.js';
 import { SYS, systemCall } from './system-call.js';
 
 /** include/uapi/linux/kcmp.h */
@@ -11,7 +12,7 @@ const KCMP_VM = 1;
 export function processesSharing(pid: number): number[] {
   let all: string[];
   try {
-    all = readdirSync('/proc');
+    all = withRoom(() => readdirSync('/proc'));
   } catch {
     return [];
   }

@@ -90,6 +90,7 @@ export const SYS = {
   set_robust_list: 273,
   fallocate: 285,
   process_vm_readv: 310,
+  prlimit64: 302,
   kcmp: 312,
   sched_setattr: 314,
   memfd_create: 319,

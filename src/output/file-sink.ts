@@ -10,6 +10,7 @@ import {
   readSync,
   renameSync,
   rmSync,
+  writeSync,
   writevSync,
   type Stats,
 } from 'node:fs';
@@ -30,6 +31,20 @@ const STANDARD: ReadonlyMap<string, number> = new Map([
   ['/dev/stderr', 2],
 ]);
 
+/** Most that what says that it takes anything takes at once: PIPE_BUF, include/uapi/linux/limits.h. */
+const PIPE_BUF = 4096;
+/** How long a reader is waited for that takes nothing, once the session is to end. */
+const LAST_PATIENCE_MS = 500;
+const LOOK_MS = 50;
+
+/** How to wait for readers that do not read. */
+export interface SinkWaiting {
+  /** True once the descriptor takes something, false if it does not within so many milliseconds. */
+  readonly awaitWritable: (fd: number, ms: number) => boolean;
+  /** True if there is not much time left. */
+  readonly isEnding: () => boolean;
+}
+
 /** What may be replaced: a recording only by a recording, a text of ours by a text. */
 export type OutputKind = 'recording' | 'text';
 
@@ -42,16 +57,25 @@ export class FileSink implements RecordingSink {
   /** A file that was not there before, and is not complete. */
   #isNew = false;
   readonly #isGiven: boolean = false;
+  /** A descriptor was given, whether or not it is written to itself. */
+  readonly #isStream: boolean = false;
+  readonly #waiting: SinkWaiting | undefined;
+  /** A write may block: it is what somebody else has opened, and takes only so much. */
+  readonly #mayBlock: boolean = false;
 
   /** Throws OUTPUT_UNWRITABLE, or OUTPUT_KEPT where the path names something that is not to be replaced. */
-  constructor(path: string, kind: OutputKind) {
+  constructor(path: string, kind: OutputKind, waiting?: SinkWaiting) {
     this.#path = path;
+    this.#waiting = waiting;
     const given = ownDescriptor(path);
     try {
       if (given !== undefined) {
-        fstatSync(given);
-        this.#fd = given;
-        this.#isGiven = true;
+        const stats = fstatSync(given);
+        const own = waiting !== undefined && stats.isFIFO() ? reopen(given) : undefined;
+        this.#fd = own ?? given;
+        this.#isGiven = own === undefined;
+        this.#isStream = true;
+        this.#mayBlock = own === undefined && waiting !== undefined && !stats.isFile();
         return;
       }
       const there = lstatSync(path, { throwIfNoEntry: false });
@@ -106,17 +130,19 @@ export class FileSink implements RecordingSink {
 
   write(chunks: readonly Uint8Array[]): void {
     let rest = chunks.filter((chunk) => chunk.length > 0);
-    let since = performance.now();
+    let reader = this.#newReader();
     while (rest.length > 0) {
       let written: number;
       try {
-        written = writevSync(this.#fd, rest);
-        since = performance.now();
+        if (this.#mayBlock) reader.await();
+        written = this.#mayBlock
+          ? writeSync(this.#fd, rest[0], 0, Math.min(rest[0].length, PIPE_BUF))
+          : writevSync(this.#fd, rest);
+        reader = this.#newReader();
       } catch (error) {
-        const { code } = error as NodeJS.ErrnoException;
-        if (code !== 'EAGAIN' || performance.now() - since > READER_PATIENCE_MS)
-          throw this.#unwritable(error);
-        Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, READER_LOOK_MS);
+        if (error instanceof CannotError) throw error;
+        if ((error as NodeJS.ErrnoException).code !== 'EAGAIN') throw this.#unwritable(error);
+        reader.await();
         continue;
       }
       // The kernel may take less than all of it: the rest is written again from there.
@@ -126,6 +152,30 @@ export class FileSink implements RecordingSink {
         return skipped === chunk.length ? [] : [chunk.subarray(skipped)];
       });
     }
+  }
+
+  /** Waits, a while at a time, for a reader from which nothing has been heard since. */
+  #newReader(): { await: () => void } {
+    const since = performance.now();
+    let endingSince: number | undefined;
+    // Whoever gives a descriptor may let it wait: somebody reads page by page.
+    const patience = this.#isStream ? Number.POSITIVE_INFINITY : READER_PATIENCE_MS;
+    const isLate = (): boolean => {
+      if (this.#waiting?.isEnding() === true) endingSince ??= performance.now();
+      const now = performance.now();
+      return now - since > patience || now - (endingSince ?? now) > LAST_PATIENCE_MS;
+    };
+    return {
+      await: () => {
+        for (;;) {
+          if (this.#waiting === undefined)
+            Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, READER_LOOK_MS);
+          else if (this.#waiting.awaitWritable(this.#fd, LOOK_MS)) return;
+          if (isLate()) throw this.#unwritable(Object.assign(new Error('EAGAIN'), { code: 'EAGAIN' }));
+          if (this.#waiting === undefined) return;
+        }
+      },
+    };
   }
 
   #unwritable(error: unknown): CannotError {
@@ -141,6 +191,15 @@ export class FileSink implements RecordingSink {
 function ownDescriptor(path: string): number | undefined {
   const match = OWN_DESCRIPTOR.exec(path);
   return match === null ? STANDARD.get(path) : Number(match[1]);
+}
+
+/** The same pipe by a description of our own: that of others is not to be changed. Undefined where we may not open it. */
+function reopen(fd: number): number | undefined {
+  try {
+    return openSync(`/proc/self/fd/${fd}`, constants.O_WRONLY | constants.O_NONBLOCK);
+  } catch {
+    return undefined;
+  }
 }
 
 function create(path: string): number {

@@ -1,7 +1,7 @@
 // Holding threads with ptrace. PTRACE_SEIZE and PTRACE_INTERRUPT stop a thread without sending it a signal, so that nothing
 // the program could see is left behind. A thread is seized only while it is held: a seized thread would stop for us at
 // every signal it gets.
-import { CannotError } from '../errors/index.js';
+import { CannotError, ending } from '../errors/index.js';
 import {
   ERRNO,
   PTRACE_O_TRACESYSGOOD,
@@ -143,7 +143,8 @@ export class Hold implements Standstill {
   static #patiently(pid: number, times: HoldTimes, attempt: (hold: Hold) => number | undefined): Hold {
     rehearseStops();
     let late: number | undefined;
-    for (let tries = 0; tries < HOLD_TRIES; tries++) {
+    for (let tries = 0; tries < HOLD_TRIES && !(tries > 0 && ending.isOver); tries++) {
+      ending.look();
       const hold = new Hold(pid, times);
       try {
         late = attempt(hold);
@@ -187,7 +188,7 @@ export class Hold implements Standstill {
    * lose what came with the signal. If all have one, the first gets its signal and is stopped again.
    */
   callableThread(): HeldThread {
-    for (let attempts = 0; attempts < 1000; attempts++) {
+    for (let attempts = 0; attempts < 1000 && !(attempts > 0 && ending.isOver); attempts++) {
       const held = [...this.#threads.values()];
       const free = held.find((thread) => thread.pendingSignal === 0);
       if (free !== undefined) return free;
@@ -195,7 +196,7 @@ export class Hold implements Standstill {
       if (held.length === 0) break;
       ptrace.cont(busy.tid, busy.pendingSignal);
       ptrace.interrupt(busy.tid);
-      const again = awaitStop(busy.tid, busy.since, CALLABLE_PATIENCE_MS);
+      const again = awaitStop(busy.tid, busy.since, ending.patience(CALLABLE_PATIENCE_MS));
       if (again === 'gone' || again === 'late') {
         this.#threads.delete(busy.tid);
         if (again === 'late') stragglers.add(busy.tid);

@@ -2,7 +2,7 @@
 // the process, let into the call and out of it, and put back exactly as it was. All its signals are blocked meanwhile. It is not
 // single-stepped: the kernel tells of a step by a SIGTRAP that cannot be blocked, and a thread that has SIGTRAP blocked or ignored
 // would lose that, and the process its handler. Should we be killed in the middle, it gets back by itself (return-frame.ts).
-import { CannotError } from '../errors/index.js';
+import { CannotError, ending } from '../errors/index.js';
 import {
   PTRACE_EVENT_STOP,
   SYSTEM_CALL_STOP,
@@ -256,15 +256,15 @@ export class RemoteCalls implements CallMaker {
  * (`none`), as nobody ends us while we wait in the kernel.
  */
 function awaitCall(tid: number): WaitResult {
-  const until = performance.now() + CALL_PATIENCE_MS;
+  const since = performance.now();
   for (let polls = 0; ; polls++) {
     const result = waitForThread(tid, false);
     if (result.kind !== 'none') return result;
-    if (performance.now() > until) break;
+    if (performance.now() - since > ending.patience(CALL_PATIENCE_MS)) break;
     if (polls > EAGER_POLLS) pause(POLL_PAUSE_MS);
   }
   ptrace.interrupt(tid);
-  const stopUntil = performance.now() + STOP_PATIENCE_MS;
+  const stopUntil = performance.now() + ending.patience(STOP_PATIENCE_MS);
   while (performance.now() < stopUntil && waitForThread(tid, false).kind === 'none') pause(POLL_PAUSE_MS);
   return { kind: 'none' };
 }

@@ -1,6 +1,6 @@
 // Processes that share the target's memory without being its threads are not held when its threads are: they could be in the middle
 // of what is changed. Where they have no thread block of their own, they and their parent would also be taken for one thread.
-import { CannotError } from '../errors/index.js';
+import { CannotError, ending } from '../errors/index.js';
 import { processesSharing } from '../linux/index.js';
 import { pause } from './stops.js';
 
@@ -16,6 +16,7 @@ export function awaitUnshared(pid: number): void {
   const since = performance.now();
   let first = processesSharing(pid);
   while (first.length > 0 && performance.now() - since < PATIENCE_MS) {
+    ending.look();
     pause(POLL_MS);
     const still = new Set(processesSharing(pid));
     first = first.filter((other) => still.has(other));

@@ -1,5 +1,5 @@
 // From a process or a program to a session.
-import { CannotError, UsageError, isSafepokeError } from '../errors/index.js';
+import { CannotError, UsageError, ending, isSafepokeError } from '../errors/index.js';
 import { InsideProcess, type ProtocolCounts } from '../inside/index.js';
 import {
   ProcessLock,
@@ -10,6 +10,7 @@ import {
   readCommandLine,
   readStatus,
   readThreads,
+  reserveDescriptors,
   rightfulHolder,
 } from '../linux/index.js';
 import type { RecordingHeader, RecordingSink } from '../recording/index.js';
@@ -49,7 +50,8 @@ import {
   selectFunctions,
   unmatchedPatterns,
 } from './selection.js';
-import { Session } from './session.js';
+import type { PatchedTarget } from './patched-target.js';
+import { Session, type SessionParts } from './session.js';
 import {
   SESSION_REFUSALS,
   planHooks,
@@ -77,6 +79,13 @@ const LENT_PAUSE_MS = 10;
 /** How long whoever may go on without a process's lock waits for it: an honest session has its agent there by then, or has left. */
 const LOCK_PATIENCE_MS = 3000;
 const LOCK_PAUSE_MS = 20;
+
+/** How long threads get to leave our code where a session ends before it has begun, and the pauses between two looks. */
+const UNDO_MS = 1000;
+const UNDO_PAUSE_MS = 10;
+
+/** Functions that are described between two looks whether the end is wanted. */
+const DESCRIBED_PER_LOOK = 1024;
 
 /** Where a recording goes; the caller opens and closes it. */
 export interface Recorded {
@@ -155,6 +164,12 @@ export function checkOptions(options: TraceOptions): void {
 export function attachTo(pid: number, options: TraceOptions & Recorded = {}): Session {
   const since = performance.now();
   checkOptions(options);
+  // First: low numbers are of use whatever the limit is lowered to.
+  reserveDescriptors();
+  return ending.during(options.isEnding, () => attachRunning(pid, options, since));
+}
+
+function attachRunning(pid: number, options: TraceOptions & Recorded, since: number): Session {
   if (options.inside === true) return attachInside(pid, options, since);
   const program = programOf(pid);
   const before = preflight(pid);
@@ -169,6 +184,7 @@ export function attachTo(pid: number, options: TraceOptions & Recorded = {}): Se
       } catch (error) {
         const isLent = isSafepokeError(error) && error.code === STILL_LENT;
         if (!isLent || tries >= LENT_TRIES) throw error;
+        ending.look();
         pause(LENT_PAUSE_MS);
       }
     }
@@ -247,6 +263,7 @@ function takeLock(pid: number, memory: TargetMemory, onNote: TraceOptions['onNot
       );
       return ProcessLock.none();
     }
+    ending.look();
     pause(LOCK_PAUSE_MS);
   }
 }
@@ -260,6 +277,11 @@ function takeLock(pid: number, memory: TargetMemory, onNote: TraceOptions['onNot
 export function runProgram(command: readonly string[], options: TraceOptions & Recorded = {}): Session {
   const since = performance.now();
   checkOptions(options);
+  reserveDescriptors();
+  return ending.during(options.isEnding, () => startProgram(command, options, since));
+}
+
+function startProgram(command: readonly string[], options: TraceOptions & Recorded, since: number): Session {
   const path = findProgram(command[0]);
   if (options.inside === true) return runInside(path, command, options, since);
   const { pid } = spawnStopped(path, command, (child) => new OutsideMemory(child));
@@ -411,7 +433,8 @@ function describe(sites: readonly PlannedSite[]): {
   module: string;
   address: string;
 }[] {
-  return sites.map(({ function: f, module }) => {
+  return sites.map(({ function: f, module }, i) => {
+    if (i % DESCRIBED_PER_LOOK === 0) ending.look();
     const demangled = demangle(f.name);
     return {
       name: f.name,
@@ -492,6 +515,7 @@ function start({
       next: 'use --entry-only, or start it with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off',
     });
   }
+  ending.look();
   const { modules, unusable } = readModules(pid);
   const onNote = options.onNote ?? (() => undefined);
   for (const { path, why } of unusable) onNote(`${path} cannot be traced: ${why}`);
@@ -508,10 +532,13 @@ function start({
   const filters = parsePatterns(options.filters);
   const notrace = parsePatterns(options.notrace);
   const selections = selectFunctions(modules, functions, filters, notrace);
+  ending.look();
   unmatchedPatterns(modules, functions, [...filters, ...notrace], options.untilLoaded).forEach((line) => {
     onNote(line);
   });
+  ending.look();
   const plan = planSites(selections, memory, entryOnly);
+  ending.look();
   if (plan.sites.length === 0) {
     const nothing = nothingTraceable(plan.refused);
     // A program that was to be run runs, as it would without us; the recording says that it has no functions.
@@ -528,6 +555,8 @@ function start({
       next: 'use --entry-only, which needs no such preparation',
     });
   }
+  ending.look();
+  reserveDescriptors();
   const tscHz = timeStamp.estimateHz();
   const ringBytes = options.bufferBytes ?? DEFAULT_BUFFER_BYTES;
   let startTsc: bigint | undefined;
@@ -562,57 +591,69 @@ function start({
     },
   });
   const attachMs = performance.now() - since;
-  const { largest } = target.agent.budget;
-  if (options.bufferBytes !== undefined && largest < target.agent.geometry.ringLimit) {
-    onNote(
-      `a thread's ring holds at most ${Math.floor(largest / 1024)} KiB of the ${Math.floor(ringBytes / 1024)} KiB asked for, as the target can spare no more: see --ring-memory`,
-    );
-  }
-  const header: RecordingHeader = {
-    pid,
-    command: readCommandLine(pid) ?? [],
-    startTime: new Date().toISOString(),
-    mode: entryOnly ? 'entries' : 'calls',
-    tscHz,
-    startTsc: String(startTsc ?? timeStamp.now()),
-    ...(options.minDurationNs === undefined ? {} : { minDurationNs: options.minDurationNs }),
-    filters: [...(options.filters ?? []), ...(options.notrace ?? []).map((text) => `not ${text}`)],
-  };
   const watch = known ?? new ExitWatch(pid, isChild);
-  const parts = {
-    pid,
-    target,
-    header,
-    functions: describe(target.sites),
-    refused: [...plan.refused, ...target.refused],
-    times,
-    watch,
-    timeStamp,
-    attachMs,
-    sink: options.sink,
-    newestBytes: options.newestBytes,
-    hasLoaded: options.untilLoaded === true ? loadWatch(pid, memory, modules, filters) : (): boolean => false,
-    counts: inside === undefined ? undefined : (): ProtocolCounts | undefined => inside.process.counts(),
-    following: options.followExec === true ? inside?.process.following : undefined,
-    onNote,
-    close: () => {
-      target.agent.close();
-      watch.close();
-      memory.close();
-      lock?.release();
-    },
-  };
   try {
-    return new Session(parts);
+    ending.look();
+    return new Session(partsOf());
   } catch (error) {
-    // Its recording cannot be written. The process is to have nothing of this.
+    // Its end was asked for, or its recording cannot be written. The process is to have nothing of this.
     try {
-      target.restore();
-      target.tryRemove();
+      undo(target);
     } finally {
       target.agent.close();
       watch.close();
     }
     throw error;
   }
+
+  function partsOf(): SessionParts {
+    const { largest } = target.agent.budget;
+    if (options.bufferBytes !== undefined && largest < target.agent.geometry.ringLimit) {
+      onNote(
+        `a thread's ring holds at most ${Math.floor(largest / 1024)} KiB of the ${Math.floor(ringBytes / 1024)} KiB asked for, as the target can spare no more: see --ring-memory`,
+      );
+    }
+    const header: RecordingHeader = {
+      pid,
+      command: readCommandLine(pid) ?? [],
+      startTime: new Date().toISOString(),
+      mode: entryOnly ? 'entries' : 'calls',
+      tscHz,
+      startTsc: String(startTsc ?? timeStamp.now()),
+      ...(options.minDurationNs === undefined ? {} : { minDurationNs: options.minDurationNs }),
+      filters: [...(options.filters ?? []), ...(options.notrace ?? []).map((text) => `not ${text}`)],
+    };
+    return {
+      pid,
+      target,
+      header,
+      functions: describe(target.sites),
+      refused: [...plan.refused, ...target.refused],
+      times,
+      watch,
+      timeStamp,
+      attachMs,
+      sink: options.sink,
+      newestBytes: options.newestBytes,
+      hasLoaded:
+        options.untilLoaded === true ? loadWatch(pid, memory, modules, filters) : (): boolean => false,
+      counts: inside === undefined ? undefined : (): ProtocolCounts | undefined => inside.process.counts(),
+      following: options.followExec === true ? inside?.process.following : undefined,
+      onNote,
+      close: () => {
+        target.agent.close();
+        watch.close();
+        memory.close();
+        lock?.release();
+      },
+    };
+  }
+}
+
+/** Turns back what was changed a moment ago, as far as that can be done now: what is left, the agent's thread turns back, and a session to come. */
+function undo(target: PatchedTarget): void {
+  const until = performance.now() + UNDO_MS;
+  target.restore();
+  while (!target.tryRemove() && target.stay !== 'still' && performance.now() < until && !ending.isOver)
+    pause(UNDO_PAUSE_MS);
 }

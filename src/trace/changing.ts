@@ -42,6 +42,7 @@ export class Changing {
   readonly #choice: Choice;
   readonly #refused = new Map<number, SessionRefusalReason>();
   readonly #ways: Partial<Record<WayName, number>> = {};
+  #hasBegun = false;
   #isComplete = true;
 
   constructor(request: PatchRequest, ready: Ready, choice: Choice) {
@@ -68,6 +69,11 @@ export class Changing {
     this.#request.onEnable();
     this.#ready.agent.enable(true);
     return this;
+  }
+
+  /** Sites may be changed: threads may be in our code from now on. */
+  get hasBegun(): boolean {
+    return this.#hasBegun;
   }
 
   flip(): this {
@@ -132,6 +138,7 @@ export class Changing {
   /** `changes` are those of these indices, where they are at hand. */
   #apply(way: Way, indices: ReadonlySet<number>, changes = this.#ready.changes.only(indices)): void {
     if (indices.size === 0) return;
+    this.#hasBegun = true;
     const { foreign, failed, busy } = way.apply(changes);
     const numbered = foreign.size + failed.size + busy.size === 0 ? [] : [...indices].sort((a, b) => a - b);
     for (const i of foreign) this.#refused.set(numbered[i], 'changed');

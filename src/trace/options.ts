@@ -40,6 +40,11 @@ export interface TraceOptions {
    * them meanwhile waiting until the session has ended: over a jump one would be the end of the program.
    */
   readonly readOnlyText?: boolean;
+  /**
+   * True once the session is to end though it has not begun yet: asked again and again while that goes on, since nobody else gets a turn. It is
+   * given up then (`ENDED`), within two seconds.
+   */
+  readonly isEnding?: () => boolean;
   /** Told what the session has done and met, a line at a time. */
   readonly onNote?: (line: string) => void;
 }

@@ -12,7 +12,7 @@ import {
   type Cluster,
   type OpeningText,
 } from '../agent/index.js';
-import { CannotError } from '../errors/index.js';
+import { CannotError, ending } from '../errors/index.js';
 import type { InsideProcess } from '../inside/index.js';
 import { readMaps, readStatus, readThreads, type Mapping, type Registers } from '../linux/index.js';
 import {
@@ -169,17 +169,21 @@ function patchRunning(request: PatchRequest, arranged: Arranged, callsOf: CallsO
   const agent = mapByOne(request, arranged, callsOf);
   const removeFrom = (hold: Hold): void => {
     // It may have executed another program meanwhile, in which other things lie where the agent was.
-    if (agent.isPresent()) agent.remove(callsOf(hold));
+    if (agent.isPresent() && !agent.remove(callsOf(hold))) agent.abandon();
   };
   let ready: Ready;
   let choice: Choice;
   try {
     // Whoever has come meanwhile without our lock (src/linux/process-lock.ts) sees our agent, or is seen by us.
     refuseTraced(pid, request.memory);
+    ending.look();
     agent.furnish(arranged.clusters);
+    ending.look();
     agent.emit(arranged.clusters, (readThreads(pid) ?? []).length);
+    ending.look();
     ready = getReady(request, agent, arranged.sites);
     choice = chooseWays(request, ready);
+    ending.look();
   } catch (error) {
     withdraw(pid, agent, times, removeFrom);
     throw error;
@@ -208,14 +212,19 @@ function holdAndChange(
   const { pid, times, memory } = request;
   const { agent, interior } = ready;
   let all: Hold | undefined;
-  // Threads may be in our code.
-  let isInUse = wasFlipped;
+  let changing: Changing | undefined;
+  // Threads are in our code, or may be: it is not to be taken away under them.
+  const isInUse = (): boolean =>
+    wasFlipped ||
+    changing?.hasBegun === true ||
+    all?.threads.some(({ registers }) => agent.ownsCode(registers.get('rip'))) === true;
   try {
-    const changing = new Changing(request, ready, choice);
+    changing = new Changing(request, ready, choice);
     if (ready.sites.length >= MANY_SITES) collectGarbage();
     // A mapping that is made between this and the hold is missed: its thread's stack is not known at once, no more.
     const maps = readMaps(pid) ?? [];
     awaitUnshared(pid);
+    ending.look();
     // Whoever stands within what is overwritten has to be moved, or is looked at once more.
     const mayWait = (registers: Registers): boolean => interior.siteOfCall(registers) === undefined;
     const latches = Latches.in(pid, times.held, agent.thread?.tid ?? 0, mayWait);
@@ -224,12 +233,11 @@ function holdAndChange(
     refuseShared(pid);
     change(request, all, ready, changing, maps, reader, early);
     const { threads } = all;
-    isInUse = true;
     // Of few threads it takes no time. Of many, what comes before is not recorded, and nobody can have asked for it yet.
     if (threads.length > FEW_THREADS) all.release();
     return settle(request, changing, agent, threads, maps);
   } catch (error) {
-    if (isInUse) agent.abandon();
+    if (isInUse()) agent.abandon();
     else if (all === undefined) withdraw(pid, agent, times, removeFrom);
     else removeFrom(all);
     throw error;
@@ -308,8 +316,10 @@ function patchInside(
   const agent = Agent.map(pid, process.calls, memory, clusters, options, process.resident);
   let all: Standstill | undefined;
   try {
+    ending.look();
     agent.furnish(clusters);
     agent.emit(clusters, (readThreads(pid) ?? []).length);
+    ending.look();
     const ready = getReady(request, agent, sites);
     const choice = chooseWays(request, ready);
     const waiting = new Changing(request, ready, choice);

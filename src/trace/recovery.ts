@@ -17,7 +17,7 @@ import {
   type Journal,
 } from '../agent/index.js';
 import { readdirSync } from 'node:fs';
-import { CannotError } from '../errors/index.js';
+import { CannotError, ending } from '../errors/index.js';
 import { SYS, mappingAt, readLink, readMaps, type Mapping, type RegularFile } from '../linux/index.js';
 import { isBlock } from '../inside/index.js';
 import {
@@ -134,6 +134,7 @@ export function recover(pid: number, memory: TargetMemory, times: HoldTimes): Re
   };
   const borrowed = borrowCode(pid, memory);
   for (let tries = 0; tries < LEAVE_TRIES; tries++) {
+    ending.look();
     if (tries > 0) pause(LEAVE_PAUSE_MS);
     const hold = Hold.all(pid, times);
     try {

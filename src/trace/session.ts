@@ -1,6 +1,6 @@
-import { isSafepokeError } from '../errors/index.js';
+import { ending, isSafepokeError } from '../errors/index.js';
 import { CALL_REFUSED, UNCOUNTED_HANDLER, type Following, type ProtocolCounts } from '../inside/index.js';
-import { SYS, readMaps, systemCall } from '../linux/index.js';
+import { SYS, makeRoom, readMaps, systemCall } from '../linux/index.js';
 import {
   NewestWriter,
   RECORD_BYTES,
@@ -12,7 +12,7 @@ import {
   type RecordingMessage,
   type RecordingSink,
 } from '../recording/index.js';
-import { hastenBeside, pause, type SessionTimes } from '../target/index.js';
+import { hastenBeside, type SessionTimes } from '../target/index.js';
 import { byName, countName } from '../text/index.js';
 import { CallReader, Consumer } from './consumers.js';
 import { STAYS_SINCE, type DetachResult, type PatchedTarget } from './patched-target.js';
@@ -289,6 +289,7 @@ export class Session implements AsyncIterable<Call> {
     }
     // A thread that asks is answered before all are called together, and before anything takes long.
     if (!goesOn(end.why) || failure !== undefined) this.#parts.following?.end();
+    makeRoom();
     // To the very end: behind hundreds of busy threads a recording's last megabytes take a minute.
     const calm = hastenBeside(this.pid);
     try {
@@ -319,7 +320,7 @@ export class Session implements AsyncIterable<Call> {
         this.#parts.close();
         throw failure ?? asError(error);
       }
-      end = targetEnd === undefined ? this.#vanished() : { why: endOf(targetEnd), target: targetEnd };
+      end = targetEnd === undefined ? await this.#vanished() : { why: endOf(targetEnd), target: targetEnd };
       // What has failed was a look at a program that is no more.
       if (failure !== undefined && isSafepokeError(failure)) failure = undefined;
       await this.#drainAll();
@@ -379,7 +380,7 @@ export class Session implements AsyncIterable<Call> {
         lastCheck = now;
         const target = this.#parts.watch.check();
         if (target !== undefined) return { why: endOf(target), target };
-        if (!this.#parts.target.agent.isPresent()) return this.#vanished();
+        if (!this.#parts.target.agent.isPresent()) return await this.#vanished();
         if (this.#parts.hasLoaded()) return { why: 'loaded', target: undefined };
         this.#giveWay();
       }
@@ -411,13 +412,14 @@ export class Session implements AsyncIterable<Call> {
   }
 
   /** The agent's memory is no more: the target ended, or executed another program. */
-  #vanished(): { why: SessionEnd; target: TargetEnd | undefined } {
+  async #vanished(): Promise<{ why: SessionEnd; target: TargetEnd | undefined }> {
     for (let tries = 0; tries < MOST_END_TRIES; tries++) {
       const target = this.#parts.watch.check();
       if (target !== undefined) return { why: endOf(target), target };
       // What it has executed has memory of its own.
       if (tries >= END_TRIES && readMaps(this.#parts.pid)?.length !== 0) break;
-      pause(1);
+      if (this.#isLate) break;
+      await new Promise((resolve) => setTimeout(resolve, 1));
     }
     return { why: 'exec', target: undefined };
   }
@@ -485,7 +487,7 @@ export class Session implements AsyncIterable<Call> {
     const tryRemove = (): boolean => {
       other = undefined;
       try {
-        return target.tryRemove();
+        return ending.by(this.#deadline, () => target.tryRemove());
       } catch (error) {
         // Sites may have been turned back with nobody held: here it is found that a debugger holds the threads.
         if (!isSafepokeError(error)) throw error;
@@ -520,7 +522,7 @@ export class Session implements AsyncIterable<Call> {
     let otherSince: number | undefined;
     for (let tries = 1; ; tries++) {
       try {
-        return this.#parts.target.restore();
+        return ending.by(this.#deadline, () => this.#parts.target.restore());
       } catch (error) {
         const code = isSafepokeError(error) ? error.code : undefined;
         if (code === 'ALREADY_TRACED') {

@@ -1,4 +1,5 @@
 import { lowerBound, type ElfFile } from '../elf/index.js';
+import { ending } from '../errors/index.js';
 import { CompilerSites, type CompilerSite } from './compiler-sites.js';
 import { describeDisplaced } from './displaced.js';
 import { withSharedDecoders } from './instruction-flow.js';
@@ -12,6 +13,9 @@ import type {
 } from './sites.js';
 import { refusalByName } from './unsafe-names.js';
 import { Verdicts, type EntryVerdict } from './verdicts.js';
+
+/** Some milliseconds. */
+const FUNCTIONS_PER_LOOK = 256;
 
 /** The verdict on each function asked for, in the order asked: in exactly one of the two lists. */
 export interface Analysis<F extends FunctionRange> {
@@ -47,7 +51,8 @@ export function analyseFunctions<F extends FunctionRange>(
   const sites = new CompilerSites(elf, all);
   const candidates: SiteCandidate<F>[] = [];
   const refusals: Refusal<F>[] = [];
-  for (const range of asked) {
+  for (const [i, range] of asked.entries()) {
+    if (i % FUNCTIONS_PER_LOOK === 0) ending.look();
     const index = lowerBound(starts, range.addressNumber);
     const isKnown = starts[index] === range.addressNumber;
     const byName = range.kind === 'function' ? refusalByName(range.names) : undefined;

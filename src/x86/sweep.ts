@@ -1,4 +1,5 @@
 // One sweep over all code of a file: where each instruction begins, and where every direct branch goes.
+import { ending } from '../errors/index.js';
 import type { ElfFile, UnwindTable } from '../elf/index.js';
 import { DWARF_RBP, DWARF_RSP } from '../elf/index.js';
 import { CodeRanges, Trait } from './code-ranges.js';
@@ -7,6 +8,9 @@ import { OTHER_BASE, STACK_POINTER, common } from './common-instructions.js';
 import { endbrLength } from './displaced.js';
 import { Flow } from './flow.js';
 import { branchTarget, decodeFlow, int32At } from './instruction-flow.js';
+
+/** Some milliseconds. */
+const FUNCTIONS_PER_LOOK = 256;
 
 /** A jump that leaves a range, or comes from code that no range covers. */
 export interface LeavingJump {
@@ -68,6 +72,7 @@ class Sweeper implements Swept {
     let index = 0;
     while (index < count && ends[index] <= region.start + from) index++;
     for (; index < count && starts[index] < region.start + to; index++) {
+      if (index % FUNCTIONS_PER_LOOK === 0) ending.look();
       const first = Math.max(starts[index] - region.start, at);
       const end = Math.min(ends[index] - region.start, to);
       if (first > at) this.#sweepGap(region, at, first);

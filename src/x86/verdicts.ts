@@ -1,4 +1,5 @@
 // The verdict on each function of a file: as numbers, since there may be a million, and as bytes, to be kept.
+import { ending } from '../errors/index.js';
 import type { ElfFile } from '../elf/index.js';
 import { CodeRanges, Trait } from './code-ranges.js';
 import { Mark } from './code-regions.js';
@@ -6,6 +7,9 @@ import { CompilerSites, type CompilerSite } from './compiler-sites.js';
 import { endbrLength, measureDisplaced, type DisplacedExtent } from './displaced.js';
 import { ModuleLandings } from './landings.js';
 import { SITE_LENGTH, type FunctionRange, type RefusalReason, type SiteKind } from './sites.js';
+
+/** Some milliseconds. */
+const FUNCTIONS_PER_LOOK = 256;
 
 /** Longer functions are not copied as a whole for the sake of a loop at their entry. */
 const LONGEST_COPIED = 4096;
@@ -72,6 +76,7 @@ export class Verdicts {
     if (bytes.length !== count * BYTES) return undefined;
     const verdicts = new Verdicts(bytes);
     for (let i = 0; i < count; i++) {
+      if (i % FUNCTIONS_PER_LOOK === 0) ending.look();
       const code = bytes[i * BYTES];
       if (code >= CODES.length || bytes[i * BYTES + 1] > (IS_WHOLE | OWN_RETURN)) return undefined;
       const verdict = verdicts.at(i);

@@ -25,12 +25,18 @@ export const registerAttach: RegisterCommand = (program, terminal, setStatus) =>
       .requiredOption('-p, --pid <pid>', 'the process'),
   ).action(async (options: AttachOptions) => {
     const pid = parsePid(options.pid);
-    const [{ attach }, { follow }, { statusOf, statusOfSignal }] = await Promise.all([
+    const [{ attach }, { follow }, { EndedEarly, statusOf, statusOfSignal }] = await Promise.all([
       import('../../index.js'),
       import('./live-parts.js'),
       import('./live-session.js'),
     ]);
-    const { summary, signal } = await follow(terminal, options, (wanted) => attach(pid, wanted));
+    const followed = await follow(terminal, options, (wanted) => attach(pid, wanted)).catch(
+      (error: unknown) => {
+        if (error instanceof EndedEarly) return { summary: undefined, signal: error.signal };
+        throw error;
+      },
+    );
+    const { summary, signal } = followed;
     setStatus(statusOfSignal(signal));
     const { exit_status: status, exit_signal: killer } = summary ?? { exit_status: null, exit_signal: null };
     if (status !== null) setStatus(statusOf({ kind: 'exited', status }));

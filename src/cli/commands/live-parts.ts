@@ -4,7 +4,7 @@ import { UsageError, attach, isSafepokeError, whenLoaded } from '../../index.js'
 import type { Session, SessionOptions } from '../../index.js';
 import type { Terminal } from '../terminal.js';
 import { parseTime } from '../units.js';
-import { Deadline, followOne, type Followed } from './live-session.js';
+import { Deadline, EndedEarly, followOne, type Followed } from './live-session.js';
 import type { LiveOptions } from './trace-options.js';
 
 const NS_PER_MS = 1e6;
@@ -37,6 +37,10 @@ export async function follow(
         deadline,
       );
     } catch (error) {
+      if (error instanceof EndedEarly) {
+        last = { ...last, signal: error.signal };
+        break;
+      }
       if (!isSafepokeError(error)) throw error;
       terminal.warn(`${error.message}: it is not followed further`);
       break;

@@ -3,6 +3,7 @@ import { writeFileSync } from 'node:fs';
 import { constants } from 'node:os';
 import {
   ControlServer,
+  ENDED,
   FileSink,
   GraphOutput,
   JsonLinesOutput,
@@ -19,7 +20,7 @@ import {
 } from '../../index.js';
 import { CaughtSignals, ENDING_SIGNALS, awaitWritable } from '../../linux/index.js';
 import { json, text } from '../../text/index.js';
-import { OutputClosed, isInputTerminal, type Terminal } from '../terminal.js';
+import { OutputClosed, isInputTerminal, type Terminal, type Waiting } from '../terminal.js';
 import { milliseconds, parseCount, parseSize, parseTime } from '../units.js';
 import type { LiveOptions } from './trace-options.js';
 
@@ -54,7 +55,7 @@ const FLUSH_MS = 50;
 /** Of a program with so few functions most have no symbol, as a rule. */
 const FEW_FUNCTIONS = 50;
 
-function sessionOptions(options: LiveOptions, terminal: Terminal): SessionOptions {
+function sessionOptions(options: LiveOptions, terminal: Terminal, isEnding: () => boolean): SessionOptions {
   return {
     ...(options.filter === undefined ? {} : { filters: options.filter }),
     ...(options.notrace === undefined ? {} : { notrace: options.notrace }),
@@ -72,6 +73,7 @@ function sessionOptions(options: LiveOptions, terminal: Terminal): SessionOption
     ...(options.followDlopen === true ? { untilLoaded: true } : {}),
     ...(options.inside === true ? { inside: true } : {}),
     ...(options.follow === true ? { followExec: true } : {}),
+    isEnding,
     onNote: (line) => {
       terminal.warn(line);
     },
@@ -102,6 +104,13 @@ export function isPassedOn(signal: number): boolean {
 /** True if the program has got it already, as it shares our terminal. */
 export function comesFromKeys(signal: number): boolean {
   return KEYS.has(signal) && isInputTerminal();
+}
+
+/** A signal came before a session had begun; nothing has changed in the process, and a program that was to be started has not run. */
+export class EndedEarly extends Error {
+  constructor(readonly signal: number) {
+    super(`ended by signal ${signal} before the session had begun`);
+  }
 }
 
 /** What came of a session. */
@@ -171,8 +180,6 @@ export async function followOne(
   begin: (options: SessionOptions) => Session,
   deadline: Deadline | undefined,
 ): Promise<Followed> {
-  const wanted = sessionOptions(options, terminal);
-  checkSummaryPath(options.summary);
   let signal: number | undefined;
   let session: Session | undefined;
   let failure: Error | undefined;
@@ -185,6 +192,7 @@ export async function followOne(
   // Before the target is touched: a signal that comes while it is must not end us in the middle.
   const caught = new CaughtSignals(ENDING_SIGNALS);
   const isEnding = (): boolean => signal !== undefined || caught.has(STOPPING_SIGNALS);
+  const waiting: Waiting = { awaitWritable, isEnding };
   const takeSignals = (): void => {
     for (let taken = caught.take(); taken !== undefined; taken = caught.take()) {
       if (taken === constants.signals.SIGUSR1) {
@@ -198,10 +206,12 @@ export async function followOne(
     }
   };
   process.on('uncaughtException', onFailure);
-  terminal.waitAs({ awaitWritable, isEnding });
+  terminal.waitAs(waiting);
   const timers: NodeJS.Timeout[] = [setInterval(takeSignals, SIGNAL_POLL_MS)];
   let control: ControlServer | undefined;
   try {
+    const wanted = sessionOptions(options, terminal, isEnding);
+    checkSummaryPath(options.summary);
     const isOver = (): boolean => isEnding() || (deadline !== undefined && deadline.msLeft < 0);
     session = await beginWhenLoaded(options, isOver, () => begin(wanted));
     deadline?.begin();
@@ -246,14 +256,19 @@ export async function followOne(
     } catch (error) {
       summary = begun.summary;
       if (!(error instanceof OutputClosed)) {
-        if (summary !== undefined) tell(terminal, options, summary);
+        if (summary !== undefined) tell(terminal, options, summary, waiting);
         throw error;
       }
     }
-    if (summary !== undefined) tell(terminal, options, summary);
+    if (summary !== undefined) tell(terminal, options, summary, waiting);
     takeSignals();
     rethrow(failure);
     return { session: begun, summary, signal };
+  } catch (error) {
+    takeSignals();
+    if (signal === undefined || !isSafepokeError(error) || error.code !== ENDED) throw error;
+    terminal.note('safepoke: a signal came before the session had begun: nothing is traced');
+    throw new EndedEarly(signal);
   } finally {
     control?.close();
     for (const timer of timers) clearInterval(timer);
@@ -309,8 +324,8 @@ async function listen(session: Session, terminal: Terminal): Promise<ControlServ
   }
 }
 
-function writeSummary(path: string, summary: SessionSummary): void {
-  const file = new FileSink(path, 'text');
+function writeSummary(path: string, summary: SessionSummary, waiting: Waiting): void {
+  const file = new FileSink(path, 'text', waiting);
   try {
     file.write([Buffer.from(text`${json(summary, 2)}\n`)]);
     file.commit();
@@ -321,8 +336,8 @@ function writeSummary(path: string, summary: SessionSummary): void {
   file.close();
 }
 
-function tell(terminal: Terminal, options: LiveOptions, summary: SessionSummary): void {
-  if (options.summary !== undefined) writeSummary(options.summary, summary);
+function tell(terminal: Terminal, options: LiveOptions, summary: SessionSummary, waiting: Waiting): void {
+  if (options.summary !== undefined) writeSummary(options.summary, summary, waiting);
   const calls = Object.values(summary.calls).reduce((sum, n) => sum + n, 0);
   const parts = [
     `${counted(calls, 'call')} of ${counted(summary.patched, 'traced function')} in ${counted(summary.threads, 'thread')}`,

@@ -10,10 +10,21 @@ export const registerRun: RegisterCommand = (program, terminal, setStatus) => {
       .option('--inside', 'without ptrace: the program changes its own code, by an object loaded with it')
       .passThroughOptions(),
   ).action(async (command: string[], options: LiveOptions) => {
-    const [{ passOnFiles, run }, { follow }, { comesFromKeys, isPassedOn, statusOf, statusOfSignal }] =
-      await Promise.all([import('../../index.js'), import('./live-parts.js'), import('./live-session.js')]);
+    const [
+      { passOnFiles, run },
+      { follow },
+      { EndedEarly, comesFromKeys, isPassedOn, statusOf, statusOfSignal },
+    ] = await Promise.all([import('../../index.js'), import('./live-parts.js'), import('./live-session.js')]);
     passOnFiles();
-    const { session, signal } = await follow(terminal, options, (wanted) => run(command, wanted));
+    const followed = await follow(terminal, options, (wanted) => run(command, wanted)).catch(
+      (error: unknown) => {
+        if (!(error instanceof EndedEarly)) throw error;
+        // As if it had been the program's from the beginning on.
+        setStatus(statusOf({ kind: 'killed', signal: error.signal }));
+      },
+    );
+    if (followed === undefined) return;
+    const { session, signal } = followed;
     if (signal !== undefined && !isPassedOn(signal)) {
       setStatus(statusOfSignal(signal));
       return;
