@@ -1,7 +1,7 @@
 // Sessions that are told to end before they have begun, or while somebody keeps them waiting: each has ended soon, and the target is what it was.
 import assert from 'node:assert/strict';
 import { spawn, type ChildProcess } from 'node:child_process';
-import { chmodSync } from 'node:fs';
+import { chmodSync, writeFileSync } from 'node:fs';
 import { test } from 'node:test';
 import {
   Target,
@@ -105,6 +105,7 @@ for (const [way, more] of [
 test('SIGTERM ends an attach to a hostile program soon, at whatever step', async () => {
   assert.equal(process.getuid?.(), 0, 'run this as root: sudo npm test');
   const victim = fresh('victim');
+  writeFileSync(victim, 'mine', { mode: 0o600 });
   chmodSync(folder, 0o755);
   for (const mode of ['silent', 'done', 'calls', 'threads', 'unmap']) {
     for (const point of [2, 25, 70]) {
@@ -116,7 +117,7 @@ test('SIGTERM ends an attach to a hostile program soon, at whatever step', async
         stdio: ['ignore', 'pipe', 'ignore'],
       });
       try {
-        await new Promise((resolve) => target.stdout.once('data', resolve));
+        await new Promise((resolve) => target.stdout.once('data', resolve).once('end', resolve));
         assert.ok(target.pid !== undefined);
         const ended = await endOf(
           begin(target.pid, { SAFEPOKE_END_AT: String(point) }, '--duration', '200ms'),
