@@ -6,9 +6,9 @@ import { CannotError } from './safepoke-error.js';
 export const ENDED = 'ENDED';
 
 /** Once the end is wanted: how long all waits together may take, for what is under way and for putting right what was changed. */
-const ENDING_MS = 900;
+const ENDING_MS = 1400;
 /** Each wait gets this part of the time that is left: others may come behind it. */
-const SHARE = 1 / 3;
+const SHARE = 1 / 2;
 /** None is so late that it need not look at all. */
 const LEAST_MS = 20;
 

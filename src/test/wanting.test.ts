@@ -4,7 +4,17 @@ import { execFileSync, spawnSync } from 'node:child_process';
 import { mkdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { Running, Target, build, changedBytes, fresh, main, mapsOf, pause, safepoke } from './targets.test.support.js';
+import {
+  Running,
+  Target,
+  build,
+  changedBytes,
+  fresh,
+  main,
+  mapsOf,
+  pause,
+  safepoke,
+} from './targets.test.support.js';
 
 /** More than Node has open itself from its start on, and fewer than a session has. */
 const FEW = 24;

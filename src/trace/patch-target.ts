@@ -14,7 +14,7 @@ import {
 } from '../agent/index.js';
 import { CannotError, ending } from '../errors/index.js';
 import type { InsideProcess } from '../inside/index.js';
-import { readMaps, readStatus, readThreads, type Mapping, type Registers } from '../linux/index.js';
+import { hasEnded, readMaps, readStatus, readThreads, type Mapping, type Registers } from '../linux/index.js';
 import {
   Hold,
   Latches,
@@ -165,12 +165,10 @@ function patchWaiting(
 }
 
 function patchRunning(request: PatchRequest, arranged: Arranged, callsOf: CallsOf): PatchedTarget {
-  const { pid, times } = request;
+  const { pid } = request;
   const agent = mapByOne(request, arranged, callsOf);
-  const removeFrom = (hold: Hold): void => {
-    // It may have executed another program meanwhile, in which other things lie where the agent was.
-    if (agent.isPresent() && !agent.remove(callsOf(hold))) agent.abandon();
-  };
+  // It may have executed another program meanwhile, in which other things lie where the agent was.
+  const removeFrom = (hold: Hold): boolean => !agent.isPresent() || agent.remove(callsOf(hold));
   let ready: Ready;
   let choice: Choice;
   try {
@@ -185,12 +183,12 @@ function patchRunning(request: PatchRequest, arranged: Arranged, callsOf: CallsO
     choice = chooseWays(request, ready);
     ending.look();
   } catch (error) {
-    withdraw(pid, agent, times, removeFrom);
+    withdraw(request, agent, removeFrom);
     throw error;
   }
   const canFlip = choice.held.size === 0;
   const giveUp = (): void => {
-    withdraw(pid, agent, times, removeFrom);
+    withdraw(request, agent, removeFrom);
   };
   const flipped = canFlip ? flipPages(request, ready, choice, giveUp) : undefined;
   if (flipped !== undefined) return flipped;
@@ -207,7 +205,7 @@ function holdAndChange(
   choice: Choice,
   wasFlipped: boolean,
   reader: ThreadReader,
-  removeFrom: (hold: Hold) => void,
+  removeFrom: (hold: Hold) => boolean,
 ): PatchedTarget {
   const { pid, times, memory } = request;
   const { agent, interior } = ready;
@@ -238,8 +236,8 @@ function holdAndChange(
     return settle(request, changing, agent, threads, maps);
   } catch (error) {
     if (isInUse()) agent.abandon();
-    else if (all === undefined) withdraw(pid, agent, times, removeFrom);
-    else removeFrom(all);
+    else if (all === undefined) withdraw(request, agent, removeFrom);
+    else if (!removeFrom(all)) agent.abandon();
     throw error;
   } finally {
     all?.release();
@@ -370,18 +368,30 @@ function prepareText(
 }
 
 /** Takes an agent away of which nothing is in use; where no thread can be held now, a session to come will. */
-function withdraw(pid: number, agent: Agent, times: SessionTimes, removeFrom: (hold: Hold) => void): void {
+function withdraw(
+  { pid, times, onNote }: PatchRequest,
+  agent: Agent,
+  removeFrom: (hold: Hold) => boolean,
+): void {
+  let isGone = false;
   try {
     const one = holdCaller(pid, anyThread(pid, agent.thread?.tid), times, agent.thread?.tid);
     try {
-      removeFrom(one);
+      isGone = removeFrom(one);
     } finally {
       one.release();
     }
   } catch {
-    agent.abandon();
+    // It is left to its thread then.
   }
+  if (isGone) return;
+  agent.abandon();
+  if (!hasEnded(pid)) onNote(STAYS_MAPPED);
 }
+
+/** Of an agent that could not be taken away. */
+const STAYS_MAPPED =
+  'safepoke’s memory stays in the process, unused: there was no time to take it away, or the process does not let us; it goes when you attach once more';
 
 /** Nobody is held. Writes the journal: whatever happens from now on can be undone. */
 function getReady(request: PatchRequest, agent: Agent, sites: readonly PlannedSite[]): Ready {
