@@ -25,8 +25,6 @@ export {
   type TextRange,
 } from './open-text.js';
 export type { Witness, WitnessedText } from './text-table.js';
-export { MENDER_CALLS } from './return-listing.js';
-export { restoreReturnAddresses } from './shadow-stacks.js';
 export {
   AGENT_THREAD_FLAGS_APART,
   AgentThread,
@@ -36,5 +34,4 @@ export {
   type WholeSite,
 } from './agent-thread.js';
 export { AGENT, HEADER, LANE_STATE } from './layout.js';
-export { HEAD_SIZE, HEAD_TRAMPOLINE } from './recorder.js';
-export type { Cluster, CodeRegion, HeadKind, StubSite } from './stubs.js';
+export type { Cluster, CodeRegion, StubSite } from './stubs.js';

@@ -3,31 +3,26 @@
 //
 //   header   journal magic, where the agent's regions are
 //   ranges   {address, length, is code} of each mapping
-//   sites    {address, original bytes, is a hook}
+//   sites    {address, original bytes}
 //   texts    {address, length, offset, inode} of each mapping of text that is writable for the time being
 //
 // It is found through the agent's page, at the start of the shared region, which /proc/PID/maps shows by name. That page also lists
 // the mappings, for a session that was killed before there was a journal.
 import type { TargetMemory } from '../target/index.js';
 import type { FileText } from './open-text.js';
-import { AGENT, AGENT_MAGIC, CONTROL, DATA, MAPPED_MAX, type AgentGeometry } from './layout.js';
+import { AGENT, AGENT_MAGIC, CONTROL, DATA, MAPPED_MAX } from './layout.js';
 
-/** "journal4" read as a little-endian number: changes with the layout. */
-const JOURNAL_MAGIC = 0x346c_616e_7275_6f6an;
+/** "journal5" read as a little-endian number: changes with the layout. */
+const JOURNAL_MAGIC = 0x356c_616e_7275_6f6an;
 
 /** Offsets in the header. All u64. */
 const JOURNAL = {
   magic: 0,
   control: 8,
-  data: 16,
-  lanes: 24,
-  laneTable: 32,
-  shadowStacks: 40,
-  shadowStride: 48,
-  rangeCount: 56,
-  siteCount: 64,
-  textCount: 72,
-  size: 80,
+  rangeCount: 16,
+  siteCount: 24,
+  textCount: 32,
+  size: 40,
 } as const;
 
 const RANGE_SIZE = 24;
@@ -35,7 +30,6 @@ const SITE_SIZE = 16;
 const TEXT_SIZE = 32;
 const ORIGINAL_OFFSET = 8;
 const ORIGINAL_LENGTH = 5;
-const HOOK_OFFSET = ORIGINAL_OFFSET + ORIGINAL_LENGTH;
 const TWO_TO_32 = 2 ** 32;
 /** No honest journal has more: a damaged one must not make us allocate without bound. */
 const MAX_RANGES = 4096;
@@ -60,20 +54,9 @@ export interface JournalRange {
 export interface JournalSite {
   readonly address: number;
   readonly original: Uint8Array;
-  /** Of an unwinder: it is needed as long as return addresses are swapped. */
-  readonly isHook: boolean;
 }
 
-/** Where shadow stacks are, to put return addresses back. */
-export interface ShadowPlaces {
-  readonly data: number;
-  readonly lanes: number;
-  readonly laneTable: number;
-  readonly shadowStacks: number;
-  readonly shadowStride: number;
-}
-
-export interface Journal extends ShadowPlaces {
+export interface Journal {
   readonly control: number;
   readonly ranges: readonly JournalRange[];
   readonly sites: readonly JournalSite[];
@@ -85,12 +68,11 @@ export function journalBytes(ranges: number, sites: number, texts = sites): numb
   return JOURNAL.size + ranges * RANGE_SIZE + sites * SITE_SIZE + texts * TEXT_SIZE;
 }
 
-/** `addresses` ascend; `originals` has the five bytes of each, one site's behind the other's; `hooks` are indices. */
+/** `addresses` ascend; `originals` has the five bytes of each, one site's behind the other's. */
 export function encodeJournal(
   journal: Omit<Journal, 'sites'>,
   addresses: Float64Array,
   originals: Uint8Array,
-  hooks: ReadonlySet<number>,
 ): Uint8Array {
   const bytes = new Uint8Array(journalBytes(journal.ranges.length, addresses.length, journal.texts.length));
   const view = new DataView(bytes.buffer);
@@ -99,11 +81,6 @@ export function encodeJournal(
   };
   put(JOURNAL.magic, JOURNAL_MAGIC);
   put(JOURNAL.control, journal.control);
-  put(JOURNAL.data, journal.data);
-  put(JOURNAL.lanes, journal.lanes);
-  put(JOURNAL.laneTable, journal.laneTable);
-  put(JOURNAL.shadowStacks, journal.shadowStacks);
-  put(JOURNAL.shadowStride, journal.shadowStride);
   put(JOURNAL.rangeCount, journal.ranges.length);
   put(JOURNAL.siteCount, addresses.length);
   put(JOURNAL.textCount, journal.texts.length);
@@ -119,7 +96,6 @@ export function encodeJournal(
     view.setUint32(at + 4, Math.floor(addresses[i] / TWO_TO_32), true);
     for (let k = 0; k < ORIGINAL_LENGTH; k++)
       bytes[at + ORIGINAL_OFFSET + k] = originals[i * ORIGINAL_LENGTH + k];
-    bytes[at + HOOK_OFFSET] = hooks.has(i) ? 1 : 0;
     at += SITE_SIZE;
   }
   for (const { start, length, offset, inode } of journal.texts) {
@@ -167,7 +143,7 @@ export function readJournal(
   const sites = Array.from({ length: siteCount }, (_, i) => {
     const at = rangeCount * RANGE_SIZE + i * SITE_SIZE;
     const original = rest.slice(at + ORIGINAL_OFFSET, at + ORIGINAL_OFFSET + ORIGINAL_LENGTH);
-    return { address: restGet(at), original, isHook: rest[at + HOOK_OFFSET] !== 0 };
+    return { address: restGet(at), original };
   });
   const firstText = rangeCount * RANGE_SIZE + siteCount * SITE_SIZE;
   const texts = Array.from({ length: textCount }, (_, i) => {
@@ -181,11 +157,6 @@ export function readJournal(
   });
   return {
     control: get(JOURNAL.control),
-    data: get(JOURNAL.data),
-    lanes: get(JOURNAL.lanes),
-    laneTable: get(JOURNAL.laneTable),
-    shadowStacks: get(JOURNAL.shadowStacks),
-    shadowStride: get(JOURNAL.shadowStride),
     ranges,
     sites,
     texts,
@@ -218,10 +189,4 @@ export function readAgentPage(memory: TargetMemory, shared: number): AgentPage |
     })),
     hasJournal: words[AGENT.journal / 8] !== 0n,
   };
-}
-
-/** The places of a session's shadow stacks. */
-export function shadowPlaces(data: number, geometry: AgentGeometry): ShadowPlaces {
-  const { lanes, laneTable, shadowStacks, shadowStride } = geometry;
-  return { data, lanes, laneTable, shadowStacks, shadowStride };
 }

@@ -44,7 +44,13 @@ export function parseMessage(text: string): RecordingMessage | undefined {
       return { kind, first: integer(json, 'first'), items: items.map(parseFunction) };
     }
     case 'thread':
-      return { kind, lane: integer(json, 'lane'), tid: integer(json, 'tid'), name: string(json, 'name') };
+      return {
+        kind,
+        lane: integer(json, 'lane'),
+        tid: integer(json, 'tid'),
+        name: string(json, 'name'),
+        ...stackOf(json['stack']),
+      };
     case 'thread-end':
       return { kind, lane: integer(json, 'lane') };
     case 'clock':
@@ -64,6 +70,13 @@ export function parseMessage(text: string): RecordingMessage | undefined {
     default:
       return undefined;
   }
+}
+
+/** Where the thread's own stack lies; nothing, unless that is told as it must be. */
+function stackOf(value: unknown): { readonly stack?: readonly string[] } {
+  if (!Array.isArray(value) || value.length !== 2) return {};
+  const ends = value.filter((item): item is string => typeof item === 'string' && ADDRESS.test(item));
+  return ends.length === 2 ? { stack: ends } : {};
 }
 
 function parseFunction(item: unknown): RecordedFunction {

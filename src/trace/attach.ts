@@ -45,24 +45,19 @@ import { ModuleFunctions, concernsModule, parsePatterns, selectFunctions } from 
 import { Session } from './session.js';
 import {
   SESSION_REFUSALS,
-  planHooks,
   planSites,
-  trustedRanges,
-  type PlannedSite,
+  type PlannedFunction,
   type RefusedFunction,
 } from './site-plan.js';
 import { ExitWatch } from './target-exit.js';
 import { TimeStamp } from './time-stamp.js';
 
 /**
- * Bounds on the number of lanes: each is address space for a ring and a shadow stack, not memory until it is used. A program
+ * Bounds on the number of lanes: each is address space for a ring and its marks, not memory until it is used. A program
  * can start and end a thousand threads before we get the processor once.
  */
 const MIN_LANES = 1024;
 const MAX_LANES = 4096;
-/** Calls open at once in a thread: an 8 MiB stack holds rarely more. */
-const MAX_SHADOW_ENTRIES = 1 << 15;
-
 /** How often to wait for a thread that has yet to make a call for a session that was killed, and how long each time. */
 const LENT_TRIES = 100;
 const LENT_PAUSE_MS = 10;
@@ -244,7 +239,7 @@ export function runProgram(command: readonly string[], options: TraceOptions & R
     // It has not begun: standing still costs it nothing, and is no holding.
     const adopted = Hold.adopt(pid, pid, new HoldTimes());
     memory = new OutsideMemory(pid);
-    const before: Preflight = { threads: [pid], seccompFilter: false, shadowStack: false };
+    const before: Preflight = { threads: [pid], seccompFilter: false };
     lock = takeLock(pid, memory);
     const session = start({ pid, options, memory, times, adopted, isChild: true, before, since, lock });
     adopted.release();
@@ -303,7 +298,7 @@ function succeed(pid: number, { process, watch }: Insider): InsideProcess {
 
 function preflightInside(pid: number): Preflight {
   const seccompFilter = readStatus(pid)?.get('Seccomp') === SECCOMP_FILTER;
-  return { threads: readThreads(pid) ?? [], seccompFilter, shadowStack: false };
+  return { threads: readThreads(pid) ?? [], seccompFilter };
 }
 
 /** The same with an object of ours that is loaded with the program, and no ptrace. */
@@ -379,13 +374,13 @@ function nothingTraceable(refused: readonly RefusedFunction[]): CannotError {
 }
 
 /** Modules with their functions as messages of a recording tell them. */
-function describe(sites: readonly PlannedSite[]): {
+function describe(functions: readonly PlannedFunction[]): {
   name: string;
   demangled?: string;
   module: string;
   address: string;
 }[] {
-  return sites.map(({ function: f, module }) => {
+  return functions.map(({ function: f, module }) => {
     const demangled = demangle(f.name);
     return {
       name: f.name,
@@ -400,23 +395,6 @@ function describe(sites: readonly PlannedSite[]): {
 function laneNumbers(threads: number): number[] {
   const wanted = Math.min(MAX_LANES, Math.max(MIN_LANES, threads * 2 + MIN_LANES / 2));
   return [wanted, Math.ceil(wanted / 4), threads + 2].map((n) => Math.max(n, threads + 2));
-}
-
-/** A range without members, for a process in which no code is trusted: calls get no exits then. */
-const NOTHING = { start: 0, end: 0 };
-
-function trustedFirst(
-  trusted: readonly { start: number; end: number }[],
-  modules: readonly Module[],
-): readonly { start: number; end: number }[] {
-  // The executable comes first in `modules`, and calls itself most.
-  const own = modules[0].text;
-  const largest = [...own].sort((a, b) => b.end - b.start - (a.end - a.start)).at(0);
-  const first = trusted.find(
-    (range) => largest !== undefined && range.start >= largest.start && range.end <= largest.end,
-  );
-  if (first === undefined) return [NOTHING, ...trusted];
-  return [first, ...trusted.filter((range) => range !== first)];
 }
 
 /** Tells when a library has been loaded that a filter names. The list of mappings is read only when the loader's has grown. */
@@ -459,13 +437,6 @@ function start({
   lock,
 }: Start): Session {
   const entryOnly = options.entryOnly ?? false;
-  if (before.shadowStack && !entryOnly) {
-    throw new CannotError('SHADOW_STACK', {
-      tried: `record the exits of functions of process ${pid}`,
-      why: 'it runs with shadow stacks (CET), which forbid to swap a return address',
-      next: 'use --entry-only, or start it with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off',
-    });
-  }
   const { modules, unusable } = readModules(pid);
   const onNote = options.onNote ?? (() => undefined);
   for (const { path, why } of unusable) onNote(`${path} cannot be traced: ${why}`);
@@ -482,23 +453,16 @@ function start({
   const filters = parsePatterns(options.filters);
   const notrace = parsePatterns(options.notrace);
   const selections = selectFunctions(modules, functions, filters, notrace);
-  const plan = planSites(selections, memory, entryOnly);
+  const plan = planSites(selections, memory, !entryOnly);
   if (plan.sites.length === 0) throw nothingTraceable(plan.refused);
-  const hooks = entryOnly ? { sites: [], refused: [] } : planHooks(modules, functions, memory);
-  if (hooks.refused.length > 0) {
-    throw new CannotError('UNWINDER_UNKNOWN', {
-      tried: `prepare process ${pid} for exceptions`,
-      why: `${hooks.refused[0].function.name} of ${hooks.refused[0].module.name}: ${SESSION_REFUSALS[hooks.refused[0].reason]}`,
-      next: 'use --entry-only, which needs no such preparation',
-    });
-  }
   const tscHz = timeStamp.estimateHz();
   const ringBytes = options.bufferBytes ?? DEFAULT_BUFFER_BYTES;
   let startTsc: bigint | undefined;
   const target = patchTarget({
     pid,
     modules,
-    sites: [...plan.sites, ...hooks.sites],
+    functions: plan.functions,
+    sites: plan.sites,
     memory,
     times,
     seccompFilter: before.seccompFilter,
@@ -512,13 +476,7 @@ function start({
     },
     agent: {
       ringBytes,
-      maxShadowEntries: MAX_SHADOW_ENTRIES,
-      maxDepth: options.depth,
       mayAskTid: !before.seccompFilter,
-      trusted: [
-        ...trustedFirst(trustedRanges(modules, functions), modules),
-        ...(inside === undefined ? [] : [inside.process.code]),
-      ],
       lanes: laneNumbers(before.threads.length),
       threads: before.threads.length,
       ringMemory:
@@ -547,7 +505,7 @@ function start({
     pid,
     target,
     header,
-    functions: describe(target.sites),
+    functions: describe(target.functions),
     refused: [...plan.refused, ...target.refused],
     times,
     watch,

@@ -8,7 +8,6 @@ import {
   SHARED_PATH,
   readAgentPage,
   readJournal,
-  restoreReturnAddresses,
   sharedLast,
   shuttingCalls,
   type Journal,
@@ -49,7 +48,7 @@ export interface Recovery {
 }
 
 /**
- * Undoes what a session that is no more left in a process: sites, swapped return addresses, mappings. Undefined if there is
+ * Undoes what a session that is no more left in a process: sites, mappings. Undefined if there is
  * nothing of the kind.
  *
  * @throws CannotError ALREADY_TRACED if that session lives; FOREIGN_AGENT if it was of another version; STILL_INSIDE if a signal
@@ -116,23 +115,16 @@ export function recover(pid: number, memory: TargetMemory, times: HoldTimes): Re
       // Once is enough: nobody turns them again.
       if (journal !== undefined && tries === 0) {
         memory.writeWord(journal.control, 0n);
-        const functions = journal.sites.filter(({ isHook }) => !isHook);
-        restoreSites(memory, functions, isCode);
+        restoreSites(memory, journal.sites, isCode);
       }
       const others = hold.threads.filter((thread) => !isAgent(thread));
       if (anyoneInside(pid, others, memory, isCode)) continue;
-      // The agent's own thread ends by itself, now that its tracer has. It need not wait for swapped return addresses any more.
+      // The agent's own thread ends by itself, now that its tracer has.
       if (shared !== undefined && others.length < hold.threads.length) {
         memory.writeWord(shared.start + AGENT.control, 0n);
         continue;
       }
       const calls = new RemoteCalls(pid, hold.callableThread(), memory, borrowed);
-      if (journal !== undefined) {
-        restoreReturnAddresses(memory, journal);
-        // Not before: whoever walks a stack must find true ones.
-        const hooks = journal.sites.filter(({ isHook }) => isHook);
-        restoreSites(memory, hooks, isCode);
-      }
       if (shared !== undefined) memory.writeWord(shared.start + AGENT.journal, 0n);
       if (isInside) memory.writeWord(shared.start + AGENT.mappedCount, 0n);
       const texts = mayCall(pid, calls.tid, OPEN_TEXT_CALLS) ? (journal?.texts ?? []) : [];

@@ -15,6 +15,8 @@ import {
   KIND_LEAF,
   KIND_LOST,
   KIND_MASK,
+  KIND_NONE,
+  KIND_PLACE,
   RECORD_BYTES,
   RECORD_WORDS,
   WHAT_WORD,
@@ -23,7 +25,8 @@ import { stackRange } from './thread-facts.js';
 
 /** Where drained records go. A lane here is one thread's life; its number is never used again. */
 export interface DrainListener {
-  onThread(lane: number, tid: number, name: string): void;
+  /** `stack`: where the thread's own stack lies, from one address up to another; undefined: that is not known. */
+  onThread(lane: number, tid: number, name: string, stack: readonly [number, number] | undefined): void;
   /**
    * Records of a lane in order. They stand in the ring still and are gone when this returns: who keeps them, copies them. `waiting`:
    * bytes in the ring, these among them.
@@ -36,7 +39,10 @@ export interface DrainListener {
 
 /** How often the list of threads is compared with the lanes in use. */
 const THREAD_CHECK_MS = 50;
-/** A reserved record that stays empty for so long, with no recorder at work, was abandoned by a jump out of a handler. */
+/**
+ * A reserved record that stays empty for so long, while its thread has written others behind it, was abandoned by a jump out of a handler.
+ * A thread that was stopped within the recorder has not.
+ */
 const ABANDONED_MS = 1000;
 /**
  * Records taken in one piece, 512 KiB: each piece is read three times (counted, given away, cleared), and stays in the
@@ -93,6 +99,8 @@ interface LiveLane {
   /** Up to where, in bytes of all times, the thread finds memory. */
   reserved: number;
   stuckSince: number | undefined;
+  /** How far the thread had come then, in bytes of all times. */
+  stuckHead: number;
   gone: boolean;
 }
 
@@ -100,6 +108,7 @@ export class RingDrain {
   readonly #pid: number;
   readonly #agent: Agent;
   readonly #listener: DrainListener;
+  readonly #cells: Uint32Array;
   readonly #headers: BigUint64Array;
   readonly #headers32: Uint32Array;
   readonly #live = new Map<number, LiveLane>();
@@ -126,16 +135,19 @@ export class RingDrain {
   /** Records that were begun and never finished. */
   abandoned = 0;
 
+  /** `cells`: what each cell records, as `CodeRegion.cells` has it. */
   constructor(
     pid: number,
     agent: Agent,
     functions: number,
+    cells: Uint32Array,
     preassigned: ReadonlyMap<number, number>,
     listener: DrainListener,
   ) {
     this.#pid = pid;
     this.#agent = agent;
     this.#listener = listener;
+    this.#cells = cells;
     this.#preassigned = preassigned;
     this.#mostKept = Math.min(KEPT_BYTES, agent.budget.kept);
     this.#headers = new BigUint64Array(agent.headers.bytes, 0, agent.geometry.lanes * WORDS64_PER_HEADER);
@@ -207,7 +219,7 @@ export class RingDrain {
   #findLanes(): void {
     const { lanes } = this.#agent.geometry;
     const stride = WORDS64_PER_HEADER * 2;
-    let fresh: LiveLane[] | undefined;
+    let maps: ReturnType<typeof readMaps>;
     for (let index = 1, at = stride + HEADER.state / 4; index < lanes; index++, at += stride) {
       if (this.#headers32[at] === LANE_STATE.free || this.#live.has(index) || this.#retired.has(index))
         continue;
@@ -223,14 +235,17 @@ export class RingDrain {
         kept: 0,
         reserved: 0,
         stuckSince: undefined,
+        stuckHead: 0,
         gone: false,
       };
       this.#live.set(index, lane);
       this.#grant(index);
-      (fresh ??= []).push(lane);
-      this.#listener.onThread(lane.id, lane.tid, readThreadName(this.#pid, lane.tid) ?? '');
+      maps ??= readMaps(this.#pid) ?? [];
+      const threadPointer = Number(this.#headers[index * WORDS64_PER_HEADER + HEADER.threadPointer / 8]);
+      const { low, size } = stackRange(maps, threadPointer, lane.tid === this.#pid);
+      const stack = size > 0 ? ([low, low + size] as const) : undefined;
+      this.#listener.onThread(lane.id, lane.tid, readThreadName(this.#pid, lane.tid) ?? '', stack);
     }
-    if (fresh !== undefined) this.#tellStacks(fresh);
   }
 
   #grant(index: number): void {
@@ -238,22 +253,6 @@ export class RingDrain {
       this.#agent.grantRing(index);
     } catch {
       // The target ended meanwhile; its records are still in the rings.
-    }
-  }
-
-  #tellStacks(lanes: readonly LiveLane[]): void {
-    const unknown = lanes.filter((lane) => !this.#preassigned.has(lane.index));
-    if (unknown.length === 0) return;
-    const maps = readMaps(this.#pid) ?? [];
-    for (const lane of unknown) {
-      const threadPointer = this.#headers[lane.index * WORDS64_PER_HEADER + HEADER.threadPointer / 8];
-      const { low, size } = stackRange(maps, Number(threadPointer), lane.tid === this.#pid);
-      try {
-        if (size > 0) this.#agent.setStack(lane.index, low, size);
-      } catch {
-        // The target ended meanwhile; its records are still in the rings.
-        return;
-      }
     }
   }
 
@@ -309,21 +308,31 @@ export class RingDrain {
         this.#advance(lane, end - start);
       }
       if (end === limit) continue;
-      if (!this.#isAbandoned(lane, now, final)) break;
+      if (!this.#isAbandoned(lane, head, now, final)) break;
       this.abandoned++;
       this.#advance(lane, RECORD_WORDS);
     }
     return taken;
   }
 
-  /** Goes through records from `start`; returns where the first unfinished one is. Hot: no calls, no allocation. */
+  /**
+   * Goes through records from `start`, and puts function and kind in the place of the cell that recorded; returns where the first
+   * unfinished one is. Hot: no calls, no allocation.
+   */
   #count(lane: LiveLane, words: Uint32Array, start: number, limit: number): number {
     const { entries } = this;
+    const cells = this.#cells;
     let lost = 0;
     let at = start;
     for (; at < limit; at += RECORD_WORDS) {
-      const what = words[at + WHAT_WORD];
+      let what = words[at + WHAT_WORD];
       if (what === 0) break;
+      if ((what & KIND_MASK) === KIND_PLACE) {
+        const place = what >>> KIND_BITS;
+        // A program may write what it likes.
+        what = (place < cells.length ? cells[place] : 0) || KIND_NONE;
+        words[at + WHAT_WORD] = what;
+      }
       const kind = what & KIND_MASK;
       if (kind === KIND_ENTRY || kind === KIND_LEAF) entries[what >>> KIND_BITS]++;
       else if (kind === KIND_LOST) {
@@ -401,12 +410,15 @@ export class RingDrain {
     }
   }
 
-  #isAbandoned(lane: LiveLane, now: number, final: boolean): boolean {
+  #isAbandoned(lane: LiveLane, head: number, now: number, final: boolean): boolean {
     if (final) return true;
-    lane.stuckSince ??= now;
-    if (now - lane.stuckSince < ABANDONED_MS) return false;
+    if (lane.stuckSince === undefined) {
+      lane.stuckSince = now;
+      lane.stuckHead = head;
+    }
+    if (now - lane.stuckSince < ABANDONED_MS || head === lane.stuckHead) return false;
     lane.stuckSince = undefined;
-    return this.#agent.busy(lane.index) === 0n;
+    return true;
   }
 
   #end(lane: LiveLane, mayRecycle = true): void {
@@ -425,7 +437,8 @@ export class RingDrain {
     if (!mayRecycle) return;
     this.#retired.add(lane.index);
     try {
-      if (this.#agent.recycleLane(lane.index)) this.#retired.delete(lane.index);
+      this.#agent.recycleLane(lane.index);
+      this.#retired.delete(lane.index);
     } catch {
       // The target has ended: nobody will want the lane.
     }

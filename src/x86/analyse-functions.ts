@@ -2,6 +2,8 @@ import type { ElfFile } from '../elf/index.js';
 import { CodeMap, type SweptFunction } from './code-map.js';
 import { CompilerSites, type CompilerSite } from './compiler-sites.js';
 import { describeDisplaced, endbrLength } from './displaced.js';
+import type { ExitRefusal, FunctionExits } from './exit-sites.js';
+import { ExitFinder } from './find-exits.js';
 import { withSharedDecoders } from './instruction-flow.js';
 import type {
   DisplacedInstruction,
@@ -18,6 +20,8 @@ import { refusalByName } from './unsafe-names.js';
 export interface Analysis<F extends FunctionRange> {
   readonly candidates: readonly SiteCandidate<F>[];
   readonly refusals: readonly Refusal<F>[];
+  /** For each candidate where it is left, or why it is traced by its entry only; empty unless asked for. */
+  readonly exits: readonly (FunctionExits | ExitRefusal)[];
 }
 
 /**
@@ -33,14 +37,16 @@ export function analyseFunctions<F extends FunctionRange>(
   elf: ElfFile,
   asked: readonly F[],
   all: readonly FunctionRange[],
+  withExits = false,
 ): Analysis<F> {
-  return withSharedDecoders(() => analyse(elf, asked, all));
+  return withSharedDecoders(() => analyse(elf, asked, all, withExits));
 }
 
 function analyse<F extends FunctionRange>(
   elf: ElfFile,
   asked: readonly F[],
   all: readonly FunctionRange[],
+  withExits: boolean,
 ): Analysis<F> {
   const map = new CodeMap(elf, all);
   const compilerSites = new CompilerSites(elf, all, (address) => map.indexAt(address));
@@ -54,7 +60,12 @@ function analyse<F extends FunctionRange>(
     if (typeof verdict === 'string') refusals.push({ function: range, reason: verdict });
     else candidates.push(verdict);
   }
-  return { candidates, refusals };
+  if (!withExits) return { candidates, refusals, exits: [] };
+  for (const { function: range, kind, addressNumber } of candidates)
+    if (kind !== 'relocated') map.sweep(range, addressNumber);
+  const finder = new ExitFinder(elf, map);
+  const found = candidates.map((candidate) => finder.find(candidate, map.partsOf(candidate.function)));
+  return { candidates, refusals, exits: found };
 }
 
 /** A site that still has to be compared with where code jumps to. */

@@ -51,10 +51,7 @@ export class CodeMap {
 
   /** Sweeps a function, whose site is at `site`, with the fragments that bear its name. */
   sweep(range: FunctionRange, site: number): SweptFunction {
-    const ranges =
-      this.#fragments.size === 0
-        ? [range]
-        : [range, ...range.names.flatMap((name) => this.#fragments.get(name) ?? [])];
+    const ranges = this.partsOf(range);
     const own = this.#own;
     own.length = 0;
     let decodable = true;
@@ -89,6 +86,18 @@ export class CodeMap {
   /** True if a function begins at an address from `from` up to below `to`. */
   functionStartsWithin(from: number, to: number): boolean {
     return contains(this.#starts, from, to);
+  }
+
+  /** True if a function begins there that is no part of another. */
+  isEntry(address: number): boolean {
+    const range = this.#functions[this.indexAt(address)];
+    return range?.addressNumber === address && range.kind !== 'fragment';
+  }
+
+  /** A function's range, and those of the fragments that bear its name. */
+  partsOf(range: FunctionRange): readonly FunctionRange[] {
+    if (this.#fragments.size === 0) return [range];
+    return [range, ...range.names.flatMap((name) => this.#fragments.get(name) ?? [])];
   }
 
   /** Index of the last function that begins at or before `address`; -1 if there is none. */
