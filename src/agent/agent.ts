@@ -42,14 +42,7 @@ import {
   planGeometry,
   type AgentGeometry,
 } from './layout.js';
-import {
-  CODE_NAME,
-  RINGS_NAME,
-  SHARED_NAME,
-  encodeJournal,
-  journalBytes,
-  type Journal,
-} from './journal.js';
+import { CODE_NAME, RINGS_NAME, SHARED_NAME, encodeJournal, journalBytes, type Journal } from './journal.js';
 import { AGENT_THREAD_CALLS, AgentThread, NO_PLACES, agentThreadCode } from './agent-thread.js';
 import {
   OPEN_TEXT_CALLS,
@@ -66,6 +59,7 @@ import {
   type OpeningText,
 } from './open-text.js';
 import { encodeTextTable, type WitnessedText } from './text-table.js';
+import { encodeDataHeader, encodeLane, encodeQueue, laneAddress, type DataPlaces } from './lanes.js';
 import { freePlaces, mapAt, mapNear, noMemory, sizeShared, type Mapped } from './places.js';
 import { RingBudget } from './ring-budget.js';
 import { THREAD_POINTER_BY_REGISTER } from './recorder.js';
@@ -79,7 +73,6 @@ import {
   type CodeRegion,
 } from './stubs.js';
 
-const TWO_TO_32 = 2 ** 32;
 /** include/uapi/linux/falloc.h */
 const FALLOC_FL_KEEP_SIZE = 1;
 const FALLOC_FL_PUNCH_HOLE = 2;
@@ -738,11 +731,7 @@ export class Agent {
    * Writes down what is about to be changed, for a session to come should this one be killed: ascending addresses, and the five
    * bytes of each. Before any site is changed; which of them will be changed need not be known yet.
    */
-  writeJournal(
-    addresses: Float64Array,
-    originals: Uint8Array,
-    texts: readonly FileText[],
-  ): void {
+  writeJournal(addresses: Float64Array, originals: Uint8Array, texts: readonly FileText[]): void {
     // The agent's thread is done for when it is out of its code.
     const code = new Set(this.#codePlaces.map(({ address }) => address));
     const threadCode = { address: this.#threadCode, length: PAGE, isCode: true };
@@ -831,29 +820,16 @@ export class Agent {
   }
 
   #laneAddress(lane: number): number {
-    return this.data + this.geometry.laneTable + lane * LANE.size;
+    return laneAddress(this.#places, this.geometry, lane);
+  }
+
+  get #places(): DataPlaces {
+    return { data: this.data, shared: this.#shared };
   }
 
   /** A lane that belongs to nobody. */
   #laneBytes(lane: number): Uint8Array<ArrayBuffer> {
-    const { geometry } = this;
-    const bytes = new Uint8Array(LANE.size);
-    const view = new DataView(bytes.buffer);
-    // Numbers, as there are a thousand lanes.
-    const put = (offset: number, value: number): void => {
-      view.setUint32(offset, value % TWO_TO_32, true);
-      view.setUint32(offset + 4, Math.floor(value / TWO_TO_32), true);
-    };
-    put(LANE.threadPointer, Number(NO_THREAD_POINTER));
-    put(LANE.tidPointer, this.#laneAddress(lane) + LANE.tid);
-    put(LANE.header, this.#shared + SHARED.headers + lane * HEADER.size);
-    put(LANE.ring, this.#shared + geometry.rings + lane * geometry.ringBytes);
-    put(LANE.ringMask, geometry.ringBytes - 1);
-    const limit = this.budget.initial(lane);
-    put(LANE.ringLimit, limit);
-    put(LANE.entryLimit, entryLimit(limit));
-    put(LANE.markTable, this.data + geometry.markTables + lane * geometry.markStride);
-    return bytes;
+    return encodeLane(this.#places, this.geometry, lane, this.budget.initial(lane));
   }
 
   #fillData(): void {
@@ -862,22 +838,8 @@ export class Agent {
     for (let lane = 0; lane < geometry.lanes; lane++)
       this.#laneTable.set(this.#laneBytes(lane), lane * LANE.size);
     this.#memory.write(this.data + geometry.laneTable, this.#laneTable);
-
-    const queue = new Uint32Array(geometry.queueMask + 1);
-    for (let lane = 1; lane < geometry.lanes; lane++) queue[lane - 1] = lane * LANE.size;
-    this.#memory.write(this.data + geometry.queue, new Uint8Array(queue.buffer));
-
-    const header = new Uint8Array(DATA.size);
-    const view = new DataView(header.buffer);
-    const put = (offset: number, value: number | bigint): void => {
-      view.setBigUint64(offset, BigInt(value), true);
-    };
-    put(DATA.queuePush, geometry.lanes - 1);
-    put(DATA.lanesEnd, this.#laneAddress(geometry.lanes));
-    put(DATA.tidOffset, this.#options.tidOffset);
-    put(DATA.mayAskTid, this.#options.mayAskTid ? 1 : 0);
-    put(DATA.magic, AGENT_MAGIC);
-    this.#memory.write(this.data, header);
+    this.#memory.write(this.data + geometry.queue, encodeQueue(geometry));
+    this.#memory.write(this.data, encodeDataHeader(this.#places, geometry, this.#options));
   }
 }
 

@@ -195,19 +195,21 @@ ${p}_full:${full}
     add qword [rcx+${HEADER.dropped}], 1
     jmp ${p}_pass
 ${p}_odd:${odd}
-    call write_lost
     jmp ${p}_write
 `;
-  // What began anew with a slot has replaced what was lost with it.
   const unmark = `
     call find_mark`;
+  // Ends do not tell of what was lost: the room that entries leave is for them alone.
+  const tell = `
+    call write_lost`;
+  // What begins anew with a slot has replaced what was lost with it.
   const entry = (p: string, slotAddress: string): string =>
-    way(p, slotAddress, LANE.entryLimit, '\n    call add_mark', unmark);
+    way(p, slotAddress, LANE.entryLimit, '\n    call add_mark', `${unmark}${tell}`);
 
   return `
 ${entry('entry', `[rsp+${SAVED + 8}]`)}
 ${entry('entry_frame', '[rbp+8]')}
-${way('leaf', `[rsp+${SAVED + 8}]`, LANE.ringLimit, '', '')}
+${way('leaf', `[rsp+${SAVED + 8}]`, LANE.ringLimit, '', tell)}
 ${way('exit', `[rsp+${SAVED + 8}]`, LANE.ringLimit, unmark, `${unmark}\n    jne exit_full_lost`)}
 exit_full_lost:                      ; its entry was lost
     add dword [rbx+${LANE.lost}], 1

@@ -1,7 +1,14 @@
 import { closeSync, fstatSync, statSync } from 'node:fs';
 import { CannotError } from '../errors/index.js';
 import type { SafepokeError } from '../errors/index.js';
-import { CallBuilder, CallObjects, LaneMerger, RECORD_BYTES, builderOptions, lostRecord } from '../recording/index.js';
+import {
+  CallBuilder,
+  CallObjects,
+  LaneMerger,
+  RECORD_BYTES,
+  builderOptions,
+  lostRecord,
+} from '../recording/index.js';
 import type { Call, CallVisitor, TraceInfo } from '../recording/index.js';
 import { openForReading, readPiece } from './input-file.js';
 import { LOST_AFTER, NOT_KEPT, THREAD_END, surveyFile } from './survey.js';

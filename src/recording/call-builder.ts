@@ -262,7 +262,8 @@ export class CallBuilder {
         case KIND_LEAF: {
           if (entriesOnly) {
             // No exits are recorded: a frame whose slot is not above the new one must be gone.
-            while (lane.top !== NONE && ((open.slots[lane.top] - slot) | 0) <= 0) this.#remove(lane, lane.top);
+            while (lane.top !== NONE && ((open.slots[lane.top] - slot) | 0) <= 0)
+              this.#remove(lane, lane.top);
           } else if (!this.#isFormer) {
             this.#makeRoom(lane, slot, now);
           }
@@ -341,9 +342,9 @@ export class CallBuilder {
       this.#closeBelow(lane, height + 1, now);
       return;
     }
+    this.#closeDoubtfulBelow(lane, slot, now);
     const former = this.#elsewhere.get(this.#key(lane, slot));
     if (former !== undefined) this.#closeUnwound(former, now);
-    this.#closeDoubtfulBelow(lane, slot, now);
   }
 
   /** Calls on the thread's own stack that lie below that height have ended without an end of their own. */

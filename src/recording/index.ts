@@ -45,7 +45,14 @@ export type { RecordingListener } from './recording-reader.js';
 export { TscClock } from './tsc-clock.js';
 export { TraceInfo } from './trace-info.js';
 export type { FunctionInfo, ThreadInfo } from './trace-info.js';
-export { CallBuilder, builderOptions, END_LOST, END_OPEN, END_RETURNED, END_UNWOUND } from './call-builder.js';
+export {
+  CallBuilder,
+  builderOptions,
+  END_LOST,
+  END_OPEN,
+  END_RETURNED,
+  END_UNWOUND,
+} from './call-builder.js';
 export type { CallEnd, CallVisitor } from './call-builder.js';
 export { LaneMerger, lostRecord } from './lane-merger.js';
 export type { MergedRecords } from './lane-merger.js';

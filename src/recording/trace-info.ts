@@ -82,8 +82,15 @@ export class TraceInfo {
         if (!sameThread) this.#livesOfTid.set(message.tid, reuse + 1);
         const { lane, tid, name, stack } = message;
         const [low, high] = (stack ?? []).map(BigInt);
-        const own = low !== undefined && high !== undefined && low < high ? ([low, high] as const) : undefined;
-        this.#threads.set(lane, { lane, tid, name, reuse, stack: own ?? (sameThread ? known.stack : undefined) });
+        const own =
+          low !== undefined && high !== undefined && low < high ? ([low, high] as const) : undefined;
+        this.#threads.set(lane, {
+          lane,
+          tid,
+          name,
+          reuse,
+          stack: own ?? (sameThread ? known.stack : undefined),
+        });
         break;
       }
       case 'thread-end':

@@ -43,12 +43,7 @@ import { patchTarget } from './patch-target.js';
 import { STAYS_OPEN, recover, refuseTraced } from './recovery.js';
 import { ModuleFunctions, concernsModule, parsePatterns, selectFunctions } from './selection.js';
 import { Session } from './session.js';
-import {
-  SESSION_REFUSALS,
-  planSites,
-  type PlannedFunction,
-  type RefusedFunction,
-} from './site-plan.js';
+import { SESSION_REFUSALS, planSites, type PlannedFunction, type RefusedFunction } from './site-plan.js';
 import { ExitWatch } from './target-exit.js';
 import { TimeStamp } from './time-stamp.js';
 

@@ -6,12 +6,7 @@ import type { PatchRequest } from './patch-target.js';
 import { PatchedTarget } from './patched-target.js';
 import type { PreparedChanges, SiteChanges, WriteWhole } from './patch.js';
 import { fromInside, fromOutside } from './reach.js';
-import type {
-  PlannedFunction,
-  PlannedSite,
-  RefusedFunction,
-  SessionRefusalReason,
-} from './site-plan.js';
+import type { PlannedFunction, PlannedSite, RefusedFunction, SessionRefusalReason } from './site-plan.js';
 import type { TextRuns } from './text-runs.js';
 import { HeldWay, PageFlip, type Way, type WayName } from './ways.js';
 

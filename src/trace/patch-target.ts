@@ -95,7 +95,8 @@ interface Arranged {
 }
 
 function arrange(request: PatchRequest): Arranged {
-  const addressOf = ({ function: f, module }: PlannedFunction): number => f.addressNumber + Number(module.bias);
+  const addressOf = ({ function: f, module }: PlannedFunction): number =>
+    f.addressNumber + Number(module.bias);
   const functions = [...request.functions].sort((a, b) => addressOf(a) - addressOf(b));
   functions.forEach((f, i) => {
     f.index = i;

@@ -191,7 +191,13 @@ class BranchSite implements PlannedSite, StubSite {
     // As if an unconditional jump to the same place were displaced.
     const jump = { ...displaced[0], endsFlow: true };
     const original = Uint8Array.of(JMP_REL32);
-    const code = { ...this.window, displaced: [jump], original, function: this.owner.function, displacedCount: 1 };
+    const code = {
+      ...this.window,
+      displaced: [jump],
+      original,
+      function: this.owner.function,
+      displacedCount: 1,
+    };
     const recording = { begins: undefined, exits: this.window.exits, call };
     return emitSite(code, address, this.bias, into, at, undefined, recording);
   }

@@ -44,10 +44,7 @@ export class Switches {
   }
 }
 
-function matches(
-  patterns: readonly Pattern[],
-  { owner: { function: f, module } }: PlannedSite,
-): boolean {
+function matches(patterns: readonly Pattern[], { owner: { function: f, module } }: PlannedSite): boolean {
   // A pattern without a module means whatever the session traces.
   return patterns.some(
     (pattern) => (!pattern.namesModule || concernsModule(pattern, module)) && matchesFunction(pattern, f),

@@ -98,7 +98,9 @@ export class ExitFinder {
     }
     const ends = lastFlow === Flow.end || lastFlow === Flow.jump || lastFlow === Flow.indirectJump;
     // A call at the end does not come back.
-    return ends || lastFlow === Flow.call || (isLastPadding && lastFlow !== Flow.next) ? undefined : 'falls-through';
+    return ends || lastFlow === Flow.call || (isLastPadding && lastFlow !== Flow.next)
+      ? undefined
+      : 'falls-through';
   }
 
   /** How the instruction leaves the function; undefined: not at all; `odd`: perhaps. */

@@ -84,10 +84,7 @@ export function relocateSite(candidate: SiteCandidate, stubAddress: bigint, load
 
 /** Most bytes that the code of a stub can need: each displaced instruction perhaps grown by a long branch, and a jump. */
 export function relocatedBound(
-  {
-    displacedLength,
-    displacedCount,
-  }: { readonly displacedLength: number; readonly displacedCount: number },
+  { displacedLength, displacedCount }: { readonly displacedLength: number; readonly displacedCount: number },
   calls = 0,
 ): number {
   const GROWN_INSTRUCTION = 20;
