@@ -97,7 +97,6 @@ class OpenCalls {
   lanes = new Uint32Array(INITIAL_CALLS);
   functions = new Uint32Array(INITIAL_CALLS);
   slots = new Uint32Array(INITIAL_CALLS);
-  depths = new Uint32Array(INITIAL_CALLS);
   /** How often the lane had lost records when the call began. */
   losses = new Uint32Array(INITIAL_CALLS);
   /** The calls that are open around and within it, in the order in which they began. */
@@ -129,7 +128,6 @@ class OpenCalls {
     this.lanes = copied(new Uint32Array(this.capacity), this.lanes);
     this.functions = copied(new Uint32Array(this.capacity), this.functions);
     this.slots = copied(new Uint32Array(this.capacity), this.slots);
-    this.depths = copied(new Uint32Array(this.capacity), this.depths);
     this.losses = copied(new Uint32Array(this.capacity), this.losses);
     this.outer = copied(new Uint32Array(this.capacity), this.outer);
     this.inner = copied(new Uint32Array(this.capacity), this.inner);
@@ -451,7 +449,6 @@ export class CallBuilder {
     open.lanes[call] = lane.id;
     open.functions[call] = functionIndex;
     open.slots[call] = slot;
-    open.depths[call] = lane.depth;
     open.losses[call] = lane.losses;
     open.outer[call] = lane.top;
     open.inner[call] = NONE;
@@ -498,9 +495,8 @@ export class CallBuilder {
     const tag = open.tags[call];
     const outer = open.outer[call];
     const parentTag = outer === NONE ? 0 : open.tags[outer];
-    // Those around it may have ended before it.
-    const most = lane.depth - 1;
-    const depth = outer === NONE ? 0 : Math.max(1, Math.min(open.depths[call], most));
+    let depth = lane.depth - 1;
+    for (let inner = open.inner[call]; inner !== NONE; inner = open.inner[inner]) depth--;
     this.#remove(lane, call);
     this.#visitor.onLeave(lane.id, depth, functionIndex, start, now, self, end, tag, parentTag);
   }

@@ -67,6 +67,8 @@ export interface RecordingHeader {
   readonly filters?: readonly string[];
   /** Calls that lasted less, in nanoseconds, are not wanted (`-t`); the records hold them all the same. */
   readonly minDurationNs?: number;
+  /** Calls with more calls around them than this are not wanted (`-D`); the records hold them all the same. */
+  readonly maxDepth?: number;
 }
 
 /** A function as written in a recording. */

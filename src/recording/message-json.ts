@@ -21,6 +21,7 @@ export function parseHeader(text: string): RecordingHeader {
     throw new BadJson('the header has no sensible "tscHz"');
   const filters = json['filters'];
   const minDurationNs = json['minDurationNs'];
+  const maxDepth = json['maxDepth'];
   return {
     pid: integer(json, 'pid'),
     command: strings(json['command'], 'command'),
@@ -30,6 +31,7 @@ export function parseHeader(text: string): RecordingHeader {
     startTsc: matching(json, 'startTsc', DECIMAL),
     ...(filters === undefined ? {} : { filters: strings(filters, 'filters') }),
     ...(typeof minDurationNs === 'number' && minDurationNs >= 0 ? { minDurationNs } : {}),
+    ...(typeof maxDepth === 'number' && maxDepth >= 0 ? { maxDepth } : {}),
   };
 }
 

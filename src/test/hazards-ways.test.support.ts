@@ -59,7 +59,7 @@ async function switchWhileRunning(rounds: Rounds, way: 'held' | 'page-flip'): Pr
 async function countWhileSwitched(rounds: Rounds): Promise<void> {
   const target = await Target.ready(build('flips.c', ...ONE_NOP), String(THREADS));
   while (rounds.next(target.pid)) {
-    const session = attach(target.pid, { way: 'page-flip', filters: FUNCTIONS, entryOnly: true });
+    const session = attach(target.pid, { way: 'page-flip', filters: FUNCTIONS, exits: 'none' });
     const off = FUNCTIONS[rounds.done % FUNCTIONS.length];
     if (rounds.done % 2 === 0) session.switch([off], false);
     target.say(`batch ${ROUNDS}`);
@@ -109,7 +109,7 @@ async function tracesOrRefuses(target: Target, way: WayName | undefined): Promis
   try {
     const session = attach(target.pid, {
       filters: FUNCTIONS,
-      entryOnly: true,
+      exits: 'none',
       bufferBytes: 1 << 16,
       ...(way === undefined ? {} : { way }),
     });

@@ -173,7 +173,7 @@ test('text in which nothing is traced stays read-only, and probes of the kernel 
 test('text is read-only again where a debugger is there as the session ends', async () => {
   const target = await Target.ready(build('fib.c'), '-');
   const before = stateOf(target.pid);
-  const session = attach(target.pid, { filters: ['fib'], entryOnly: true });
+  const session = attach(target.pid, { filters: ['fib'], exits: 'none' });
   const gdb = spawn('gdb', ['-q', '-nx', '-p', String(target.pid)], { stdio: ['pipe', 'ignore', 'ignore'] });
   const ended = new Promise((resolve) => gdb.once('exit', resolve));
   while (statusField(target.pid, 'TracerPid') === '0') await pause(5);

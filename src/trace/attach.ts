@@ -81,18 +81,18 @@ interface Start {
 export function checkOptions(options: TraceOptions): void {
   parsePatterns(options.filters);
   parsePatterns(options.notrace);
-  if (options.entryOnly === true && options.depth !== undefined) {
+  if (options.exits === 'none' && options.depth !== undefined) {
     throw new UsageError('DEPTH_OF_ENTRIES', {
       tried: 'limit the depth of entries',
-      why: 'without exits (--entry-only) nothing tells how deep a call is',
-      next: 'leave out one of --depth and --entry-only',
+      why: 'without exits (--exits none) nothing tells how deep a call is',
+      next: 'leave out one of --depth and --exits none',
     });
   }
-  if (options.entryOnly === true && options.minDurationNs !== undefined) {
+  if (options.exits === 'none' && options.minDurationNs !== undefined) {
     throw new UsageError('TIME_OF_ENTRIES', {
       tried: 'choose entries by their duration',
-      why: 'without exits (--entry-only) calls have no duration',
-      next: 'leave out one of --time-filter and --entry-only',
+      why: 'without exits (--exits none) calls have no duration',
+      next: 'leave out one of --time-filter and --exits none',
     });
   }
   if (options.inside === true && (options.way === 'held' || options.way === 'page-flip')) {
@@ -431,7 +431,7 @@ function start({
   since,
   lock,
 }: Start): Session {
-  const entryOnly = options.entryOnly ?? false;
+  const entryOnly = options.exits === 'none';
   const { modules, unusable } = readModules(pid);
   const onNote = options.onNote ?? (() => undefined);
   for (const { path, why } of unusable) onNote(`${path} cannot be traced: ${why}`);
@@ -493,6 +493,7 @@ function start({
     tscHz,
     startTsc: String(startTsc ?? timeStamp.now()),
     ...(options.minDurationNs === undefined ? {} : { minDurationNs: options.minDurationNs }),
+    ...(options.depth === undefined ? {} : { maxDepth: options.depth }),
     filters: [...(options.filters ?? []), ...(options.notrace ?? []).map((text) => `not ${text}`)],
   };
   const watch = known ?? new ExitWatch(pid, isChild);

@@ -13,11 +13,14 @@ interface FunctionsOptions {
 const ADDRESS_DIGITS = 16;
 const SIZE_COLUMNS = 8;
 const KIND_COLUMNS = 16;
+const EXIT_COLUMNS = 12;
 
 export const registerFunctions: RegisterCommand = (program, terminal) => {
   program
     .command('functions')
-    .description('list what can be traced of a process or a file: address, size, module, kind of site, name')
+    .description(
+      'list what can be traced of a process or a file: address, size, module, kind of site, exits, name',
+    )
     .argument('[file]', 'a program or shared library')
     .option('-p, --pid <pid>', 'a running process')
     .option(
@@ -46,8 +49,9 @@ export const registerFunctions: RegisterCommand = (program, terminal) => {
       const lines = wanted.map((f) => {
         const address = f.address.toString(16).padStart(ADDRESS_DIGITS, '0');
         const what = (f.kind ?? f.refusal?.reason ?? '').padEnd(KIND_COLUMNS);
+        const exit = f.exit === undefined ? '' : `exit: ${f.exit}`.padEnd(EXIT_COLUMNS);
         const why = f.refusal === undefined ? '' : `  # ${f.refusal.explanation}`;
-        return `${address} ${String(f.size).padStart(SIZE_COLUMNS)} ${f.module.padEnd(moduleColumns)} ${what} ${f.name}${why}\n`;
+        return `${address} ${String(f.size).padStart(SIZE_COLUMNS)} ${f.module.padEnd(moduleColumns)} ${what} ${exit}${f.name}${why}\n`;
       });
       terminal.data(lines.join(''));
       const others = functions.length - wanted.length;
