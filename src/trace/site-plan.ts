@@ -109,7 +109,7 @@ class Site implements PlannedSite, StubSite {
     this.displacedLength = code.displacedLength;
     this.isEntry = begins !== undefined;
     this.stubShift = this.isEntry ? 0 : stubShift(code.displaced, exits);
-    this.stubBytes = this.stubShift + relocatedBound(code, exits.length + (this.isEntry ? 1 : 0));
+    this.stubBytes = this.stubShift + relocatedBound(code, exits, exits.length + (this.isEntry ? 1 : 0));
   }
 
   get functionIndex(): number {
@@ -155,7 +155,7 @@ class BranchSite implements PlannedSite, StubSite {
   readonly isEntry = false;
   readonly isOneInstruction = true;
   readonly displacedLength = SITE_LENGTH;
-  readonly stubBytes = 16;
+  readonly stubBytes: number;
   readonly stubShift = 0;
   readonly address: number;
 
@@ -165,6 +165,7 @@ class BranchSite implements PlannedSite, StubSite {
     private readonly bias: number,
   ) {
     this.address = window.addressNumber + JCC_FIRST_BYTE + bias;
+    this.stubBytes = relocatedBound({ displacedLength: SITE_LENGTH, displacedCount: 1 }, window.exits);
   }
 
   get functionIndex(): number {

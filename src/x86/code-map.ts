@@ -33,6 +33,8 @@ export class CodeMap {
   readonly #starts: Float64Array;
   readonly #fragments: ReadonlyMap<string, readonly FunctionRange[]>;
   readonly #targets: AddressSet;
+  /** Those that are led to by other means than jumps within a function. */
+  readonly #others: AddressSet;
   readonly #sweptStarts = new Set<number>();
   readonly #pending: number[] = [];
   /** Where the function that is swept jumps to; used again for the next one. */
@@ -46,7 +48,8 @@ export class CodeMap {
     this.#starts = Float64Array.from(functions, (range) => range.addressNumber);
     this.#fragments = elf.mentions('.cold') ? fragmentsByFunction(functions) : new Map();
     this.#targets = new AddressSet(elf);
-    for (const pointer of elf.relocatedPointers) this.#targets.add(pointer);
+    this.#others = new AddressSet(elf);
+    for (const pointer of elf.relocatedPointers) this.#addOther(pointer);
   }
 
   /** Sweeps a function, whose site is at `site`, with the fragments that bear its name. */
@@ -62,6 +65,7 @@ export class CodeMap {
       indirect ||= found.indirect;
     }
     let tablesFound = true;
+    const jumps = own.length;
     if (indirect && decodable) {
       const tables = jumpTableTargets(this.#elf, ranges);
       tablesFound = tables.complete;
@@ -69,8 +73,10 @@ export class CodeMap {
       for (const target of tables.targets) own.push(target);
     }
     let reentered = false;
-    for (const target of own) {
-      this.#targets.add(target);
+    for (let i = 0; i < own.length; i++) {
+      const target = own[i];
+      if (i < jumps && isInside(ranges, target)) this.#targets.add(target);
+      else this.#addOther(target);
       if (target === site || target === range.addressNumber) reentered = true;
       if (!isInside(ranges, target)) this.#pending.push(target);
     }
@@ -81,6 +87,20 @@ export class CodeMap {
   leadsInto(from: number, to: number): boolean {
     this.#followPending();
     return this.#targets.hasWithin(from, to);
+  }
+
+  /**
+   * True if something leads to an address from `from` up to below `to` that is not a jump within the function there: a table, a
+   * pointer, a call.
+   */
+  landsOtherwise(from: number, to: number): boolean {
+    this.#followPending();
+    return this.#others.hasWithin(from, to);
+  }
+
+  #addOther(target: number): void {
+    this.#targets.add(target);
+    this.#others.add(target);
   }
 
   /** True if a function begins at an address from `from` up to below `to`. */
@@ -123,13 +143,13 @@ export class CodeMap {
         targets.push(base + branchTarget(bytes, start, end));
       } else if (flow === Flow.call) {
         // A call is no jump into a function unless it goes to its middle: kept apart from what must be followed.
-        this.#targets.add(base + branchTarget(bytes, start, end));
+        this.#addOther(base + branchTarget(bytes, start, end));
       } else if (flow === Flow.indirectJump) {
         indirect = true;
       } else if (flow === Flow.leaRelative && common.displacement >= 0) {
         const target = end + int32At(bytes, common.displacement);
         // Only the address of code matters: of a label that a computed jump may use.
-        if (target >= first && target < limit) this.#targets.add(base + target);
+        if (target >= first && target < limit) this.#addOther(base + target);
       }
     }
     return { decodable: true, indirect };
@@ -148,7 +168,7 @@ export class CodeMap {
         if (!isEntry && !this.#sweptStarts.has(range.addressNumber)) {
           const found: number[] = [];
           this.#sweepRange(range.addressNumber, range.size, found);
-          for (const inner of found) this.#targets.add(inner);
+          for (const inner of found) this.#addOther(inner);
         }
       } else if (!this.#sweptStarts.has(target)) {
         this.#sweepUnnamed(target, this.#functions[index + 1]?.addressNumber ?? Infinity);
@@ -175,7 +195,7 @@ export class CodeMap {
       this.#unnamedLeft -= end - start;
       if (flow === Flow.jump || flow === Flow.conditionalJump) {
         const target = base + branchTarget(bytes, start, end);
-        this.#targets.add(target);
+        this.#addOther(target);
         this.#pending.push(target);
       }
       const goesOn = flow !== Flow.jump && flow !== Flow.indirectJump && flow !== Flow.end;

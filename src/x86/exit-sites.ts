@@ -3,10 +3,22 @@ import type { DisplacedInstruction } from './sites.js';
 /** How an instruction leaves its function. `return`: a `ret` of any form. `tail`: a jump, conditional or not, to another function. */
 export type ExitKind = 'return' | 'tail';
 
-/** Says that displaced instruction number `index` of a site leaves the function. */
+/**
+ * The last instructions of a function's path, which others jump to and which have no room for a site: those that jump there execute a copy
+ * instead. The last of `displaced` is the exit. The address is that of the file; `original` are the bytes there.
+ */
+export interface ExitBlock {
+  readonly addressNumber: number;
+  readonly original: Uint8Array;
+  readonly displaced: readonly DisplacedInstruction[];
+  readonly kind: ExitKind;
+}
+
+/** Says that displaced instruction number `index` of a site leaves the function; with `block`: by a jump to that. */
 export interface ExitMark {
   readonly index: number;
   readonly kind: ExitKind;
+  readonly block?: ExitBlock;
 }
 
 /**

@@ -1,10 +1,12 @@
-// Where functions are left, and how much can be written there. A first, cautious answer: `ret` with padding behind it, or with instructions
-// before it that are no branch and no call; the same for jumps to other functions.
+// Where functions are left, and which bytes are overwritten for it. Five bytes are wanted, ending in the exit or in filling behind it, and
+// nothing may land within. Where an exit has no room, as others jump close before it (`pop rbp; ret` at the end of many paths), its
+// last instructions are a *block* that is given to each of its predecessors: their stubs execute a copy of it, and the block itself
+// stays as it is, reached by nobody.
 import type { ElfFile } from '../elf/index.js';
 import type { CodeMap } from './code-map.js';
 import { common } from './common-instructions.js';
 import { describeRun } from './displaced.js';
-import type { ExitKind, ExitMark, ExitRefusal, ExitWindow, FunctionExits } from './exit-sites.js';
+import type { ExitBlock, ExitKind, ExitMark, ExitRefusal, ExitWindow, FunctionExits } from './exit-sites.js';
 import { Flow } from './flow.js';
 import { branchTarget, decodeFlow, isPrefix } from './instruction-flow.js';
 import { SITE_LENGTH, type FunctionRange, type SiteCandidate } from './sites.js';
@@ -17,13 +19,59 @@ const JMP_INDIRECT = 0xff;
 const RIP_RELATIVE_JMP = 0x25;
 const SYSCALL = [0x0f, 0x05] as const;
 const JCC_LONG_LENGTH = 6;
+/** Instructions that are displaced on either side of one: five bytes are two as a rule. */
+const MOST_BESIDE = 8;
+/** Blocks are copied to each predecessor. */
+const LONGEST_BLOCK = 32;
 
-/** The instructions of a function and its fragments, by their offsets in the file. */
-interface Part {
-  readonly first: number;
-  readonly limit: number;
-  /** What an index into the file lacks to be an address. */
-  readonly base: number;
+/** An instruction; indices are into the bytes of the file. */
+interface Step {
+  readonly start: number;
+  readonly end: number;
+  readonly flow: Flow;
+  readonly isNop: boolean;
+  /** How it leaves the function, if it does. */
+  readonly exit: ExitKind | undefined;
+  /** Address to which it jumps, if it is a direct jump. */
+  readonly target: number | undefined;
+  /** May stand in a stub. */
+  readonly isMovable: boolean;
+}
+
+/** Steps of one part, displaced together: from one number up to another. */
+interface Range {
+  from: number;
+  to: number;
+}
+
+/** A contiguous piece of a function. */
+class Part {
+  readonly steps: Step[] = [];
+  readonly ranges: Range[] = [];
+
+  constructor(
+    readonly first: number,
+    readonly limit: number,
+    /** What an index into the file lacks to be an address. */
+    readonly base: number,
+  ) {}
+
+  /** Number of the step that begins at an address; -1: none does. */
+  stepAt(address: number): number {
+    const start = address - this.base;
+    let low = 0;
+    let high = this.steps.length;
+    while (low < high) {
+      const middle = (low + high) >>> 1;
+      if (this.steps[middle].start < start) low = middle + 1;
+      else high = middle;
+    }
+    return low < this.steps.length && this.steps[low].start === start ? low : -1;
+  }
+
+  rangeOf(step: number): Range | undefined {
+    return this.ranges.find(({ from, to }) => step >= from && step < to);
+  }
 }
 
 /** Finds where functions of one file are left. */
@@ -37,160 +85,287 @@ export class ExitFinder {
     this.#map = map;
   }
 
-  /** All exits of a function whose site at the entry is known; `parts` are its range and its fragments. */
-  find(candidate: SiteCandidate, parts: readonly FunctionRange[]): FunctionExits | ExitRefusal {
-    const entryExits: ExitMark[] = [];
-    const windows: ExitWindow[] = [];
-    const entryEnd = candidate.originalAt + candidate.displacedLength;
-    for (const { addressNumber, size } of parts) {
-      const first = this.#elf.codeOffset(addressNumber, size);
-      if (first < 0) return 'falls-through';
-      const part = { first, limit: first + size, base: addressNumber - first };
-      const isMain = candidate.originalAt >= first && candidate.originalAt < part.limit;
-      const refusal = this.#findIn(part, parts, windows, isMain ? entryEnd : first, (at, kind) => {
-        if (!isMain || at < candidate.originalAt || at >= entryEnd) return false;
-        const index = candidate.displaced.findIndex(({ offset }) => candidate.originalAt + offset === at);
-        if (index >= 0) entryExits.push({ index, kind });
-        return index >= 0;
-      });
-      if (refusal !== undefined) return refusal;
-    }
-    return { entryExits, windows };
+  /** All exits of a function whose site at the entry is known; `ranges` are its range and its fragments. */
+  find(candidate: SiteCandidate, ranges: readonly FunctionRange[]): FunctionExits | ExitRefusal {
+    return new OneFunction(this.#elf, this.#map, candidate, ranges).find();
   }
+}
 
-  #findIn(
-    part: Part,
-    parts: readonly FunctionRange[],
-    windows: ExitWindow[],
-    lowest: number,
-    isInEntry: (at: number, kind: ExitKind) => boolean,
-  ): ExitRefusal | undefined {
-    const { bytes } = this.#elf;
-    const { first, limit, base } = part;
-    // Starts of what may be displaced before an exit: the instructions since the last branch, call or window.
-    let run: number[] = [];
-    let low = lowest;
-    let lastFlow: Flow = Flow.next;
-    let isLastPadding = false;
-    for (let start = first, end = first; start < limit; start = end) {
-      decodeFlow(bytes, start, limit);
-      const { flow, isNop } = common;
-      end = common.end;
-      if (flow === Flow.invalid) return 'falls-through';
-      if (!isNop) lastFlow = flow;
-      isLastPadding = isNop;
-      const kind = this.#exitAt(start, end, flow, base, parts);
-      if (kind === 'odd') return 'computed-jump';
-      if (kind === undefined) {
-        const mayBeDisplaced = flow === Flow.next || flow === Flow.leaRelative;
-        if (!mayBeDisplaced || isSystemCall(bytes, start)) run = [];
-        else if (start >= low) run.push(start);
-        continue;
-      }
-      if (isInEntry(start, kind)) continue;
-      if (start < low) return 'no-room';
-      const window = this.#window(part, run, start, end, flow, kind);
-      if (typeof window === 'string') return window;
-      windows.push(window);
-      low = window.originalAt + Math.max(window.displacedLength, SITE_LENGTH);
-      if (window.form === 'branch') low = end;
-      run = [];
-    }
-    const ends = lastFlow === Flow.end || lastFlow === Flow.jump || lastFlow === Flow.indirectJump;
-    // A call at the end does not come back.
-    return ends || lastFlow === Flow.call || (isLastPadding && lastFlow !== Flow.next)
-      ? undefined
-      : 'falls-through';
-  }
+class OneFunction {
+  readonly #parts: Part[] = [];
+  /** The steps that jump to an address. */
+  readonly #sources = new Map<number, { readonly part: Part; readonly step: number }[]>();
+  /** Blocks by the address at which they begin. */
+  readonly #blocks = new Map<number, ExitBlock>();
+  readonly #isInEntry: (part: Part, step: number) => boolean;
+  #labels: boolean | undefined;
 
-  /** How the instruction leaves the function; undefined: not at all; `odd`: perhaps. */
-  #exitAt(
-    start: number,
-    end: number,
-    flow: Flow,
-    base: number,
-    parts: readonly FunctionRange[],
-  ): ExitKind | 'odd' | undefined {
-    const { bytes } = this.#elf;
-    if (flow === Flow.end) {
-      let at = start;
-      while (isPrefix(bytes[at])) at++;
-      return bytes[at] === RET || bytes[at] === RET_IMM16 ? 'return' : undefined;
-    }
-    if (flow === Flow.indirectJump) {
-      let at = start;
-      while (isPrefix(bytes[at])) at++;
-      return bytes[at] === JMP_INDIRECT && bytes[at + 1] === RIP_RELATIVE_JMP ? 'tail' : 'odd';
-    }
-    if (flow !== Flow.jump && flow !== Flow.conditionalJump) return undefined;
-    const target = base + branchTarget(bytes, start, end);
-    for (const { addressNumber, size } of parts)
-      if (target >= addressNumber && target < addressNumber + size) return undefined;
-    return this.#map.isEntry(target) ? 'tail' : 'odd';
-  }
-
-  #window(
-    { limit, base }: Part,
-    run: readonly number[],
-    start: number,
-    end: number,
-    flow: Flow,
-    kind: ExitKind,
-  ): ExitWindow | ExitRefusal {
-    if (flow === Flow.conditionalJump && end - start === JCC_LONG_LENGTH)
-      return this.#made('branch', start, end, end, base, kind);
-    const paddingEnd = flow === Flow.conditionalJump ? end : this.#paddingEnd(end, limit, base);
-    for (let back = run.length; back >= 0; back--) {
-      const from = back === run.length ? start : run[back];
-      if (paddingEnd - from < SITE_LENGTH) continue;
-      // Strictly within what is overwritten, and up to the exit itself.
-      const to = Math.max(start + 1, from + SITE_LENGTH);
-      if (this.#map.leadsInto(base + from + 1, base + to)) return 'landing';
-      return this.#made('jump', from, end, Math.max(end, from + SITE_LENGTH), base, kind);
-    }
-    return 'no-room';
-  }
-
-  #made(
-    form: ExitWindow['form'],
-    from: number,
-    end: number,
-    behind: number,
-    base: number,
-    kind: ExitKind,
-  ): ExitWindow | ExitRefusal {
-    const displaced = describeRun(this.#elf.bytes, from, end, base);
-    if (typeof displaced === 'string') return 'no-room';
-    return {
-      addressNumber: base + from,
-      originalAt: from,
-      form,
-      hole: undefined,
-      displacedLength: behind - from,
-      displaced,
-      exits: [{ index: displaced.length - 1, kind }],
+  constructor(
+    private readonly elf: ElfFile,
+    private readonly map: CodeMap,
+    private readonly candidate: SiteCandidate,
+    private readonly ranges: readonly FunctionRange[],
+  ) {
+    const { originalAt, displacedLength } = candidate;
+    this.#isInEntry = (part, step) => {
+      const { start } = part.steps[step];
+      return start >= originalAt && start < originalAt + displacedLength;
     };
   }
 
+  find(): FunctionExits | ExitRefusal {
+    const refusal = this.#decode();
+    if (refusal !== undefined) return refusal;
+    for (const part of this.#parts) {
+      for (let step = 0; step < part.steps.length; step++) {
+        if (part.steps[step].exit === undefined) continue;
+        const why = this.#cover(part, step) ? undefined : this.#giveToPredecessors(part, step);
+        if (why !== undefined) return why;
+      }
+    }
+    const windows = this.#parts.flatMap((part) => part.ranges.map((range) => this.#windowOf(part, range)));
+    if (!windows.every((window) => window !== undefined)) return 'no-room';
+    return { entryExits: this.#entryMarks(), windows };
+  }
+
+  #decode(): ExitRefusal | undefined {
+    const { bytes } = this.elf;
+    for (const { addressNumber, size } of this.ranges) {
+      const first = this.elf.codeOffset(addressNumber, size);
+      if (first < 0) return 'falls-through';
+      const part = new Part(first, first + size, addressNumber - first);
+      this.#parts.push(part);
+      for (let start = first, end = first; start < part.limit; start = end) {
+        decodeFlow(bytes, start, part.limit);
+        const { flow, isNop } = common;
+        end = common.end;
+        if (flow === Flow.invalid || end > part.limit) return 'falls-through';
+        const isDirect = flow === Flow.jump || flow === Flow.conditionalJump;
+        const target = isDirect ? part.base + branchTarget(bytes, start, end) : undefined;
+        const exit = this.#exitOf(start, flow, target);
+        if (exit === 'odd') return 'computed-jump';
+        const isMovable = flow === Flow.next || flow === Flow.leaRelative || isDirect || exit !== undefined;
+        const isSyscall = bytes[start] === SYSCALL[0] && bytes[start + 1] === SYSCALL[1];
+        if (target !== undefined && exit === undefined) {
+          const sources = this.#sources.get(target) ?? [];
+          sources.push({ part, step: part.steps.length });
+          this.#sources.set(target, sources);
+        }
+        part.steps.push({ start, end, flow, isNop, exit, target, isMovable: isMovable && !isSyscall });
+      }
+      const last = part.steps.findLast(({ isNop }) => !isNop);
+      // A call at the end does not come back.
+      if (last === undefined || !(endsFlow(last) || last.flow === Flow.call)) return 'falls-through';
+    }
+    return undefined;
+  }
+
+  /** `odd`: perhaps. */
+  #exitOf(start: number, flow: Flow, target: number | undefined): ExitKind | 'odd' | undefined {
+    const { bytes } = this.elf;
+    if (target !== undefined) {
+      const isInside = this.ranges.some(
+        ({ addressNumber, size }) => target >= addressNumber && target < addressNumber + size,
+      );
+      if (isInside) return undefined;
+      return this.map.isEntry(target) ? 'tail' : 'odd';
+    }
+    if (flow !== Flow.end && flow !== Flow.indirectJump) return undefined;
+    let at = start;
+    while (isPrefix(bytes[at])) at++;
+    if (flow === Flow.end) return bytes[at] === RET || bytes[at] === RET_IMM16 ? 'return' : undefined;
+    if (bytes[at] !== JMP_INDIRECT) return 'odd';
+    if (bytes[at + 1] === RIP_RELATIVE_JMP) return 'tail';
+    return this.#hasLabels() || hasIndex(bytes, at + 1) ? 'odd' : 'tail';
+  }
+
+  /** True if somebody knows an address within the function: a computed jump may stay in it. */
+  #hasLabels(): boolean {
+    this.#labels ??= this.ranges.some(({ addressNumber, size }, i) =>
+      this.map.landsOtherwise(addressNumber + (i === 0 ? 1 : 0), addressNumber + size),
+    );
+    return this.#labels;
+  }
+
+  /** True if something lands on a step. */
+  #isLanded(part: Part, step: number): boolean {
+    const { start, end } = part.steps[step];
+    return this.map.leadsInto(part.base + start, part.base + end);
+  }
+
+  /** True if the stub of the entry, or of a range that is chosen already, executes a step. */
+  #isTaken(part: Part, step: number): boolean {
+    return this.#isInEntry(part, step) || part.rangeOf(step) !== undefined;
+  }
+
+  /** Chooses steps around one that are to be displaced. False: there is no room. */
+  #cover(part: Part, step: number): boolean {
+    if (this.#isTaken(part, step)) return true;
+    const { steps } = part;
+    const { start, end, flow } = steps[step];
+    if (flow === Flow.conditionalJump && end - start === JCC_LONG_LENGTH) {
+      part.ranges.push({ from: step, to: step + 1 });
+      return true;
+    }
+    const behind = endsFlow(steps[step]) ? this.#paddingEnd(part, end) : end;
+    let from = step;
+    for (;;) {
+      if (behind - steps[from].start >= SITE_LENGTH) {
+        part.ranges.push({ from, to: step + 1 });
+        return true;
+      }
+      // What something lands on can begin what is overwritten, and be no other part of it.
+      if (from === 0 || step - from >= MOST_BESIDE || this.#isLanded(part, from)) break;
+      if (!this.#canGoBefore(part, from)) break;
+      from--;
+    }
+    if (endsFlow(steps[step])) return false;
+    for (let to = step + 1; to < steps.length && to - step < MOST_BESIDE; to++) {
+      if (!steps[to].isMovable || this.#isLanded(part, to) || this.#isTaken(part, to)) return false;
+      if (steps[to].end - steps[from].start < SITE_LENGTH) {
+        if (endsFlow(steps[to])) return false;
+        continue;
+      }
+      part.ranges.push({ from, to: to + 1 });
+      return true;
+    }
+    return false;
+  }
+
+  /** True if the step before one may be displaced together with it. */
+  #canGoBefore(part: Part, step: number): boolean {
+    const before = part.steps[step - 1];
+    return before.isMovable && !endsFlow(before) && !this.#isTaken(part, step - 1);
+  }
+
+  /** The exit and what stands before it, from where others jump to on, is executed by those instead. */
+  #giveToPredecessors(part: Part, exit: number): ExitRefusal | undefined {
+    const { steps, base } = part;
+    let first = exit;
+    while (!this.#isLanded(part, first)) {
+      if (first === 0 || !this.#canGoBefore(part, first) || exit - first >= MOST_BESIDE) return 'no-room';
+      first--;
+      if (steps[first].flow === Flow.conditionalJump) return 'no-room';
+    }
+    const address = base + steps[first].start;
+    const { end, exit: kind } = steps[exit];
+    if (kind === undefined || steps[exit].flow === Flow.conditionalJump) return 'no-room';
+    const landed = steps.slice(first + 1, exit + 1).some((_, i) => this.#isLanded(part, first + 1 + i));
+    if (landed || end - steps[first].start > LONGEST_BLOCK) return 'landing';
+    // Somebody may come who is no jump of this function's: a table, an address in data, a call.
+    if (this.map.landsOtherwise(address, address + 1) || address === this.candidate.function.addressNumber)
+      return 'landing';
+    const displaced = describeRun(this.elf.bytes, steps[first].start, end, base);
+    if (typeof displaced === 'string') return 'no-room';
+    const original = this.elf.bytes.subarray(steps[first].start, end);
+    this.#blocks.set(address, { addressNumber: address, original, displaced, kind });
+    for (const source of this.#sources.get(address) ?? [])
+      if (!this.#cover(source.part, source.step)) return 'no-room';
+    if (first === 0) return undefined;
+    const before = steps[first - 1];
+    if (endsFlow(before)) return undefined;
+    if (this.#isTaken(part, first - 1)) {
+      // What is taken already goes on behind: it would have to end right here.
+      return this.#extend(part, first, exit);
+    }
+    return this.#coverThrough(part, first, exit) ? undefined : 'no-room';
+  }
+
+  /** The range in which the step before the block stands ends there, and goes on through the block. */
+  #extend(part: Part, first: number, exit: number): ExitRefusal | undefined {
+    const range = part.rangeOf(first - 1);
+    if (range === undefined || range.to !== first) return 'no-room';
+    if (part.steps[first].start - part.steps[range.from].start < SITE_LENGTH) return 'no-room';
+    range.to = exit + 1;
+    return undefined;
+  }
+
+  /** Displaces what falls into the block, together with the block: what is overwritten ends before it. */
+  #coverThrough(part: Part, first: number, exit: number): boolean {
+    const { steps } = part;
+    for (let from = first - 1; ; from--) {
+      const step = steps[from];
+      if (!step.isMovable || endsFlow(step) || this.#isTaken(part, from)) return false;
+      if (steps[first].start - step.start >= SITE_LENGTH) {
+        part.ranges.push({ from, to: exit + 1 });
+        return true;
+      }
+      if (from === 0 || first - from >= MOST_BESIDE || this.#isLanded(part, from)) return false;
+    }
+  }
+
   /** Where the filling behind an exit ends, which nobody executes; within reach. */
-  #paddingEnd(at: number, limit: number, base: number): number {
-    const { bytes } = this.#elf;
+  #paddingEnd({ base, limit }: Part, at: number): number {
+    const { bytes } = this.elf;
     let end = at;
     while (end < at + SITE_LENGTH) {
-      if (this.#map.leadsInto(base + end, base + end + 1)) return end;
-      if (this.#map.functionStartsWithin(base + end, base + end + 1)) return end;
-      if (this.#elf.codeOffset(base + end, 1) < 0) return end;
+      if (this.map.leadsInto(base + end, base + end + 1)) return end;
+      if (this.map.functionStartsWithin(base + end, base + end + 1)) return end;
+      if (this.elf.codeOffset(base + end, 1) < 0) return end;
       if (bytes[end] === INT3) end++;
       else {
         decodeFlow(bytes, end, Math.max(limit, end + 16));
-        if (!common.isNop || this.#map.leadsInto(base + end, base + common.end)) return end;
+        if (!common.isNop || this.map.leadsInto(base + end, base + common.end)) return end;
         end = common.end;
       }
     }
     return end;
   }
+
+  /** How a step leaves the function, by itself or by a block that it leads to. */
+  #markOf(step: Step, index: number): ExitMark | undefined {
+    if (step.exit !== undefined) return { index, kind: step.exit };
+    const block = step.target === undefined ? undefined : this.#blocks.get(step.target);
+    return block === undefined ? undefined : { index, kind: block.kind, block };
+  }
+
+  #windowOf(part: Part, { from, to }: Range): ExitWindow | undefined {
+    const { steps, base } = part;
+    const { start, end: firstEnd, flow } = steps[from];
+    const { end } = steps[to - 1];
+    const displaced = describeRun(this.elf.bytes, start, end, base);
+    if (typeof displaced === 'string') return undefined;
+    const exits: ExitMark[] = [];
+    for (let step = from; step < to; step++) {
+      const mark = this.#markOf(steps[step], step - from);
+      if (mark !== undefined) exits.push(mark);
+    }
+    const isBranch = to === from + 1 && flow === Flow.conditionalJump && firstEnd - start === JCC_LONG_LENGTH;
+    return {
+      addressNumber: base + start,
+      originalAt: start,
+      form: isBranch ? 'branch' : 'jump',
+      hole: undefined,
+      displacedLength: Math.max(end - start, SITE_LENGTH),
+      displaced,
+      exits,
+    };
+  }
+
+  #entryMarks(): ExitMark[] {
+    const marks: ExitMark[] = [];
+    for (const part of this.#parts) {
+      part.steps.forEach((step, i) => {
+        if (!this.#isInEntry(part, i)) return;
+        const offset = step.start - this.candidate.originalAt;
+        const index = this.candidate.displaced.findIndex((displaced) => displaced.offset === offset);
+        const mark = index < 0 ? undefined : this.#markOf(step, index);
+        if (mark !== undefined) marks.push(mark);
+      });
+    }
+    return marks;
+  }
 }
 
-function isSystemCall(bytes: Uint8Array, at: number): boolean {
-  return bytes[at] === SYSCALL[0] && bytes[at + 1] === SYSCALL[1];
+/** True if the memory operand with that ModRM has an index: Intel SDM, vol. 2, table 2-3. */
+function hasIndex(bytes: Uint8Array, modrmAt: number): boolean {
+  const modrm = bytes[modrmAt];
+  const isMemory = modrm >> 6 !== 3;
+  const hasSib = isMemory && (modrm & 7) === 4;
+  const NO_INDEX = 4;
+  return hasSib && ((bytes[modrmAt + 1] >> 3) & 7) !== NO_INDEX;
+}
+
+function endsFlow({ flow }: Step): boolean {
+  return flow === Flow.end || flow === Flow.jump || flow === Flow.indirectJump;
 }

@@ -10,7 +10,7 @@ export type {
 } from './sites.js';
 export { analyseFunctions } from './analyse-functions.js';
 export type { Analysis } from './analyse-functions.js';
-export type { ExitKind, ExitMark, ExitRefusal, ExitWindow, FunctionExits } from './exit-sites.js';
+export type { ExitBlock, ExitKind, ExitMark, ExitRefusal, ExitWindow, FunctionExits } from './exit-sites.js';
 export { CELL_SIZE, emitSite, relocateSite, relocatedBound, stubShift } from './relocate-site.js';
 export type { DisplacedCode, RecordedEvent, Recording, RelocatedCode } from './relocate-site.js';
 export { assemble, disassemble, type Assembly } from './assembler.js';

@@ -1,6 +1,6 @@
 import { CannotError } from '../errors/index.js';
 import { isPrefix } from './instruction-flow.js';
-import type { ExitKind, ExitMark } from './exit-sites.js';
+import type { ExitBlock, ExitKind, ExitMark } from './exit-sites.js';
 import type { DisplacedInstruction, SiteCandidate } from './sites.js';
 
 /** What the stub runs in place of the displaced instructions, ending in a jump back (or in what never comes back). */
@@ -85,12 +85,16 @@ export function relocateSite(candidate: SiteCandidate, stubAddress: bigint, load
 /** Most bytes that the code of a stub can need: each displaced instruction perhaps grown by a long branch, and a jump. */
 export function relocatedBound(
   { displacedLength, displacedCount }: { readonly displacedLength: number; readonly displacedCount: number },
-  calls = 0,
+  exits: readonly ExitMark[] = [],
+  calls = exits.length,
 ): number {
   const GROWN_INSTRUCTION = 20;
   const JUMP_BACK = 16;
   const CALL_AND_FILLING = 2 * CELL_SIZE;
-  return displacedLength + displacedCount * GROWN_INSTRUCTION + JUMP_BACK + calls * CALL_AND_FILLING;
+  let bytes = displacedLength + displacedCount * GROWN_INSTRUCTION + JUMP_BACK + calls * CALL_AND_FILLING;
+  for (const { block } of exits)
+    if (block !== undefined) bytes += block.original.length + block.displaced.length * GROWN_INSTRUCTION;
+  return bytes;
 }
 
 /**
@@ -100,14 +104,13 @@ export function relocatedBound(
 export function stubShift(displaced: readonly DisplacedInstruction[], exits: readonly ExitMark[]): number {
   const JMP = 5;
   const JCC = 6;
-  const [first] = exits;
+  const lengthOf = ({ form, length, endsFlow }: DisplacedInstruction): number =>
+    form === 'branch' ? (endsFlow ? JMP : JCC) : form === 'nop' ? 0 : length;
+  // Conditional jumps out of the function are recorded behind all else.
+  const first = exits.find(({ index }) => displaced[index].endsFlow);
   if (first === undefined) return 0;
-  let before = 0;
-  for (const { form, length, endsFlow } of displaced.slice(0, first.index)) {
-    if (form === 'branch') before += endsFlow ? JMP : JCC;
-    else if (form !== 'nop') before += length;
-  }
-  return -before & (CELL_SIZE - 1);
+  const before = [...displaced.slice(0, first.index), ...(first.block?.displaced.slice(0, -1) ?? [])];
+  return -before.reduce((sum, instruction) => sum + lengthOf(instruction), 0) & (CELL_SIZE - 1);
 }
 
 /**
@@ -128,7 +131,7 @@ export function emitSite(
   const back = candidate.addressNumber + loadBias + candidate.displacedLength;
   if (recording?.begins !== undefined) stub.emitRecord(recording, recording.begins);
   // Of conditional jumps out of the function: they lead to a place behind all else, where that is recorded.
-  const taken: { readonly fix: number; readonly target: number }[] = [];
+  const taken: { readonly fix: number; readonly target: number; readonly mark: ExitMark }[] = [];
   let next = 0;
   for (let i = 0; i < displaced.length; i++) {
     const instruction = displaced[i];
@@ -142,7 +145,9 @@ export function emitSite(
     if (instruction.form === 'branch' && !instruction.endsFlow) {
       const target = Number(instruction.target) + loadBias;
       emitBranch(stub, original, instruction.offset, target);
-      taken.push({ fix: stub.length - 4, target });
+      taken.push({ fix: stub.length - 4, target, mark });
+    } else if (mark.block !== undefined) {
+      emitBlock(stub, mark.block, loadBias, recording);
     } else {
       stub.fillCell(true);
       stub.emitRecord(recording, mark.kind);
@@ -156,15 +161,30 @@ export function emitSite(
     stub.emit(JMP_REL32);
     stub.emitDistance(back);
   }
-  for (const { fix, target } of taken) {
+  for (const { fix, target, mark } of taken) {
     if (recording === undefined) break;
+    if (mark.block !== undefined) {
+      stub.leadHere(fix);
+      emitBlock(stub, mark.block, loadBias, recording);
+      continue;
+    }
     stub.fillCell(false);
     stub.leadHere(fix);
-    stub.emitRecord(recording, 'tail');
+    stub.emitRecord(recording, mark.kind);
     stub.emit(JMP_REL32);
     stub.emitDistance(target);
   }
   return stub.finish();
+}
+
+/** A copy of a block, which records before its last instruction. */
+function emitBlock(code: StubCode, block: ExitBlock, loadBias: number, recording: Recording): void {
+  const { displaced, original, addressNumber, kind } = block;
+  const back = addressNumber + original.length + loadBias;
+  for (const instruction of displaced.slice(0, -1)) relocateOne(code, instruction, original, loadBias, back);
+  code.fillCell(true);
+  code.emitRecord(recording, kind);
+  relocateOne(code, displaced[displaced.length - 1], original, loadBias, back);
 }
 
 function relocateOne(
