@@ -81,9 +81,8 @@ export class TraceInfo {
         const reuse = sameThread ? known.reuse : (this.#livesOfTid.get(message.tid) ?? 0);
         if (!sameThread) this.#livesOfTid.set(message.tid, reuse + 1);
         const { lane, tid, name, stack } = message;
-        const [low, high] = (stack ?? []).map(BigInt);
-        const own =
-          low !== undefined && high !== undefined && low < high ? ([low, high] as const) : undefined;
+        const [low = 0n, high = 0n] = (stack ?? []).map(BigInt);
+        const own = low < high ? ([low, high] as const) : undefined;
         this.#threads.set(lane, {
           lane,
           tid,

@@ -12,6 +12,7 @@ import {
   type DisplacedCode,
   type ExitMark,
   type ExitWindow,
+  type FunctionExits,
   type FunctionRange,
   type Recording,
   type RefusalReason,
@@ -227,6 +228,7 @@ export interface SitePlan {
 /** A function as it may be traced. */
 interface Possible {
   readonly candidate: SiteCandidate<FunctionSymbol>;
+  readonly entry: FunctionExits['entry'];
   readonly entryExits: readonly ExitMark[];
   readonly windows: readonly ExitWindow[];
   hasExits: boolean;
@@ -278,6 +280,7 @@ export function planSites(
         exits.windows.every((window) => live?.equals(window) !== false);
       possible.push({
         candidate,
+        entry: hasExits ? exits.entry : undefined,
         entryExits: hasExits ? exits.entryExits : [],
         windows: hasExits ? exits.windows : [],
         hasExits,
@@ -285,13 +288,17 @@ export function planSites(
     });
     keepApart(possible);
     const bias = Number(module.bias);
-    for (const { candidate, entryExits, windows, hasExits } of possible) {
+    for (const { candidate, entry, entryExits, windows, hasExits } of possible) {
       const { function: f, kind, profilerCall } = candidate;
       const owner: PlannedFunction = { function: f, module, kind, hasExits, index: 0 };
       functions.push(owner);
       const isFrame = profilerCall?.frame === 'rbp';
       const begins = !hasExits ? 'leaf' : isFrame ? 'frame' : 'entry';
-      sites.push(new Site(owner, candidate, begins, hasExits ? entryExits : [], bias));
+      const code =
+        hasExits && entry !== undefined
+          ? codeOf({ ...candidateOf(candidate), ...entry }, candidate, module)
+          : candidate;
+      sites.push(new Site(owner, code, begins, hasExits ? entryExits : [], bias));
       if (!hasExits) continue;
       for (const window of windows) {
         if (window.form === 'branch') sites.push(new BranchSite(owner, window, bias));
@@ -302,8 +309,15 @@ export function planSites(
   return { functions, sites, refused };
 }
 
+function candidateOf({ addressNumber, originalAt }: SiteCandidate): {
+  readonly addressNumber: number;
+  readonly originalAt: number;
+} {
+  return { addressNumber, originalAt };
+}
+
 function codeOf(
-  window: ExitWindow,
+  window: Pick<ExitWindow, 'addressNumber' | 'originalAt' | 'displacedLength' | 'displaced'>,
   { function: f }: SiteCandidate,
   module: Module,
 ): DisplacedCode & { readonly originalAt: number } {
@@ -329,7 +343,9 @@ function keepApart(possible: readonly Possible[]): void {
     const taken: { start: number; end: number; of: Possible; isEntry: boolean }[] = [];
     for (const of of possible) {
       const { addressNumber, displacedLength } = of.candidate;
-      taken.push({ start: addressNumber, end: addressNumber + displacedLength, of, isEntry: true });
+      const longer = of.hasExits ? of.entry?.displacedLength : undefined;
+      const end = addressNumber + (longer ?? displacedLength);
+      taken.push({ start: addressNumber, end, of, isEntry: true });
       if (!of.hasExits) continue;
       for (const window of of.windows) {
         const { addressNumber: start } = window;

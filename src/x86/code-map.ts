@@ -110,7 +110,7 @@ export class CodeMap {
 
   /** True if a function begins there that is no part of another. */
   isEntry(address: number): boolean {
-    const range = this.#functions[this.indexAt(address)];
+    const range = this.#functions.at(Math.max(this.indexAt(address), 0));
     return range?.addressNumber === address && range.kind !== 'fragment';
   }
 

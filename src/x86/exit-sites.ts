@@ -46,6 +46,9 @@ export interface ExitWindow {
 
 /** All places where one function is left. */
 export interface FunctionExits {
+  /** What the site at the entry displaces, where that is more than it needs for itself: it goes on through an exit behind it. */
+  readonly entry:
+    { readonly displacedLength: number; readonly displaced: readonly DisplacedInstruction[] } | undefined;
   /** Those among the instructions that its own site at the entry displaces. */
   readonly entryExits: readonly ExitMark[];
   readonly windows: readonly ExitWindow[];

@@ -40,8 +40,10 @@ interface Step {
 
 /** Steps of one part, displaced together: from one number up to another. */
 interface Range {
-  from: number;
+  readonly from: number;
   to: number;
+  /** By the site at the entry. */
+  readonly isEntry: boolean;
 }
 
 /** A contiguous piece of a function. */
@@ -97,7 +99,7 @@ class OneFunction {
   readonly #sources = new Map<number, { readonly part: Part; readonly step: number }[]>();
   /** Blocks by the address at which they begin. */
   readonly #blocks = new Map<number, ExitBlock>();
-  readonly #isInEntry: (part: Part, step: number) => boolean;
+  #entry: { readonly part: Part; readonly range: Range } | undefined;
   #labels: boolean | undefined;
 
   constructor(
@@ -105,13 +107,7 @@ class OneFunction {
     private readonly map: CodeMap,
     private readonly candidate: SiteCandidate,
     private readonly ranges: readonly FunctionRange[],
-  ) {
-    const { originalAt, displacedLength } = candidate;
-    this.#isInEntry = (part, step) => {
-      const { start } = part.steps[step];
-      return start >= originalAt && start < originalAt + displacedLength;
-    };
-  }
+  ) {}
 
   find(): FunctionExits | ExitRefusal {
     const refusal = this.#decode();
@@ -123,9 +119,18 @@ class OneFunction {
         if (why !== undefined) return why;
       }
     }
-    const windows = this.#parts.flatMap((part) => part.ranges.map((range) => this.#windowOf(part, range)));
-    if (!windows.every((window) => window !== undefined)) return 'no-room';
-    return { entryExits: this.#entryMarks(), windows };
+    const windows: ExitWindow[] = [];
+    for (const part of this.#parts) {
+      for (const range of part.ranges) {
+        if (range.isEntry) continue;
+        const window = this.#windowOf(part, range);
+        if (window === undefined) return 'no-room';
+        windows.push(window);
+      }
+    }
+    const entry = this.#longerEntry();
+    if (entry === null) return 'no-room';
+    return { entry, entryExits: this.#entryMarks(entry?.displaced ?? this.candidate.displaced), windows };
   }
 
   #decode(): ExitRefusal | undefined {
@@ -153,11 +158,25 @@ class OneFunction {
         }
         part.steps.push({ start, end, flow, isNop, exit, target, isMovable: isMovable && !isSyscall });
       }
+      this.#findEntry(part);
       const last = part.steps.findLast(({ isNop }) => !isNop);
       // A call at the end does not come back.
       if (last === undefined || !(endsFlow(last) || last.flow === Flow.call)) return 'falls-through';
     }
     return undefined;
+  }
+
+  /** Notes which steps the site at the entry displaces, if they are of that part. */
+  #findEntry(part: Part): void {
+    const { addressNumber, displacedLength } = this.candidate;
+    const from = part.stepAt(addressNumber);
+    if (from < 0) return;
+    const end = addressNumber + displacedLength - part.base;
+    let to = from;
+    while (to < part.steps.length && part.steps[to].start < end) to++;
+    const range = { from, to, isEntry: true };
+    part.ranges.push(range);
+    this.#entry = { part, range };
   }
 
   /** `odd`: perhaps. */
@@ -195,7 +214,7 @@ class OneFunction {
 
   /** True if the stub of the entry, or of a range that is chosen already, executes a step. */
   #isTaken(part: Part, step: number): boolean {
-    return this.#isInEntry(part, step) || part.rangeOf(step) !== undefined;
+    return part.rangeOf(step) !== undefined;
   }
 
   /** Chooses steps around one that are to be displaced. False: there is no room. */
@@ -204,14 +223,14 @@ class OneFunction {
     const { steps } = part;
     const { start, end, flow } = steps[step];
     if (flow === Flow.conditionalJump && end - start === JCC_LONG_LENGTH) {
-      part.ranges.push({ from: step, to: step + 1 });
+      part.ranges.push({ from: step, to: step + 1, isEntry: false });
       return true;
     }
     const behind = endsFlow(steps[step]) ? this.#paddingEnd(part, end) : end;
     let from = step;
     for (;;) {
       if (behind - steps[from].start >= SITE_LENGTH) {
-        part.ranges.push({ from, to: step + 1 });
+        part.ranges.push({ from, to: step + 1, isEntry: false });
         return true;
       }
       // What something lands on can begin what is overwritten, and be no other part of it.
@@ -219,6 +238,7 @@ class OneFunction {
       if (!this.#canGoBefore(part, from)) break;
       from--;
     }
+    if (!this.#isLanded(part, from) && this.#goOn(part, from, step + 1)) return true;
     if (endsFlow(steps[step])) return false;
     for (let to = step + 1; to < steps.length && to - step < MOST_BESIDE; to++) {
       if (!steps[to].isMovable || this.#isLanded(part, to) || this.#isTaken(part, to)) return false;
@@ -226,10 +246,18 @@ class OneFunction {
         if (endsFlow(steps[to])) return false;
         continue;
       }
-      part.ranges.push({ from, to: to + 1 });
+      part.ranges.push({ from, to: to + 1, isEntry: false });
       return true;
     }
     return false;
+  }
+
+  /** Has a range that ends before a step go on up to another. False: there is none, or its stub does not come back. */
+  #goOn(part: Part, from: number, to: number): boolean {
+    const before = from === 0 ? undefined : part.rangeOf(from - 1);
+    if (before?.to !== from || !comesBack(part.steps[from - 1])) return false;
+    before.to = to;
+    return true;
   }
 
   /** True if the step before one may be displaced together with it. */
@@ -274,10 +302,9 @@ class OneFunction {
   /** The range in which the step before the block stands ends there, and goes on through the block. */
   #extend(part: Part, first: number, exit: number): ExitRefusal | undefined {
     const range = part.rangeOf(first - 1);
-    if (range === undefined || range.to !== first) return 'no-room';
-    if (part.steps[first].start - part.steps[range.from].start < SITE_LENGTH) return 'no-room';
-    range.to = exit + 1;
-    return undefined;
+    if (range === undefined || part.steps[first].start - part.steps[range.from].start < SITE_LENGTH)
+      return 'no-room';
+    return this.#goOn(part, first, exit + 1) ? undefined : 'no-room';
   }
 
   /** Displaces what falls into the block, together with the block: what is overwritten ends before it. */
@@ -287,7 +314,7 @@ class OneFunction {
       const step = steps[from];
       if (!step.isMovable || endsFlow(step) || this.#isTaken(part, from)) return false;
       if (steps[first].start - step.start >= SITE_LENGTH) {
-        part.ranges.push({ from, to: exit + 1 });
+        part.ranges.push({ from, to: exit + 1, isEntry: false });
         return true;
       }
       if (from === 0 || first - from >= MOST_BESIDE || this.#isLanded(part, from)) return false;
@@ -342,16 +369,32 @@ class OneFunction {
     };
   }
 
-  #entryMarks(): ExitMark[] {
+  /** What the site at the entry displaces, if it goes on further than it must; null: it cannot. */
+  #longerEntry(): FunctionExits['entry'] | null {
+    const { candidate } = this;
+    if (this.#entry === undefined) return undefined;
+    const { part, range } = this.#entry;
+    const end = candidate.originalAt + candidate.displacedLength;
+    const newEnd = part.steps[range.to - 1].end;
+    if (newEnd <= end) return undefined;
+    const more = describeRun(this.elf.bytes, end, newEnd, part.base);
+    if (typeof more === 'string') return null;
+    const further = more.map((one) => ({ ...one, offset: one.offset + candidate.displacedLength }));
+    return {
+      displacedLength: newEnd - candidate.originalAt,
+      displaced: [...candidate.displaced, ...further],
+    };
+  }
+
+  #entryMarks(displaced: SiteCandidate['displaced']): ExitMark[] {
     const marks: ExitMark[] = [];
-    for (const part of this.#parts) {
-      part.steps.forEach((step, i) => {
-        if (!this.#isInEntry(part, i)) return;
-        const offset = step.start - this.candidate.originalAt;
-        const index = this.candidate.displaced.findIndex((displaced) => displaced.offset === offset);
-        const mark = index < 0 ? undefined : this.#markOf(step, index);
-        if (mark !== undefined) marks.push(mark);
-      });
+    if (this.#entry === undefined) return marks;
+    const { part, range } = this.#entry;
+    for (const step of part.steps.slice(range.from, range.to)) {
+      const offset = step.start - this.candidate.originalAt;
+      const index = displaced.findIndex((one) => one.offset === offset);
+      const mark = index < 0 ? undefined : this.#markOf(step, index);
+      if (mark !== undefined) marks.push(mark);
     }
     return marks;
   }
@@ -364,6 +407,11 @@ function hasIndex(bytes: Uint8Array, modrmAt: number): boolean {
   const hasSib = isMemory && (modrm & 7) === 4;
   const NO_INDEX = 4;
   return hasSib && ((bytes[modrmAt + 1] >> 3) & 7) !== NO_INDEX;
+}
+
+/** False of a call, which is executed as a jump to the callee. */
+function comesBack(step: Step): boolean {
+  return !endsFlow(step) && step.flow !== Flow.call && step.flow !== Flow.indirectCall;
 }
 
 function endsFlow({ flow }: Step): boolean {
