@@ -128,11 +128,19 @@ export function recorderListing(
   const control = `0x${places.control.toString(16)}`;
 
   /**
-   * One way in. p: prefix of the labels. The first record of each 64 KiB of the target's memory goes by `${p}_block`: it reads there before
+   * One way in. p: prefix of the labels. `begins`: a call does; a thread that has no lane where one ends had none where it began, and its
+   * end is lost as its beginning was. The first record of each 64 KiB of the target's memory goes by `${p}_block`: it reads there before
    * it writes. For a read of memory that is there already the kernel maps all pages of the 64 KiB at once (fault_around_bytes in
    * mm/memory.c), for a write only the one; and the tracer has seen to it that it is there.
    */
-  const way = (p: string, slotAddress: string, limit: number, full: string, odd: string): string => `
+  const way = (
+    p: string,
+    slotAddress: string,
+    limit: number,
+    full: string,
+    odd: string,
+    begins = true,
+  ): string => `
 ${p}:${SAVE}
     mov rax, ${control}
     cmp dword [rax+${CONTROL.enabled}], 0
@@ -184,10 +192,17 @@ ${p}_block:
     cmp byte [rax], 0
     jmp ${p}_reserved
 ${p}_find:
+    mov edx, ${Number(begins)}                       ; may it have a new one?
     call find_lane
     test rbx, rbx
     jne ${p}_lane
-    mov rax, [rdi+${laneTable + LANE.header}]
+    mov rax, [rdi+${laneTable + LANE.header}]${
+      begins
+        ? ''
+        : `
+    cmp qword [rax+${HEADER.dropped}], 0   ; the call began before anything was recorded
+    je ${p}_pass`
+    }
     lock add qword [rax+${HEADER.dropped}], 1
     jmp ${p}_pass
 ${p}_full:${full}
@@ -210,7 +225,7 @@ ${p}_odd:${odd}
 ${entry('entry', `[rsp+${SAVED + 8}]`)}
 ${entry('entry_frame', '[rbp+8]')}
 ${way('leaf', `[rsp+${SAVED + 8}]`, LANE.ringLimit, '', tell)}
-${way('exit', `[rsp+${SAVED + 8}]`, LANE.ringLimit, unmark, `${unmark}\n    jne exit_full_lost`)}
+${way('exit', `[rsp+${SAVED + 8}]`, LANE.ringLimit, unmark, `${unmark}\n    jne exit_full_lost`, false)}
 exit_full_lost:                      ; its entry was lost
     add dword [rbx+${LANE.lost}], 1
     add qword [rcx+${HEADER.dropped}], 1
@@ -282,7 +297,7 @@ write_lost:
 write_lost_done:
     ret
 
-; rdi data -> rsi thread pointer, rbx the thread's lane, a new one if it has none; 0: there is none to be had.
+; rdi data, edx whether the thread may have a new lane -> rsi thread pointer, rbx its lane; 0: it has none.
 find_lane:
     rdfsbase rsi
     xor ebx, ebx
@@ -312,6 +327,8 @@ find_match:
     mov dword [rax+${HEADER.state}], ${LANE_STATE.ended}
     jmp find_step
 find_claim:
+    test edx, edx
+    je find_none
     mov rax, [rdi+${DATA.queuePop}]
 find_try:
     cmp rax, [rdi+${DATA.queuePush}]

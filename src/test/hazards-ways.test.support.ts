@@ -30,8 +30,8 @@ async function switchWhileRunning(rounds: Rounds, way: 'held' | 'page-flip'): Pr
   const switches = rounds.isLong ? MANY_SWITCHES : SWITCHES;
   while (rounds.next(target.pid)) {
     target.say('run');
-    const options = { way, bufferBytes: BUFFER, filters: FUNCTIONS, entryOnly: way === 'page-flip' };
-    const session = attach(target.pid, options);
+    const exits = way === 'page-flip' ? 'none' : 'sites';
+    const session = attach(target.pid, { way, bufferBytes: BUFFER, filters: FUNCTIONS, exits });
     const held = session.status.held_us;
     for (let i = 0; i < switches; i++) {
       const name = FUNCTIONS[i % FUNCTIONS.length];
