@@ -84,7 +84,8 @@ export class GraphOutput implements TextOutput {
   onLeaf(laneId: number, depth: number, functionIndex: number): number {
     const lane = this.#lane(laneId);
     this.#writePending(lane);
-    this.#line(NO_DURATION, lane, depth, `${this.#info.functionAt(functionIndex).name}();`);
+    const remark = this.#info.header.mode === 'calls' ? ` ${this.#comment('entry only')}` : '';
+    this.#line(NO_DURATION, lane, depth, `${this.#info.functionAt(functionIndex).name}();${remark}`);
     return 0;
   }
 
