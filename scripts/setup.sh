@@ -38,10 +38,11 @@ if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
   export DEBIAN_FRONTEND=noninteractive
   apt-get update -qq >&2
   # No service is to be started by the installation: the tests start their own.
-  printf '#!/bin/sh\nexit 101\n' > /tmp/safepoke-policy-rc.d && chmod +x /tmp/safepoke-policy-rc.d
+  # Written where only root can: a file of a known name in /tmp may be somebody else's.
   if [ ! -e /usr/sbin/policy-rc.d ]; then
-    cp /tmp/safepoke-policy-rc.d /usr/sbin/policy-rc.d
     trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+    printf '#!/bin/sh\nexit 101\n' > /usr/sbin/policy-rc.d
+    chmod 755 /usr/sbin/policy-rc.d
   fi
   apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2
 else

@@ -153,7 +153,7 @@ test('a session that records writes a file that tells the same as its summary', 
     const counted: Record<string, number> = {};
     for (const call of recording.calls())
       counted[call.function.name] = (counted[call.function.name] ?? 0) + 1;
-    assert.deepEqual(counted, summary.calls);
+    assert.deepEqual(counted, { ...summary.calls });
     assert.equal(counted['leaf'], 2000);
     assert.equal(recording.fault, undefined);
   } finally {

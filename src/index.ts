@@ -1,10 +1,11 @@
 /** The library: everything that the command line does, it does through this file. */
-import { rmSync } from 'node:fs';
+import { checkOptionTypes, type OptionType } from './errors/index.js';
 import { FileSink, RecordingFile } from './output/index.js';
 import { attachTo, runProgram, type Session, type TraceOptions } from './trace/index.js';
 
 export { CannotError, SafepokeError, UsageError, isSafepokeError } from './errors/index.js';
 export type { ErrorDetails } from './errors/index.js';
+export type { Text } from './text/index.js';
 export type {
   Call,
   CallEnd,
@@ -51,9 +52,18 @@ export function openRecording(path: string): RecordingFile {
   return new RecordingFile(path);
 }
 
-export { ControlServer, Session, control, examineMachine, listFunctions, whenLoaded } from './trace/index.js';
+export {
+  ControlServer,
+  NO_RUNTIME_FOLDER,
+  Session,
+  control,
+  examineMachine,
+  listFunctions,
+  whenLoaded,
+} from './trace/index.js';
 export type {
   ControlAnswer,
+  ControlOptions,
   ControlRequest,
   Finding,
   FunctionListing,
@@ -84,25 +94,50 @@ export interface SessionOptions extends TraceOptions {
  * Throws `CannotError` if it cannot, with nothing changed in the process; `UsageError` for bad options.
  */
 export function attach(pid: number, options: SessionOptions = {}): Session {
+  checkOptionTypes('attach', options, SESSION_OPTION_TYPES);
   return withRecording(options, (sink) => attachTo(pid, { ...options, ...sink }));
 }
 
 /** Starts a program under trace, from its first instruction on. Throws as `attach` does; the program has not run then. */
 export function run(command: readonly string[], options: SessionOptions = {}): Session {
+  checkOptionTypes('run', options, SESSION_OPTION_TYPES);
   return withRecording(options, (sink) => runProgram(command, { ...options, ...sink }));
 }
 
+/** By name, so that one that is added and not told here does not compile. */
+const SESSION_OPTION_TYPES: Readonly<Record<keyof SessionOptions, OptionType>> = {
+  filters: 'strings',
+  notrace: 'strings',
+  depth: 'number',
+  exits: 'string',
+  bufferBytes: 'number',
+  ringMemoryBytes: 'number',
+  minDurationNs: 'number',
+  newestBytes: 'number',
+  untilLoaded: 'boolean',
+  inside: 'boolean',
+  followExec: 'boolean',
+  way: 'string',
+  readOnlyText: 'boolean',
+  onNote: 'function',
+  output: 'string',
+};
+
 function withRecording(options: SessionOptions, start: (sink: { sink?: FileSink }) => Session): Session {
   if (options.output === undefined) return start({});
-  const sink = new FileSink(options.output);
+  const sink = new FileSink(options.output, 'recording');
   let session: Session;
   try {
     session = start({ sink });
   } catch (error) {
-    // What is no file (/dev/null, a pipe) was there before, and stays.
-    if (sink.isFile) rmSync(options.output, { force: true });
-    sink.close();
+    sink.discard();
     throw error;
+  }
+  try {
+    sink.commit();
+  } catch (error) {
+    // The session has begun: it ends in order, and tells of this.
+    session.fail(error instanceof Error ? error : new Error(String(error)));
   }
   const close = (): void => {
     sink.close();

@@ -12,8 +12,6 @@ import {
   FUTEX_OWNER_DIED,
   MADV,
   MREMAP,
-  O_CLOEXEC,
-  O_RDWR,
   OwnerWord,
   PAGE,
   SYS,
@@ -27,8 +25,10 @@ import {
 } from '../linux/index.js';
 import { type PlannedCall, type RemoteCall } from '../target/index.js';
 import { SITE_LENGTH, assemble } from '../x86/index.js';
+import { confine, separateFiles } from './confinement.js';
 import { AGENT, CALL, CALLS_MAX, CONTROL, TEXT_RUN, WRITE } from './layout.js';
 import { SHUT_LISTING } from './open-text.js';
+import { RIGHTS_LISTING, type GivenUp } from './rights.js';
 
 /** What to do. */
 const ACTION = {
@@ -79,9 +79,16 @@ const MAX_NAP_NS = 256_000_000;
 const RETRIES = 240;
 
 const NAME = 'safepoke';
-const MEMORY_PATH = '/proc/self/mem';
+/** -1 */
+const NO_FILE = 0xffff_ffff;
+/** Its own: another user's is not to be opened by it. */
+const MEMORY_PATH = '/proc/thread-self/mem';
 /** The thread gets the processor when the target lets it: a group of processes may be out of its share for a while. */
 const PATIENCE_MS = 5000;
+/** So long, once it has not answered: a program that keeps it from that must not hold us up at each command. */
+const SILENT_PATIENCE_MS = 100;
+/** And so long where the session is to end soon. */
+const HURRIED_PATIENCE_MS = 500;
 /** On a processor of its own it answers within this time; else it may be ours that it waits for. */
 const SPIN_MS = 0.02;
 /** It wakes us when it has done; but a filter of the program's may forbid it to. */
@@ -89,6 +96,9 @@ const POLL_NS = 100_000n;
 const pollTime = new BigInt64Array([0n, POLL_NS]);
 /** A look at the list of threads takes longer than a poll. */
 const POLLS_PER_LOOK = 16;
+
+/** The id of no thread. */
+export const NO_THREAD = 0;
 
 /** A site to be written, and what is to stand there: five bytes. */
 export interface WholeSite {
@@ -128,6 +138,7 @@ export function agentThreadListing(
     mov edi, ${PR_SET_NAME}
     mov eax, ${SYS.prctl}
     syscall
+    call give_rights_up
 next:
     mov eax, [rbx+${AGENT.command}]
     cmp eax, [rbx+${AGENT.done}]
@@ -193,15 +204,11 @@ make_next:
     sub r13, 1
     jmp make_next
 
-; Writes sites one by one. Where the memory cannot be opened, none.
+; Writes sites one by one. Where the memory could not be opened, none.
 write_whole:
-    lea rdi, [rbx+${AGENT.memoryPath}]
-    mov esi, ${O_RDWR | O_CLOEXEC}
-    mov eax, ${SYS.open}
-    syscall
-    test eax, eax
+    mov ebp, [rbx+${AGENT.memoryFile}]
+    test ebp, ebp
     js served
-    mov ebp, eax
     lea r12, [rbx+${AGENT.calls}]
     mov r13d, [rbx+${AGENT.callCount}]
 write_next:
@@ -214,9 +221,6 @@ write_next:
     add r12, ${CALL.size}
     sub r13, 1
     jne write_next
-    mov edi, ebp
-    mov eax, ${SYS.close}
-    syscall
     jmp served
 
 ; The tracer is gone. Stop recording, turn the text back, make it read-only again, free the rings; what fails is tried again. The code
@@ -332,7 +336,8 @@ compare_word:
 compared_other:
     test rbx, rbx                    ; never 0
     ret
-${SHUT_LISTING}`;
+${SHUT_LISTING}
+${RIGHTS_LISTING}`;
 }
 
 /** The tracer's side of the thread. */
@@ -347,6 +352,12 @@ export class AgentThread {
   /** Address of the number of the command that was done last. */
   readonly #done: bigint;
   #isForgotten = false;
+  #isConfined = false;
+  /** Of the newest command: in the page anybody could change it. */
+  #number = 0;
+  #patience = PATIENCE_MS;
+  /** It has not answered the last time: it is not to keep us waiting again. */
+  #isSilent = false;
 
   /** `ownTid` is its id as the process knows it. */
   private constructor(ownTid: number, pid: number, owner: OwnerWord, mapping: OwnMapping) {
@@ -360,16 +371,17 @@ export class AgentThread {
   }
 
   /**
-   * Starts the thread, by a held thread that makes `call`. `mapping` is the agent's page; the code is in place already.
-   * Undefined if the process may have no further thread.
+   * Starts the thread, by a held thread that makes `call`. `mapping` is the agent's page; the code is in place already. The first
+   * that it does is to give up these rights. Undefined if the process may have no further thread.
    */
   static start(
     pid: number,
     call: RemoteCall,
     mapping: OwnMapping,
     places: AgentThreadPlaces,
+    givenUp: GivenUp,
   ): AgentThread | undefined {
-    const owner = AgentThread.prepare(mapping);
+    const owner = AgentThread.prepare(mapping, givenUp);
     new BigInt64Array(mapping.bytes)[AGENT.stack / 8] = BigInt(places.code);
     const { page } = places;
     const stack = page + AGENT.stack;
@@ -383,11 +395,16 @@ export class AgentThread {
   }
 
   /** Makes the agent's pages ready for a thread, which looks at the owner's word as soon as it runs. */
-  static prepare(mapping: OwnMapping): OwnerWord {
+  static prepare(mapping: OwnMapping, { what, user, group }: GivenUp): OwnerWord {
     const owner = new OwnerWord(mapping, AGENT.entry);
     const page = new Uint8Array(mapping.bytes);
     page.set(new TextEncoder().encode(NAME), AGENT.name);
     page.set(new TextEncoder().encode(MEMORY_PATH), AGENT.memoryPath);
+    const words = new Uint32Array(mapping.bytes);
+    words[AGENT.memoryFile / 4] = NO_FILE;
+    words[AGENT.giveUp / 4] = what;
+    words[AGENT.user / 4] = user;
+    words[AGENT.group / 4] = group;
     return owner;
   }
 
@@ -396,15 +413,20 @@ export class AgentThread {
     return new AgentThread(ownTid, pid, owner, mapping);
   }
 
-  /** Gets it the processor sooner: among hundreds of busy threads it would wait for seconds. */
-  prefer(): void {
-    preferThread(this.tid);
+  /** From now on it is not waited for as patiently. */
+  hurry(): void {
+    this.#patience = HURRIED_PATIENCE_MS;
   }
 
-  /** Its id as we know it. */
+  /** Gets it the processor sooner: among hundreds of busy threads it would wait for seconds. */
+  prefer(): void {
+    if (this.tid !== NO_THREAD) preferThread(this.tid);
+  }
+
+  /** Its id as we know it; NO_THREAD if the process has none that it might be. */
   get tid(): number {
     this.#tid ??= tidOf(this.#pid, this.#ownTid);
-    return this.#tid;
+    return this.#tid ?? NO_THREAD;
   }
 
   /** Tells it where the runs of text are that it is to turn back, by command or when we die: `count` of them from `address` on. */
@@ -438,6 +460,18 @@ export class AgentThread {
     this.#longs[AGENT.control / 8] = BigInt(control);
   }
 
+  /**
+   * Keeps it in: no file, no port, and a table of descriptors of its own unless it has one. `page` is where its pages are in the target.
+   *
+   * @throws CannotError AGENT_LOST
+   */
+  confine(page: number, hasOwnFiles: boolean): void {
+    if (this.#isConfined) return;
+    this.#isConfined = true;
+    if (!hasOwnFiles) this.#words[AGENT.memoryFile / 4] = separateFiles(this.call, page);
+    confine(this.call, page, this.#bytes);
+  }
+
   /** Has it make one system call. Returns the result, or -errno. @throws CannotError AGENT_LOST */
   readonly call: RemoteCall = (n, ...args) => this.calls([[n, ...args]])[0];
 
@@ -462,9 +496,11 @@ export class AgentThread {
 
   /**
    * Has it write whole sites, in ascending indices from `from` on: each in one system call, which ends even if we are killed. Where it
-   * may not open its memory, nothing is written. @throws CannotError AGENT_LOST
+   * could not open its memory, or has left, nothing is written. @throws CannotError AGENT_LOST
    */
   writeWhole(sites: readonly WholeSite[]): void {
+    // It may have had to leave.
+    if (this.#isForgotten) return;
     for (let from = 0; from < sites.length; from += CALLS_MAX) {
       const some = sites.slice(from, from + CALLS_MAX);
       some.forEach(({ address, bytes }, i) => {
@@ -520,13 +556,13 @@ export class AgentThread {
         isHurried = true;
         hurry();
       }
-      return this.#words[AGENT.done / 4] === this.#words[AGENT.command / 4];
+      return this.#isDone;
     });
   }
 
   #perform(action: number): void {
     this.#command(action);
-    this.#await(() => this.#words[AGENT.done / 4] === this.#words[AGENT.command / 4]);
+    this.#await(() => this.#isDone);
   }
 
   /** True while it is there: it goes with the program, also where the process executes another one. */
@@ -535,23 +571,33 @@ export class AgentThread {
     return readStatus(this.#pid, this.tid) !== undefined || (readThreads(this.#pid) ?? []).includes(this.tid);
   }
 
+  get #isDone(): boolean {
+    return this.#words[AGENT.done / 4] === this.#number;
+  }
+
   #command(action: number): void {
     faultPoint();
     this.#words[AGENT.action / 4] = action;
-    this.#words[AGENT.command / 4]++;
+    this.#number = (this.#number + 1) >>> 0;
+    this.#words[AGENT.command / 4] = this.#number;
     this.#owner.wake();
   }
 
   #await(isReached: () => boolean): void {
     const since = performance.now();
+    const patience = this.#isSilent ? SILENT_PATIENCE_MS : this.#patience;
     for (let polls = 0; ; polls++) {
       const done = this.#words[AGENT.done / 4];
-      if (isReached()) return;
+      if (isReached()) {
+        this.#isSilent = false;
+        return;
+      }
       if (performance.now() - since < SPIN_MS) continue;
       const isGone = polls % POLLS_PER_LOOK === 0 && !this.isPresent;
       // What it did last it may have done since.
       if (isGone && isReached()) return;
-      if (isGone || performance.now() - since > PATIENCE_MS) {
+      if (isGone || performance.now() - since > patience) {
+        this.#isSilent = true;
         throw new CannotError('AGENT_LOST', {
           tried: `have safepoke’s thread in process ${this.#pid} do something`,
           why: isGone ? 'the process has ended, or has executed another program' : 'it does not answer',
@@ -565,11 +611,14 @@ export class AgentThread {
   }
 }
 
-/** The id of a thread as we know it, by that which the process knows: another one in a PID namespace of its own. */
-function tidOf(pid: number, own: number): number {
+/**
+ * The id of a thread as we know it, by that which the process knows: another one in a PID namespace of its own. Undefined: the kernel shows
+ * no such thread of the process; what the process says is not to lead us to anybody else's.
+ */
+function tidOf(pid: number, own: number): number | undefined {
   const isIt = (tid: number): boolean =>
     (readStatus(pid, tid)?.get('NSpid') ?? String(tid)).split(/\s+/).at(-1) === String(own);
-  return (readThreads(pid) ?? []).reverse().find(isIt) ?? own;
+  return (readThreads(pid) ?? []).reverse().find(isIt);
 }
 
 let assembled: Uint8Array | undefined;

@@ -1,10 +1,11 @@
 // The agent in a target: maps its regions, fills them in, takes them away again. Deciding what to trace is not its business.
-import { closeSync, ftruncateSync, openSync, writeSync } from 'node:fs';
+import { closeSync, fstatSync, writeSync } from 'node:fs';
 import { isSafepokeError } from '../errors/index.js';
 import {
   ERRNO,
   MADV,
   MAP,
+  MFD_ALLOW_SEALING,
   MFD_CLOEXEC,
   PAGE,
   PROT,
@@ -60,7 +61,18 @@ import {
 } from './open-text.js';
 import { encodeTextTable, type WitnessedText } from './text-table.js';
 import { encodeDataHeader, encodeLane, encodeQueue, laneAddress, type DataPlaces } from './lanes.js';
-import { freePlaces, mapAt, mapNear, noMemory, sizeShared, type Mapped } from './places.js';
+import {
+  freePlaces,
+  mapAt,
+  mapNear,
+  noMemory,
+  proveMapped,
+  sealShared,
+  sizeShared,
+  takeMade,
+  type Mapped,
+} from './places.js';
+import { RightsWatch, type GivenUp } from './rights.js';
 import { RingBudget } from './ring-budget.js';
 import { THREAD_POINTER_BY_REGISTER } from './recorder.js';
 import {
@@ -73,13 +85,20 @@ import {
   type CodeRegion,
 } from './stubs.js';
 
+/** include/uapi/linux/fcntl.h; FUTURE_WRITE since Linux 5.1 */
+const F_ADD_SEALS = 1033;
+const F_SEAL_FUTURE_WRITE = 0x10;
+
 /** include/uapi/linux/falloc.h */
 const FALLOC_FL_KEEP_SIZE = 1;
 const FALLOC_FL_PUNCH_HOLE = 2;
+const PUNCH_HOLE = FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE;
+
+const MFD = MFD_CLOEXEC | MFD_ALLOW_SEALING;
 
 /** System calls that a thread of the target makes for the agent, with arguments of the kind that they will have. */
 export const AGENT_CALLS: readonly PlannedCall[] = [
-  { name: 'memfd_create', number: SYS.memfd_create, arguments: [0, MFD_CLOEXEC] },
+  { name: 'memfd_create', number: SYS.memfd_create, arguments: [0, MFD] },
   {
     name: 'mmap',
     number: SYS.mmap,
@@ -112,6 +131,7 @@ export const AGENT_CALLS: readonly PlannedCall[] = [
     arguments: [PAGE, PAGE, PROT.read | PROT.exec, MAP.private | MAP.anonymous | MAP.fixed, -1],
   },
   { name: 'madvise', number: SYS.madvise, arguments: [PAGE, PAGE, MADV.wipeOnFork] },
+  { name: 'madvise', number: SYS.madvise, arguments: [PAGE, PAGE, MADV.dontFork] },
   { name: 'madvise', number: SYS.madvise, arguments: [PAGE, PAGE, MADV.dontDump] },
   { name: 'madvise', number: SYS.madvise, arguments: [PAGE, PAGE, MADV.dontNeed] },
   { name: 'close', number: SYS.close, arguments: [3] },
@@ -135,6 +155,10 @@ const OTHER_RANGES = 2;
 export interface AgentOptions {
   readonly ringBytes: number;
   readonly mayAskTid: boolean;
+  /** What the agent's thread gives up first. */
+  readonly givenUp: GivenUp;
+  /** It may be confined: no seccomp filter minds. */
+  readonly mayConfine: boolean;
   /** Why text is not to be made writable for the time being; undefined: nobody minds. */
   readonly whyTextStays: string | undefined;
   /** Offset of the thread's id from its thread pointer; 0: unknown. */
@@ -198,6 +222,7 @@ export class Agent {
   #opened: readonly FileText[] = [];
   /** The program has given the agent's thread a filter of system calls meanwhile. */
   #hasNewFilters = false;
+  #rights: RightsWatch | undefined;
   #thread: AgentThread | undefined;
   #threadCode = 0;
   /** All lanes as nobody’s. */
@@ -244,7 +269,7 @@ export class Agent {
 
   /**
    * Maps the agent's memory into a process by calls that a thread of it makes, and starts the agent's own, unless one is there;
-   * `furnish` and `emit` do the rest, with nobody held. Where it may have no thread, the one that makes the calls furnishes it.
+   * `furnish` and `emit` do the rest, with nobody held. Where it may have no thread, or memory is locked, the one that makes the calls furnishes it.
    *
    * @throws CannotError NO_MEMORY, NO_MEMORY_NEAR, REMOTE_CALL; nothing is left in the process then
    */
@@ -264,6 +289,7 @@ export class Agent {
       roundToPage(PAGE + geometry.dataBytes + journalRoom + TEXT_TABLES * siteCount * TEXT_RUN.size);
     return calls.run((call, string) => {
       let sharedFile = -1;
+      const name = resident === undefined ? SHARED_NAME : RINGS_NAME;
       // After mlockall(MCL_FUTURE) all that is mapped is filled at once: our empty rings would take all memory there is.
       const isLocked = !/^0 kB$/.test(readStatus(pid)?.get('VmLck') ?? '0 kB');
       const map = (address: number, length: number, prot: number, flags: number, fd = -1): number => {
@@ -273,14 +299,14 @@ export class Agent {
       };
       try {
         const fd = expectSuccess(
-          call(SYS.memfd_create, string(resident === undefined ? SHARED_NAME : RINGS_NAME), MFD_CLOEXEC),
+          call(SYS.memfd_create, string(name), MFD),
           `make memory to share with process ${pid}`,
           'see whether a seccomp filter forbids memfd_create to it',
         );
         let geometry: AgentGeometry | undefined;
         let places: { control: number; data: number; shared: number } | undefined;
         try {
-          const file = openSync(`/proc/${pid}/task/${calls.tid}/fd/${fd}`, 'r+');
+          const file = takeMade(pid, calls.tid, resident !== undefined, fd, name);
           sharedFile = file;
           for (const lanes of options.lanes) {
             geometry = planGeometry(lanes, options.ringBytes);
@@ -305,7 +331,12 @@ export class Agent {
               continue;
             }
             expectSuccess(own, `map memory into process ${pid}`, next);
+            sealShared(pid, file, sharedBytes);
+            proveMapped(pid, { address: shared, length: sharedBytes }, 'rw-s', file);
+            proveMapped(pid, { address: own, length: ownBytes(geometry) }, 'rw-p');
             places = { control: own, data: own + PAGE, shared };
+            // Before the agent's thread is there: a child may give up rights, and must not tell its parent's thread what to do.
+            if (resident === undefined) keepFromChildren(pid, call, shared, AGENT.size);
             break;
           }
         } finally {
@@ -329,7 +360,9 @@ export class Agent {
         );
         if (options.withThread && resident === undefined)
           agent.#startThread(call, map, places.control + ownBytes(geometry));
-        if (agent.#thread === undefined) agent.furnish(clusters, call);
+        // Its thread has given up the right to map more where the program's limit on locked memory is reached.
+        if (agent.#thread === undefined || (isLocked && resident === undefined))
+          agent.furnish(clusters, call, calls.tid);
         return agent;
       } catch (error) {
         for (const { address, length } of mapped) call(SYS.munmap, address, length);
@@ -347,10 +380,11 @@ export class Agent {
   ): void {
     const code = map(at, PAGE, PROT.read | PROT.exec, MAP.private | MAP.anonymous | MAP.fixed);
     if (code < 0) return;
+    proveMapped(this.#pid, { address: code, length: PAGE }, 'r-xp');
     this.#threadCode = code;
     const places = { page: this.#shared + SHARED.agent, code };
     this.#memory.write(code, agentThreadCode());
-    this.#thread = AgentThread.start(this.#pid, call, this.#page, places);
+    this.#thread = AgentThread.start(this.#pid, call, this.#page, places, this.#options.givenUp);
   }
 
   /**
@@ -358,7 +392,11 @@ export class Agent {
    *
    * @throws CannotError NO_MEMORY, NO_MEMORY_NEAR, REMOTE_CALL; `remove` takes away what there is then
    */
-  furnish(clusters: readonly Cluster[], call: RemoteCall | undefined = this.#thread?.call): void {
+  furnish(
+    clusters: readonly Cluster[],
+    call: RemoteCall | undefined = this.#thread?.call,
+    tid = this.#thread?.tid ?? this.#pid,
+  ): void {
     if (this.#isFurnished || call === undefined) return;
     this.#isFurnished = true;
     // From here on `isPresent` says so: what fails now is to be taken away.
@@ -371,35 +409,39 @@ export class Agent {
     // It splits a mapping. Where no more are allowed madvise says EAGAIN.
     if ([ERRNO.ENOMEM, ERRNO.EAGAIN].includes(-wiped)) throw noMemory(this.#pid);
     expectSuccess(wiped, `prepare process ${this.#pid} for fork`, 'use Linux 4.14 or later');
-    this.#mapCode(clusters, call);
+    this.#mapCode(clusters, call, tid);
     this.#thread?.setMemory({
       control: this.control,
       rings: this.#shared + rings,
       ringBytes: sharedBytes - rings,
     });
     this.#filters = this.#threadFilters();
+    if (this.#thread !== undefined) this.#rights = new RightsWatch(this.#pid, this.#thread.tid);
+    if (this.#options.mayConfine) this.#thread?.confine(this.#pageAddress, this.#resident !== undefined);
   }
 
-  #mapCode(clusters: readonly Cluster[], call: RemoteCall): void {
+  #mapCode(clusters: readonly Cluster[], call: RemoteCall, tid: number): void {
     const pid = this.#pid;
     const name = this.#pageAddress + AGENT.codeName;
     new Uint8Array(this.#page.bytes, AGENT.codeName, CODE_NAME.length).set(
       new TextEncoder().encode(CODE_NAME),
     );
     const fd = expectSuccess(
-      call(SYS.memfd_create, name, MFD_CLOEXEC),
+      call(SYS.memfd_create, name, MFD),
       `make memory for code in process ${pid}`,
       'see whether a seccomp filter forbids memfd_create to it',
     );
+    let file: number | undefined;
     try {
-      const file = openSync(`/proc/${pid}/task/${this.#resident?.thread.tid ?? pid}/fd/${fd}`, 'r+');
-      try {
-        const bytes = clusters.reduce((sum, { sites }) => sum + regionBytes(sites), 0);
-        sizeShared(pid, file, bytes);
-        this.#code = mapOwn(bytes, PROT.read | PROT.write, MAP.shared, file);
-      } finally {
-        closeSync(file);
-      }
+      // The agent's thread has a table of descriptors of its own.
+      const isApart = this.#resident !== undefined || tid === this.#thread?.tid;
+      file = takeMade(pid, tid, isApart, fd, CODE_NAME);
+      const bytes = clusters.reduce((sum, { sites }) => sum + regionBytes(sites), 0);
+      sizeShared(pid, file, bytes);
+      this.#code = mapOwn(bytes, PROT.read | PROT.write, MAP.shared, file);
+      // We have the only mapping that can be written. A child could else make its own writable, and so the code that its parent executes.
+      systemCall(SYS.fcntl, file, F_ADD_SEALS, F_SEAL_FUTURE_WRITE);
+      sealShared(pid, file, bytes);
       let offset = 0;
       for (const cluster of clusters) {
         const place = mapNear(pid, cluster, (address, length) => {
@@ -407,6 +449,7 @@ export class Agent {
           const wanted = { address, length, prot: PROT.read | PROT.exec, flags, fd, offset };
           return mapAt(pid, call, this.isLocked, wanted);
         });
+        proveMapped(pid, place, 'r-xs', file, offset);
         this.#codePlaces.push(place);
         // It has a name: should we die before it is noted, it is found by that.
         this.#mapped.push(place);
@@ -414,6 +457,7 @@ export class Agent {
         offset += place.length;
       }
     } finally {
+      if (file !== undefined) closeSync(file);
       call(SYS.close, fd);
     }
   }
@@ -636,7 +680,7 @@ export class Agent {
   /** Gives the memory of a part of a ring back; it reads as zeros then. The part has been consumed. Page aligned. */
   releaseRing(lane: number, offset: number, length: number): void {
     const start = this.geometry.rings + lane * this.geometry.ringBytes + offset;
-    systemCall(SYS.fallocate, this.#sharedFile, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, start, length);
+    systemCall(SYS.fallocate, this.#sharedFile, PUNCH_HOLE, start, length);
   }
 
   /** Says whether records are wanted. */
@@ -720,6 +764,26 @@ export class Agent {
     this.leaveTextOpen();
   }
 
+  /**
+   * To be called again and again: if the program has given up what its agent's thread still may do (a filter of one thread's, other
+   * namespaces, capabilities where the thread had to keep them), the thread leaves. True if it has just done so. Should we be
+   * killed then, a session to come turns the sites back. From inside it cannot leave, as all is done by it.
+   */
+  mindRights(): boolean {
+    const thread = this.#thread;
+    if (thread === undefined || this.#rights === undefined || this.#resident !== undefined) return false;
+    if (!this.#rights.hasMore() || !this.#mayRun()) return false;
+    try {
+      thread.leave();
+    } catch (error) {
+      // It cannot just now; at the next look perhaps.
+      if (isSafepokeError(error) && error.code === 'AGENT_LOST') return false;
+      throw error;
+    }
+    this.#thread = undefined;
+    return true;
+  }
+
   /** Says whether two looks found the same filters on the agent's thread. */
   #threadFilters(): string | undefined {
     if (this.#thread === undefined) return undefined;
@@ -747,6 +811,11 @@ export class Agent {
     this.#memory.write(address, encodeJournal(journal, addresses, originals));
     this.#memory.writeWord(this.data + DATA.journal, BigInt(address));
     new BigUint64Array(this.#page.bytes)[AGENT.journal / 8] = BigInt(address);
+  }
+
+  /** Whoever waits for us has little time: its thread answers soon, or is given up. */
+  hurry(): void {
+    this.#thread?.hurry();
   }
 
   /** Ends the agent's thread. False if it stands still, so that its code and its page must stay. */
@@ -777,7 +846,9 @@ export class Agent {
 
   /** Frees the memory of all rings. The thread has been dismissed. No recorder is at work, and none will be. */
   releaseShared(): void {
-    ftruncateSync(this.#sharedFile, AGENT.size);
+    // Its size is sealed.
+    const { size } = fstatSync(this.#sharedFile);
+    systemCall(SYS.fallocate, this.#sharedFile, PUNCH_HOLE, AGENT.size, size - AGENT.size);
   }
 
   /**
@@ -856,6 +927,18 @@ export function sharedLast<T extends Mapped>(ranges: readonly T[], shared: numbe
     ...outer.filter(({ address }) => address !== shared),
     ...outer.filter(({ address }) => address === shared),
   ];
+}
+
+/** Children of a fork have nothing there. @throws CannotError NO_MEMORY, REMOTE_CALL */
+function keepFromChildren(pid: number, call: RemoteCall, address: number, length: number): void {
+  const kept = call(SYS.madvise, address, length, MADV.dontFork);
+  // It splits a mapping. Where no more are allowed madvise says EAGAIN.
+  if ([ERRNO.ENOMEM, ERRNO.EAGAIN].includes(-kept)) throw noMemory(pid);
+  expectSuccess(
+    kept,
+    `keep memory from children of process ${pid}`,
+    'see whether a filter forbids madvise to it',
+  );
 }
 
 /** Notes who we are, and the mappings made so far, perhaps the next one too, in the agent's page. */

@@ -24,7 +24,9 @@ export {
   type OpeningText,
   type TextRange,
 } from './open-text.js';
+export { CONFINEMENT_CALLS } from './confinement.js';
 export type { Witness, WitnessedText } from './text-table.js';
+export { NOTHING_GIVEN_UP, rightsToGiveUp, type GivenUp } from './rights.js';
 export {
   AGENT_THREAD_FLAGS_APART,
   AgentThread,
@@ -33,5 +35,6 @@ export {
   type AgentAction,
   type WholeSite,
 } from './agent-thread.js';
-export { AGENT, HEADER, LANE_STATE } from './layout.js';
+export { AGENT, HEADER, LANE, LANE_STATE, planGeometry } from './layout.js';
+export { RingBudget } from './ring-budget.js';
 export type { Cluster, CodeRegion, StubSite } from './stubs.js';

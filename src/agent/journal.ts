@@ -31,9 +31,12 @@ const TEXT_SIZE = 32;
 const ORIGINAL_OFFSET = 8;
 const ORIGINAL_LENGTH = 5;
 const TWO_TO_32 = 2 ** 32;
-/** No honest journal has more: a damaged one must not make us allocate without bound. */
+/** No honest journal has more: a forged one must not make us work, or allocate, without bound. */
 const MAX_RANGES = 4096;
-const MAX_SITES = 1 << 24;
+const MAX_SITES = 1 << 21;
+const MAX_TEXTS = 4096;
+/** User space ends here (TASK_SIZE_MAX, arch/x86/include/asm/page_64_types.h). */
+const END_OF_MEMORY = 2 ** 47;
 
 /** How the kernel shows the shared region in /proc/PID/maps. */
 export const SHARED_NAME = 'safepoke';
@@ -51,15 +54,17 @@ export interface JournalRange {
   readonly isCode: boolean;
 }
 
-export interface JournalSite {
-  readonly address: number;
-  readonly original: Uint8Array;
+/** Sites in ascending order of address. A process may say that it has millions: each takes a few bytes. */
+export interface JournalSites {
+  readonly addresses: Float64Array;
+  /** Five bytes of each. */
+  readonly originals: Uint8Array;
 }
 
 export interface Journal {
   readonly control: number;
   readonly ranges: readonly JournalRange[];
-  readonly sites: readonly JournalSite[];
+  readonly sites: JournalSites;
   readonly texts: readonly FileText[];
 }
 
@@ -107,29 +112,44 @@ export function encodeJournal(
   return bytes;
 }
 
+/** What the kernel shows of a process: no journal of it tells of more. */
+export interface JournalBounds {
+  /** Bytes of executable mappings of files. */
+  readonly textBytes: number;
+}
+
 /**
- * Reads the journal of the agent whose shared region is mapped at `shared`; undefined if there is none that we understand. `ends`: where
- * mappings of shared regions end. What is private lies behind, and tells a child of a fork, whose parent's session is over, where it is.
+ * Reads the journal of the agent whose page is at `shared`; undefined if there is none that we understand, or that can be true. Children have
+ * no such page. It stands in memory of the process, which may have written it: nothing in it is more than a hint, and all of it is bounded.
+ * `ends`: where mappings of shared regions end. What is private lies behind, and tells a child of a fork, whose parent's session is over,
+ * where it is.
  */
 export function readJournal(
   memory: TargetMemory,
-  shared: number,
+  shared: number | undefined,
   ends: readonly number[],
+  { textBytes }: JournalBounds,
 ): Journal | undefined {
   const own = ends
     .map((end) => end + CONTROL.size)
     .filter((data) => memory.readWord(data + DATA.magic) === AGENT_MAGIC)
     .map((data) => memory.readWord(data + DATA.journal) ?? 0n);
-  const address = Number(memory.readWord(shared + AGENT.journal) || own.find((at) => at !== 0n) || 0n);
+  const told = shared === undefined ? undefined : memory.readWord(shared + AGENT.journal);
+  const address = Number(told || own.find((at) => at !== 0n) || 0n);
+  if (address <= 0 || address >= END_OF_MEMORY) return undefined;
   const head = memory.readSome(address, JOURNAL.size);
-  if (address === 0 || head.length < JOURNAL.size) return undefined;
+  if (head.length < JOURNAL.size) return undefined;
   const view = new DataView(head.buffer, head.byteOffset);
   const get = (offset: number): number => Number(view.getBigUint64(offset, true));
   if (view.getBigUint64(JOURNAL.magic, true) !== JOURNAL_MAGIC) return undefined;
   const rangeCount = get(JOURNAL.rangeCount);
   const siteCount = get(JOURNAL.siteCount);
   const textCount = get(JOURNAL.textCount);
-  if (rangeCount > MAX_RANGES || siteCount > MAX_SITES || textCount > siteCount) return undefined;
+  const control = get(JOURNAL.control);
+  const mostSites = Math.min(MAX_SITES, textBytes / ORIGINAL_LENGTH);
+  if (rangeCount > MAX_RANGES || siteCount > mostSites || textCount > Math.min(siteCount, MAX_TEXTS))
+    return undefined;
+  if (control >= END_OF_MEMORY) return undefined;
   const length = journalBytes(rangeCount, siteCount, textCount) - JOURNAL.size;
   const rest = memory.readSome(address + JOURNAL.size, length);
   if (rest.length < length) return undefined;
@@ -140,11 +160,7 @@ export function readJournal(
     length: restGet(i * RANGE_SIZE + 8),
     isCode: restGet(i * RANGE_SIZE + 16) !== 0,
   }));
-  const sites = Array.from({ length: siteCount }, (_, i) => {
-    const at = rangeCount * RANGE_SIZE + i * SITE_SIZE;
-    const original = rest.slice(at + ORIGINAL_OFFSET, at + ORIGINAL_OFFSET + ORIGINAL_LENGTH);
-    return { address: restGet(at), original };
-  });
+  const sites = readSites(rest, restView, rangeCount * RANGE_SIZE, siteCount);
   const firstText = rangeCount * RANGE_SIZE + siteCount * SITE_SIZE;
   const texts = Array.from({ length: textCount }, (_, i) => {
     const at = firstText + i * TEXT_SIZE;
@@ -155,12 +171,44 @@ export function readJournal(
       inode: restGet(at + 24),
     };
   });
-  return {
-    control: get(JOURNAL.control),
-    ranges,
-    sites,
-    texts,
-  };
+  return sites === undefined || !areApart(texts) || ranges.some((range) => !isPlace(range))
+    ? undefined
+    : { control, ranges, sites, texts };
+}
+
+/** Undefined if they do not ascend, or lie where no memory can be. */
+function readSites(
+  bytes: Uint8Array,
+  view: DataView,
+  first: number,
+  count: number,
+): JournalSites | undefined {
+  const addresses = new Float64Array(count);
+  const originals = new Uint8Array(count * ORIGINAL_LENGTH);
+  let end = 0;
+  for (let i = 0; i < count; i++) {
+    const at = first + i * SITE_SIZE;
+    const address = view.getUint32(at, true) + view.getUint32(at + 4, true) * TWO_TO_32;
+    if (address < end || address >= END_OF_MEMORY) return undefined;
+    end = address + ORIGINAL_LENGTH;
+    addresses[i] = address;
+    for (let k = 0; k < ORIGINAL_LENGTH; k++)
+      originals[i * ORIGINAL_LENGTH + k] = bytes[at + ORIGINAL_OFFSET + k];
+  }
+  return { addresses, originals };
+}
+
+const isPlace = ({ address, length }: { readonly address: number; readonly length: number }): boolean =>
+  length > 0 && address + length <= END_OF_MEMORY;
+
+/** Mappings never overlap: what is said of one is not said of it twice. */
+function areApart(texts: readonly FileText[]): boolean {
+  const ascending = [...texts].sort((a, b) => a.start - b.start);
+  return ascending.every((text, i) => {
+    const before = ascending.at(i - 1);
+    if (!isPlace({ address: text.start, length: text.length })) return false;
+    return i === 0 || before === undefined || before.start + before.length <= text.start;
+  });
 }
 
 /** What an agent's page says of the session that made it. */

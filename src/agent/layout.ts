@@ -32,7 +32,7 @@ export const DATA = {
   mayAskTid: 40,
   /** Magic number that tells the tracer that the agent is still mapped (the target did not execve). */
   magic: 56,
-  /** Address of the journal; 0 as long as nothing has been changed. As `AGENT.journal`, which children of a fork share. */
+  /** Address of the journal; 0 as long as nothing has been changed. As `AGENT.journal`, which children of a fork do not have. */
   journal: 64,
   size: PAGE,
 } as const;
@@ -81,10 +81,18 @@ export const AGENT = {
   mappedCount: 184,
   mapped: 192,
   /** u64: address of the table of mappings of text that are writable for the time being (open-text.ts), as that of runs; how many there are. */
-  opened: 1976,
-  openedCount: 1984,
+  opened: 1840,
+  openedCount: 1848,
+  /** Rules that confine the thread (confinement.ts): struct landlock_ruleset_attr; i32: the thread's own descriptor of the memory, or -1. */
+  rules: 1872,
+  memoryFile: 1960,
+  /** u32: what the thread gives up when it begins, and the user and the group that it gets instead; room for its capabilities (rights.ts). */
+  giveUp: 1916,
+  user: 1920,
+  group: 1924,
+  capabilities: 1928,
   /** Path of the process's own memory; name of the memory that code lies in; name of the thread. Each ended by a zero. */
-  memoryPath: 2000,
+  memoryPath: 1976,
   codeName: 2016,
   name: 2032,
   /** A thread block of zeros. */

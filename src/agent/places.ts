@@ -1,7 +1,17 @@
 // Where the agent's memory goes in a process, and what is said when there is no place for it.
-import { ftruncateSync } from 'node:fs';
+import { fstatSync, ftruncateSync } from 'node:fs';
 import { CannotError } from '../errors/index.js';
-import { ERRNO, PAGE, PROT, SYS, readMaps, readMaxMapCount } from '../linux/index.js';
+import {
+  ERRNO,
+  PAGE,
+  PROT,
+  SYS,
+  mappingAt,
+  readMaps,
+  readMaxMapCount,
+  sealMemoryFile,
+  takeMemoryFile,
+} from '../linux/index.js';
 import { expectSuccess, type RemoteCall } from '../target/index.js';
 import { regionBytes, type Cluster } from './stubs.js';
 
@@ -21,6 +31,83 @@ const LITTLE_RING_MEMORY = 64 << 20;
 export interface Mapped {
   readonly address: number;
   readonly length: number;
+}
+
+/** The code of the error that says that a target has answered what the kernel does not confirm. */
+const FORGED = 'FORGED_ANSWER';
+
+function forged(tried: string, why: string, cause?: unknown): CannotError {
+  return new CannotError(FORGED, {
+    tried,
+    why,
+    next: 'trace only programs that do not meddle with it; attach again if it has only just changed its user, or its descriptors',
+    cause,
+  });
+}
+
+/**
+ * The memory file that a target says it has made, under a number of its own. Whatever is there is proven to be that first.
+ *
+ * @throws CannotError FORGED_ANSWER, also where the kernel does not let us have it
+ */
+export function takeMade(pid: number, tid: number, isApart: boolean, fd: number, name: string): number {
+  try {
+    return takeMemoryFile({ pid, tid, isApart }, fd, name);
+  } catch (error) {
+    const why = error instanceof Error ? error.message : String(error);
+    throw forged(`take memory that process ${pid} says it has made (descriptor ${fd})`, why, error);
+  }
+}
+
+/** Fixes the size of shared memory, so that nobody can cut it off behind us. @throws CannotError FORGED_ANSWER */
+export function sealShared(pid: number, file: number, bytes: number): void {
+  try {
+    sealMemoryFile(file, bytes);
+  } catch (error) {
+    const why = error instanceof Error ? error.message : String(error);
+    throw forged(`seal the memory shared with process ${pid}`, why, error);
+  }
+}
+
+/**
+ * Sees that the kernel shows what a target says it has mapped: the file from `offset` on, or no file, with these rights, over the whole
+ * length. Nothing is written there, nor told to anybody, before.
+ *
+ * @throws CannotError FORGED_ANSWER
+ */
+export function proveMapped(
+  pid: number,
+  { address, length }: Mapped,
+  permissions: string,
+  file?: number,
+  offset = 0,
+): void {
+  const wanted = file === undefined ? undefined : fstatSync(file);
+  const maps = readMaps(pid) ?? [];
+  const first = mappingAt(maps, address);
+  let end = address;
+  for (const m of first < 0 ? [] : maps.slice(first)) {
+    const isIt =
+      wanted === undefined
+        ? m.inode === 0 && (m.path === '' || m.path.startsWith('[anon'))
+        : m.inode === wanted.ino &&
+          m.device === deviceName(wanted.dev) &&
+          m.offset - m.start === offset - address;
+    if (m.start > end || !isIt || m.permissions !== permissions) break;
+    end = m.end;
+    if (end >= address + length) return;
+  }
+  throw forged(
+    `map memory into process ${pid}`,
+    `it says that ${length} bytes are at 0x${address.toString(16)}, and the kernel shows something else there`,
+  );
+}
+
+/** A device as /proc/PID/maps shows it: major and minor number, which are spread over the word (new_encode_dev, include/linux/kdev_t.h). */
+function deviceName(device: number): string {
+  const major = (device >>> 8) & 0xfff;
+  const minor = (device & 0xff) | ((device >>> 12) & 0xfff00);
+  return [major, minor].map((n) => n.toString(16).padStart(2, '0')).join(':');
 }
 
 /** Sizes the shared file from our side: the target may have a limit on the size of files (RLIMIT_FSIZE). */

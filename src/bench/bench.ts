@@ -6,6 +6,7 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { cpus, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Terminal } from '../cli/terminal.js';
+import { lines } from '../text/index.js';
 import { benchCalls, callsTable, type CallFigures } from './calls-bench.js';
 import { benchDrain } from './drain-bench.js';
 import { benchInside } from './inside-bench.js';
@@ -37,13 +38,15 @@ async function peers(directory: string, plain: string, own: CallFigures | undefi
       return [name, ns(round.wall), ns(round.cpu), `${(added / base).toFixed(1)} x`, note];
     });
     terminal.data(
-      renderTable(
-        `Peers, entry and exit of one function, ${threads} thread${threads > 1 ? 's' : ''}: ns per call`,
-        ['tracer', 'wall', 'processor', 'added, to safepoke', ''],
-        [
-          ['safepoke', ns(ours.traced.wall), ns(ours.traced.cpu), '1.0 x', `dropped ${ours.dropped}`],
-          ...rows,
-        ],
+      lines(
+        renderTable(
+          `Peers, entry and exit of one function, ${threads} thread${threads > 1 ? 's' : ''}: ns per call`,
+          ['tracer', 'wall', 'processor', 'added, to safepoke', ''],
+          [
+            ['safepoke', ns(ours.traced.wall), ns(ours.traced.cpu), '1.0 x', `dropped ${ours.dropped}`],
+            ...rows,
+          ],
+        ),
       ),
     );
   }
@@ -55,7 +58,7 @@ async function main(wanted: readonly string[]): Promise<void> {
   if (unknown !== undefined) throw new Error(`no section "${unknown}"; there are ${SECTIONS.join(', ')}`);
   const directory = mkdtempSync(join(tmpdir(), 'safepoke-bench-'));
   try {
-    terminal.data(`${cpus()[0].model.trim()}, ${cpus().length} processors\n`);
+    terminal.data(lines(`${cpus()[0].model.trim()}, ${cpus().length} processors\n`));
     let own: CallFigures | undefined;
     if (is('calls') || is('peers')) {
       const plain = buildCalls(directory, 'plain', []);
@@ -63,16 +66,16 @@ async function main(wanted: readonly string[]): Promise<void> {
       if (is('calls')) {
         const one = await benchCalls(plain, directory, 1);
         const two = await benchCalls(plain, directory, 2);
-        terminal.data(callsTable([one, two]));
+        terminal.data(lines(callsTable([one, two])));
         own = one;
       }
       if (is('peers')) await peers(directory, plain, own);
     }
-    if (is('many')) terminal.data(await benchMany(directory));
-    if (is('drain')) terminal.data(await benchDrain(directory));
-    if (is('scale')) terminal.data(await benchScale(directory));
-    if (is('inside')) terminal.data(await benchInside(directory));
-    if (is('report')) terminal.data(benchReport());
+    if (is('many')) terminal.data(lines(await benchMany(directory)));
+    if (is('drain')) terminal.data(lines(await benchDrain(directory)));
+    if (is('scale')) terminal.data(lines(await benchScale(directory)));
+    if (is('inside')) terminal.data(lines(await benchInside(directory)));
+    if (is('report')) terminal.data(lines(benchReport()));
   } finally {
     rmSync(directory, { recursive: true, force: true });
   }

@@ -4,9 +4,9 @@
  * the seconds and the largest resident set of the report, in a process of its own.
  */
 import { spawnSync } from 'node:child_process';
-import { rmSync } from 'node:fs';
+import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { FileSink } from '../output/index.js';
 import {
@@ -64,7 +64,7 @@ class Walk {
 }
 
 function write(path: string, records: number): number {
-  const sink = new FileSink(path);
+  const sink = new FileSink(path, 'recording');
   const writer = new RecordingWriter(sink, {
     pid: 1,
     command: ['bench'],
@@ -106,7 +106,7 @@ function tell(line: Readonly<Record<string, unknown>>): void {
 }
 
 const records = Number(process.argv[2] ?? 50_000_000);
-const path = process.argv[3] ?? join(tmpdir(), `safepoke-bench-${process.pid}.rec`);
+const path = process.argv[3] ?? join(mkdtempSync(join(tmpdir(), 'safepoke-bench-')), 'recording');
 try {
   const seconds = write(path, records);
   tell({ bench: 'write', records, seconds, recordsPerSecond: Math.round(records / seconds) });
@@ -123,5 +123,5 @@ try {
   const took = Number(process.hrtime.bigint() - start) / 1e9;
   tell({ bench: 'report', status: run.status, seconds: took, maxRssKiB: Number(run.stderr) });
 } finally {
-  if (process.argv.length <= 3) rmSync(path, { force: true });
+  if (process.argv.length <= 3) rmSync(dirname(path), { recursive: true, force: true });
 }

@@ -2,6 +2,7 @@
  * A counterexample as one page that needs nothing else: it is read and stepped through in a browser, from a file.
  * Everything is in the page as a table, so that it can be read without scripts; a script adds stepping.
  */
+import { plain } from '../text/index.js';
 import type { SiteText, Timeline, TimelineRow } from './timeline.js';
 
 export function pageOf(timeline: Timeline): string {
@@ -64,7 +65,7 @@ function siteHtml(name: string, text: SiteText): string {
 }
 
 function escape(text: string): string {
-  return text
+  return plain(text)
     .replaceAll('&', '&amp;')
     .replaceAll('<', '&lt;')
     .replaceAll('>', '&gt;')

@@ -1,3 +1,4 @@
+import { plain as plainText } from '../text/index.js';
 import type { SiteText, Timeline, TimelineRow } from './timeline.js';
 
 /** Colours, or nothing at all: each function returns its argument made up. */
@@ -28,12 +29,15 @@ interface Cell {
 /**
  * The timeline as lines of text, `columns` wide where that can be done: contexts are folded at spaces, bytes never.
  */
-export function renderTimeline(timeline: Timeline, style: Style, columns: number): string[] {
+export function renderTimeline(given: Timeline, style: Style, columns: number): string[] {
+  const timeline = escaped(given);
   const lines = [style.bold(timeline.heading), ''];
   const textWidth = Math.max(...timeline.initialText.map((t, i) => siteWidth(timeline.sites[i], t)));
   const fixed = STEP_WIDTH + GAP.length + textWidth + GAP.length;
   const natural = timeline.columns.map((title, i) =>
-    Math.max(title.length, ...timeline.rows.flatMap((r) => r.cells[i].map((c) => c.length))),
+    timeline.rows
+      .flatMap((r) => r.cells[i])
+      .reduce((widest, line) => Math.max(widest, line.length), title.length),
   );
   const widths = shrink(natural, columns - fixed - GAP.length * (timeline.columns.length - 1));
   const row = (step: string, cells: readonly Cell[], text: Cell): string =>
@@ -84,6 +88,22 @@ export function renderTimeline(timeline: Timeline, style: Style, columns: number
     }
     return made;
   }
+}
+
+/** Names in it may be others' to choose. */
+function escaped(timeline: Timeline): Timeline {
+  return {
+    ...timeline,
+    heading: plainText(timeline.heading),
+    columns: timeline.columns.map((title) => plainText(title)),
+    sites: timeline.sites.map((name) => plainText(name)),
+    conclusion: timeline.conclusion.map((line) => plainText(line)),
+    rows: timeline.rows.map((row) => ({
+      ...row,
+      cells: row.cells.map((cell) => cell.map((line) => plainText(line))),
+      buffers: row.buffers.map((line) => plainText(line)),
+    })),
+  };
 }
 
 function plain(text: string): Cell {

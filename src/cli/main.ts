@@ -1,71 +1,7 @@
 #!/usr/bin/env node
-import { readFileSync } from 'node:fs';
-import { isSafepokeError } from '../errors/index.js';
-import { OutputClosed, Terminal } from './terminal.js';
+// Before anything is loaded: Node opens its inspector for SIGUSR1, to whoever reaches the machine's ports, as long as nobody else wants
+// the signal. Sessions answer it with their status; nothing else does.
+process.on('SIGUSR1', () => undefined);
 
-/** Exit statuses of the command line, documented in docs/commands/safepoke.md. */
-const EXIT_CANNOT = 1;
-const EXIT_USAGE = 2;
-
-const VERSION_OPTIONS: ReadonlySet<string> = new Set(['-V', '--version']);
-
-/** The version that package.json gives; it lies two folders up, in the source tree as in the installed package. */
-function packageVersion(): string {
-  const text = readFileSync(new URL('../../package.json', import.meta.url), 'utf8');
-  const { version } = JSON.parse(text) as { readonly version: string };
-  return version;
-}
-
-async function main(): Promise<number> {
-  const terminal = new Terminal();
-  const args = process.argv.slice(2);
-  if (args.length === 1 && VERSION_OPTIONS.has(args[0])) {
-    // Needs nothing of what follows, and scripts ask for it often.
-    terminal.data(`${packageVersion()}\n`);
-    return 0;
-  }
-  const [{ Command, CommanderError }, { registerCommands }] = await Promise.all([
-    import('commander'),
-    import('./commands/index.js'),
-  ]);
-  const program = new Command('safepoke')
-    .description(
-      'See what a running native program does, by changing its code while it runs, and never break it.',
-    )
-    .configureOutput({
-      writeOut: (text) => {
-        terminal.data(text);
-      },
-      writeErr: (text) => {
-        terminal.note(text.trimEnd());
-      },
-      outputError: (text, write) => {
-        write(`${text.trimEnd().replaceAll('\n', ' ')} (safepoke COMMAND --help lists the options)`);
-      },
-    })
-    .version(packageVersion())
-    .enablePositionalOptions()
-    .exitOverride();
-  let status = 0;
-  const setStatus = (exitStatus: number): void => {
-    status = exitStatus;
-  };
-  try {
-    await registerCommands(program, terminal, setStatus, args);
-    await program.parseAsync(process.argv);
-  } catch (error) {
-    if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : EXIT_USAGE;
-    if (error instanceof OutputClosed) return status;
-    if (isSafepokeError(error)) {
-      terminal.error(error.message);
-      return error.exitStatus;
-    }
-    terminal.error(
-      `internal error, please report it: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}`,
-    );
-    return EXIT_CANNOT;
-  }
-  return status;
-}
-
+const { main } = await import('./program.js');
 process.exitCode = await main();

@@ -1,12 +1,24 @@
 import { UsageError } from '../errors/index.js';
 
-const NS_PER: Readonly<Record<string, number>> = { ns: 1, us: 1e3, ms: 1e6, s: 1e9, m: 60e9, min: 60e9 };
-const BYTES_PER: Readonly<Record<string, number>> = { '': 1, k: 2 ** 10, m: 2 ** 20, g: 2 ** 30 };
+const NS_PER: ReadonlyMap<string, number> = new Map([
+  ['ns', 1],
+  ['us', 1e3],
+  ['ms', 1e6],
+  ['s', 1e9],
+  ['m', 60e9],
+  ['min', 60e9],
+]);
+const BYTES_PER: ReadonlyMap<string, number> = new Map([
+  ['', 1],
+  ['k', 2 ** 10],
+  ['m', 2 ** 20],
+  ['g', 2 ** 30],
+]);
 
 /** Nanoseconds of a time such as `500ns`, `2us`, `1.5ms`, `3s`, `1m`. Throws BAD_TIME. */
 export function parseTime(text: string): number {
   const match = /^(\d+(?:\.\d+)?|\.\d+)([a-z]+)$/.exec(text.trim().toLowerCase());
-  const scale = match === null ? undefined : NS_PER[match[2]];
+  const scale = match === null ? undefined : NS_PER.get(match[2]);
   const value = match === null || scale === undefined ? Number.NaN : Number(match[1]) * scale;
   if (!Number.isFinite(value))
     throw new UsageError('BAD_TIME', {
@@ -20,7 +32,7 @@ export function parseTime(text: string): number {
 /** Bytes of a size such as `4096`, `64K`, `16M`, `1G`: powers of 1024. Throws BAD_SIZE. */
 export function parseSize(text: string): number {
   const match = /^(\d+(?:\.\d+)?)([kmg]?)(?:i?b)?$/.exec(text.trim().toLowerCase());
-  const bytes = match === null ? Number.NaN : Number(match[1]) * BYTES_PER[match[2]];
+  const bytes = match === null ? Number.NaN : Number(match[1]) * (BYTES_PER.get(match[2]) ?? Number.NaN);
   if (!Number.isSafeInteger(bytes))
     throw new UsageError('BAD_SIZE', {
       tried: `take "${text}" as a size`,

@@ -1,17 +1,18 @@
 import * as abi from './abi.js';
-import type { ElfBytes } from './elf-bytes.js';
+import { u64OrNaN, type ElfBytes, type FileRange } from './elf-bytes.js';
+import { StringTable } from './string-table.js';
 
-/** A part of the file: offset and length in bytes, checked to lie within it. */
-export interface FileRange {
-  readonly offset: number;
-  readonly size: number;
-}
+/** PATH_MAX: what a loader can open is no longer. */
+const LONGEST_PATH = 4096;
+/** More than any linker writes, of entries and of libraries that are needed. */
+const MOST_ENTRIES = 65_536;
+const MOST_NEEDED = 4096;
 
 /** What PT_DYNAMIC says, its addresses turned into ranges of the file. */
 export interface DynamicTable {
   readonly soname: string | undefined;
   readonly needed: readonly string[];
-  readonly strings: FileRange | undefined;
+  readonly strings: StringTable | undefined;
   /** Offset of the dynamic symbol table, whose length nothing states: see `countByHash`. */
   readonly symbolsOffset: number | undefined;
   readonly hashOffset: number | undefined;
@@ -29,13 +30,17 @@ export function readDynamicTable(
 ): DynamicTable {
   const values = new Map<number, number>();
   const neededOffsets: number[] = [];
-  for (let at = range.offset; at + abi.DYN_SIZE <= range.offset + range.size; at += abi.DYN_SIZE) {
-    const tag = file.u64OrNaN(at);
+  const count = Math.floor(range.size / abi.DYN_SIZE);
+  const view = file.table('the dynamic section', range.offset, count, abi.DYN_SIZE, MOST_ENTRIES);
+  for (let at = 0; at < view.byteLength; at += abi.DYN_SIZE) {
+    const tag = u64OrNaN(view, at);
     if (tag === abi.DT_NULL) break;
-    const value = file.u64OrNaN(at + 8);
+    const value = u64OrNaN(view, at + 8);
     if (Number.isNaN(tag) || Number.isNaN(value)) continue;
-    if (tag === abi.DT_NEEDED) neededOffsets.push(value);
-    else values.set(tag, value);
+    if (tag === abi.DT_NEEDED) {
+      if (neededOffsets.length === MOST_NEEDED) file.damaged(`it needs more than ${MOST_NEEDED} libraries`);
+      neededOffsets.push(value);
+    } else values.set(tag, value);
   }
 
   const offsetFor = (tag: number): number | undefined => {
@@ -49,11 +54,11 @@ export function readDynamicTable(
     file.requireRange(what, offset, size);
     return { offset, size };
   };
-  const strings = rangeFor('the dynamic string table', abi.DT_STRTAB, abi.DT_STRSZ);
+  const what = 'the dynamic string table';
+  const stringsRange = rangeFor(what, abi.DT_STRTAB, abi.DT_STRSZ);
+  const strings = stringsRange && new StringTable(file, what, stringsRange);
   const stringAt = (offset: number): string | undefined =>
-    strings === undefined || offset >= strings.size
-      ? undefined
-      : file.stringAt(strings.offset + offset, strings.offset + strings.size);
+    strings === undefined || offset >= strings.size ? undefined : strings.at(offset, LONGEST_PATH);
 
   const soname = values.get(abi.DT_SONAME);
   return {
@@ -75,32 +80,37 @@ export function readDynamicTable(
 export function countByHash(file: ElfBytes, dynamic: DynamicTable): number | undefined {
   if (dynamic.hashOffset !== undefined) {
     // nbucket, nchain: one chain entry for each symbol.
-    file.requireRange('the hash table', dynamic.hashOffset, 8);
-    return file.view.getUint32(dynamic.hashOffset + 4, true);
+    return file.table('the hash table', dynamic.hashOffset, 2, WORD, 2).getUint32(WORD, true);
   }
   if (dynamic.gnuHashOffset !== undefined) return countByGnuHash(file, dynamic.gnuHashOffset);
   return undefined;
 }
+
+const WORD = 4;
+const GNU_HASH_WORDS = 4;
+const BLOOM_WORD = 8;
 
 /**
  * DT_GNU_HASH: nbuckets, symoffset, bloom_size, bloom_shift; bloom words (8 bytes each); buckets; chains. A bucket holds
  * the index of its first symbol, whose chain goes on through consecutive symbols until a hash with its lowest bit set.
  */
 function countByGnuHash(file: ElfBytes, offset: number): number {
-  const { view } = file;
-  file.requireRange('the GNU hash table', offset, 16);
-  const bucketCount = view.getUint32(offset, true);
-  const firstHashed = view.getUint32(offset + 4, true);
-  const buckets = offset + 16 + view.getUint32(offset + 8, true) * 8;
-  file.requireRange('the buckets of the GNU hash table', buckets, bucketCount, 4);
+  const header = file.table('the GNU hash table', offset, GNU_HASH_WORDS, WORD, GNU_HASH_WORDS);
+  const bucketCount = header.getUint32(0, true);
+  const firstHashed = header.getUint32(WORD, true);
+  const buckets = offset + GNU_HASH_WORDS * WORD + header.getUint32(2 * WORD, true) * BLOOM_WORD;
+  const bucketBytes = bucketCount * WORD;
   let last = 0;
-  for (let i = 0; i < bucketCount; i++) last = Math.max(last, view.getUint32(buckets + i * 4, true));
+  const range = { offset: buckets, size: bucketBytes };
+  for (const { view, count } of file.pieces('the buckets of the GNU hash table', range, WORD))
+    for (let i = 0; i < count; i++) last = Math.max(last, view.getUint32(i * WORD, true));
   if (last < firstHashed) return firstHashed;
-  const chains = buckets + bucketCount * 4;
-  for (;;) {
-    const at = chains + (last - firstHashed) * 4;
-    file.requireRange('a chain of the GNU hash table', at, 4);
-    if ((view.getUint32(at, true) & 1) !== 0) return last + 1;
-    last++;
-  }
+  const what = 'a chain of the GNU hash table';
+  const chain = buckets + bucketBytes + (last - firstHashed) * WORD;
+  file.requireRange(what, chain, 1, WORD);
+  // A chain without an end ends with the file.
+  for (const { view, first, count } of file.pieces(what, { offset: chain, size: file.size - chain }, WORD))
+    for (let i = 0; i < count; i++)
+      if ((view.getUint32(i * WORD, true) & 1) !== 0) return last + first + i + 1;
+  return file.damaged(`${what} has no end`);
 }

@@ -56,6 +56,10 @@ export interface ElfSymbol {
 export interface ElfFile {
   /** As given to `parseElf`: a path or a module name, for messages. */
   readonly name: string;
+  /**
+   * What is loaded of the file, at its offsets; zero where nothing has been read yet: only what `codeOffset` and `bytesAt` have given is
+   * there.
+   */
   readonly bytes: Uint8Array;
   readonly type: ElfType;
   readonly entry: bigint;
@@ -78,18 +82,28 @@ export interface ElfFile {
   /** Every address within the module that the loader writes somewhere (relative relocations), ascending, as numbers. */
   readonly relocatedPointers: Float64Array;
 
+  /**
+   * Reads what is else read when it is asked for, and may be found damaged then: symbols, relocations, recorded places. Returns how many
+   * there are. @throws CannotError
+   */
+  readTables(): number;
+
   /** Offset in the file of a loaded address; undefined if no byte of the file is loaded there. */
   fileOffsetOf(address: bigint): number | undefined;
   /** Address at which a byte of the file is loaded; undefined if none is. */
   addressOf(fileOffset: number): bigint | undefined;
+  /** The page of the file at an offset, as a mapping has it: zero behind the file's end. Undefined if it cannot be read. */
+  pageAt(offset: number): Uint8Array | undefined;
   /** A view (not a copy) of the bytes loaded at `address`; undefined unless all come from one segment of the file. */
   bytesAt(address: bigint, length: number): Uint8Array | undefined;
+  /** The signed 4-byte word that the file has for an address; undefined if it has none. For hot loops. */
+  int32At(address: number): number | undefined;
   /** True if all `length` bytes at `address` come from the file and are executable. */
   isExecutable(address: bigint, length: number): boolean;
   /** Offset in `bytes` of the executable bytes at `address` if all `length` of them come from the file; else -1. For hot loops. */
   codeOffset(address: number, length: number): number;
-  /** False if no symbol's name contains the ASCII text. Far faster than to look at all names. */
-  mentions(text: string): boolean;
+  /** False if no symbol's name contains any of the ASCII texts. Far faster than to look at all names. */
+  mentions(...texts: readonly string[]): boolean;
   /** Name of the symbol that the loader puts into the 8-byte slot at `address` (GOT, PLT); undefined if it does not. */
   importAt(address: bigint): string | undefined;
   /**

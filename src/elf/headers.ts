@@ -2,9 +2,15 @@ import { CannotError } from '../errors/index.js';
 import * as abi from './abi.js';
 import type { ElfBytes } from './elf-bytes.js';
 import type { ElfSection, ElfSegment, ElfType } from './elf-file.js';
+import { StringTable } from './string-table.js';
 
-/** More than any linker writes: lookups go through all of them. */
+/** More than any linker writes: lookups go through all that are loaded. */
 const MOST_LOADED_SEGMENTS = 256;
+const MOST_SEGMENTS = 4096;
+const MOST_SECTIONS = 131_072;
+/** Names of sections are compared with names that we know. */
+const LONGEST_SECTION_NAME = 256;
+const MAGIC = [0x7f, 0x45, 0x4c, 0x46];
 
 /** The ELF header, with the counts that overflow into section 0 resolved. */
 export interface ElfHeader {
@@ -19,15 +25,14 @@ export interface ElfHeader {
 }
 
 export function readHeader(file: ElfBytes): ElfHeader {
-  const { view, bytes } = file;
-  const isElf =
-    bytes.length >= 4 && bytes[0] === 0x7f && bytes[1] === 0x45 && bytes[2] === 0x4c && bytes[3] === 0x46;
-  if (!isElf) unsupported(file, 'elf-not-elf', 'it is not an ELF file');
-  file.requireRange('the ELF header', 0, abi.EHDR_SIZE);
-  if (bytes[abi.EHDR.class] !== abi.ELFCLASS64) {
+  const magic = new Uint8Array(MAGIC.length);
+  file.source.read(magic, 0);
+  if (!MAGIC.every((byte, i) => magic[i] === byte)) unsupported(file, 'elf-not-elf', 'it is not an ELF file');
+  const view = file.table('the ELF header', 0, 1, abi.EHDR_SIZE, 1);
+  if (view.getUint8(abi.EHDR.class) !== abi.ELFCLASS64) {
     unsupported(file, 'elf-not-64-bit', 'it is a 32-bit ELF file');
   }
-  if (bytes[abi.EHDR.data] !== abi.ELFDATA2LSB) {
+  if (view.getUint8(abi.EHDR.data) !== abi.ELFDATA2LSB) {
     unsupported(file, 'elf-not-x86-64', 'it is a big-endian ELF file');
   }
   const machine = view.getUint16(abi.EHDR.machine, true);
@@ -43,7 +48,7 @@ export function readHeader(file: ElfBytes): ElfHeader {
     );
   }
 
-  const sectionOffset = file.u64('e_shoff', abi.EHDR.sectionOffset);
+  const sectionOffset = file.u64('e_shoff', view, abi.EHDR.sectionOffset);
   let sectionCount = view.getUint16(abi.EHDR.sectionCount, true);
   let sectionNames = view.getUint16(abi.EHDR.sectionNames, true);
   let programCount = view.getUint16(abi.EHDR.programCount, true);
@@ -51,20 +56,18 @@ export function readHeader(file: ElfBytes): ElfHeader {
     if (sectionCount !== 0 && view.getUint16(abi.EHDR.sectionEntrySize, true) !== abi.SHDR_SIZE) {
       file.damaged('the size of a section header is wrong');
     }
-    file.requireRange('the first section header', sectionOffset, abi.SHDR_SIZE);
-    if (sectionCount === 0) sectionCount = file.u64('sh_size', sectionOffset + abi.SHDR.size);
-    if (sectionNames === abi.SHN_XINDEX) sectionNames = view.getUint32(sectionOffset + abi.SHDR.link, true);
-    if (programCount === abi.PN_XNUM) programCount = view.getUint32(sectionOffset + abi.SHDR.info, true);
-    file.requireRange('the section headers', sectionOffset, sectionCount, abi.SHDR_SIZE);
+    const first = file.table('the first section header', sectionOffset, 1, abi.SHDR_SIZE, 1);
+    if (sectionCount === 0) sectionCount = file.u64('sh_size', first, abi.SHDR.size);
+    if (sectionNames === abi.SHN_XINDEX) sectionNames = first.getUint32(abi.SHDR.link, true);
+    if (programCount === abi.PN_XNUM) programCount = first.getUint32(abi.SHDR.info, true);
   }
-  const programOffset = file.u64('e_phoff', abi.EHDR.programOffset);
+  const programOffset = file.u64('e_phoff', view, abi.EHDR.programOffset);
   if (programCount !== 0 && view.getUint16(abi.EHDR.programEntrySize, true) !== abi.PHDR_SIZE) {
     file.damaged('the size of a program header is wrong');
   }
-  file.requireRange('the program headers', programOffset, programCount, abi.PHDR_SIZE);
   return {
     type: type === abi.ET_EXEC ? 'executable' : 'shared-object',
-    entry: file.u64('e_entry', abi.EHDR.entry),
+    entry: file.u64('e_entry', view, abi.EHDR.entry),
     programOffset,
     programCount,
     sectionOffset,
@@ -84,16 +87,20 @@ function unsupported(file: ElfBytes, code: string, why: string): never {
 export function readSegments(file: ElfBytes, header: ElfHeader): ElfSegment[] {
   const segments: ElfSegment[] = [];
   let loaded = 0;
-  for (let i = 0; i < header.programCount; i++) {
-    const at = header.programOffset + i * abi.PHDR_SIZE;
-    const type = file.view.getUint32(at + abi.PHDR.type, true);
-    const flags = file.view.getUint32(at + abi.PHDR.flags, true);
-    const offset = file.u64('p_offset', at + abi.PHDR.offset);
-    const addressNumber = file.u64('p_vaddr', at + abi.PHDR.address);
-    const fileSize = file.u64('p_filesz', at + abi.PHDR.fileSize);
+  let loadedBytes = 0;
+  const { programOffset, programCount } = header;
+  const view = file.table('the program headers', programOffset, programCount, abi.PHDR_SIZE, MOST_SEGMENTS);
+  for (let at = 0; at < view.byteLength; at += abi.PHDR_SIZE) {
+    const type = view.getUint32(at + abi.PHDR.type, true);
+    const flags = view.getUint32(at + abi.PHDR.flags, true);
+    const offset = file.u64('p_offset', view, at + abi.PHDR.offset);
+    const addressNumber = file.u64('p_vaddr', view, at + abi.PHDR.address);
+    const fileSize = file.u64('p_filesz', view, at + abi.PHDR.fileSize);
     if (type === abi.PT_LOAD) {
       if (++loaded > MOST_LOADED_SEGMENTS) file.damaged(`more than ${MOST_LOADED_SEGMENTS} segments`);
       file.requireRange('a segment', offset, fileSize);
+      // Some linkers have the ends of two share a page.
+      if ((loadedBytes += fileSize) > 2 * file.size) file.damaged('its segments overlap');
     }
     segments.push({
       type,
@@ -104,36 +111,35 @@ export function readSegments(file: ElfBytes, header: ElfHeader): ElfSegment[] {
       address: BigInt(addressNumber),
       addressNumber,
       fileSize,
-      memorySize: file.u64('p_memsz', at + abi.PHDR.memorySize),
+      memorySize: file.u64('p_memsz', view, at + abi.PHDR.memorySize),
     });
   }
   return segments;
 }
 
 export function readSections(file: ElfBytes, header: ElfHeader): ElfSection[] {
-  const at = (index: number): number => header.sectionOffset + index * abi.SHDR_SIZE;
-  let namesOffset = 0;
-  let namesEnd = 0;
-  if (header.sectionNames !== 0 && header.sectionNames < header.sectionCount) {
-    const names = at(header.sectionNames);
-    namesOffset = file.u64('sh_offset', names + abi.SHDR.offset);
-    const size = file.u64('sh_size', names + abi.SHDR.size);
-    file.requireRange('the section names', namesOffset, size);
-    namesEnd = namesOffset + size;
+  const { sectionOffset, sectionCount } = header;
+  const view = file.table('the section headers', sectionOffset, sectionCount, abi.SHDR_SIZE, MOST_SECTIONS);
+  let names: StringTable | undefined;
+  if (header.sectionNames !== 0 && header.sectionNames < sectionCount) {
+    const at = header.sectionNames * abi.SHDR_SIZE;
+    const offset = file.u64('sh_offset', view, at + abi.SHDR.offset);
+    const size = file.u64('sh_size', view, at + abi.SHDR.size);
+    names = new StringTable(file, 'the section names', { offset, size });
   }
   const sections: ElfSection[] = [];
-  for (let i = 0; i < header.sectionCount; i++) {
-    const type = file.view.getUint32(at(i) + abi.SHDR.type, true);
-    const flags = file.view.getUint32(at(i) + abi.SHDR.flags, true);
+  for (let at = 0; at < view.byteLength; at += abi.SHDR_SIZE) {
+    const index = sections.length;
+    const type = view.getUint32(at + abi.SHDR.type, true);
+    const flags = view.getUint32(at + abi.SHDR.flags, true);
     const hasBytes = type !== abi.SHT_NOBITS && type !== abi.SHT_NULL;
-    const offset = file.u64('sh_offset', at(i) + abi.SHDR.offset);
+    const offset = file.u64('sh_offset', view, at + abi.SHDR.offset);
     // Section 0 keeps the count of sections here when there are very many.
-    const size = i === 0 ? 0 : file.u64('sh_size', at(i) + abi.SHDR.size);
-    if (hasBytes) file.requireRange(`section ${i}`, offset, size);
-    const addressNumber = file.u64('sh_addr', at(i) + abi.SHDR.address);
-    const nameOffset = namesOffset + file.view.getUint32(at(i) + abi.SHDR.name, true);
+    const size = index === 0 ? 0 : file.u64('sh_size', view, at + abi.SHDR.size);
+    if (hasBytes) file.requireRange(`section ${index}`, offset, size);
+    const addressNumber = file.u64('sh_addr', view, at + abi.SHDR.address);
     sections.push({
-      name: nameOffset < namesEnd ? file.stringAt(nameOffset, namesEnd) : '',
+      name: names?.at(view.getUint32(at + abi.SHDR.name, true), LONGEST_SECTION_NAME) ?? '',
       type,
       executable: (flags & abi.SHF_EXECINSTR) !== 0,
       allocated: (flags & abi.SHF_ALLOC) !== 0,
@@ -142,8 +148,8 @@ export function readSections(file: ElfBytes, header: ElfHeader): ElfSection[] {
       addressNumber,
       offset,
       size,
-      link: file.view.getUint32(at(i) + abi.SHDR.link, true),
-      entrySize: file.u64('sh_entsize', at(i) + abi.SHDR.entrySize),
+      link: view.getUint32(at + abi.SHDR.link, true),
+      entrySize: file.u64('sh_entsize', view, at + abi.SHDR.entrySize),
     });
   }
   return sections;

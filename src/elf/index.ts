@@ -1,4 +1,5 @@
 export { parseElf } from './parse-elf.js';
+export type { ByteSource } from './byte-source.js';
 export { lowerBound } from './lower-bound.js';
 export type {
   ElfFile,

@@ -1,7 +1,11 @@
 import * as abi from './abi.js';
 import type { DynamicTable } from './dynamic-table.js';
-import type { ElfBytes } from './elf-bytes.js';
+import { u64OrNaN, type ElfBytes } from './elf-bytes.js';
 import { lowerBound } from './lower-bound.js';
+
+/** Several times those of the largest programs; a packed table makes 63 of one word, and may name the same place again. */
+const MOST_RELOCATIONS = 2 ** 24;
+const RELR_SIZE = 8;
 
 /** The relocation of one 8-byte slot against a symbol. */
 export interface SymbolSlot {
@@ -26,31 +30,33 @@ export class RelocationTable {
   static read(
     file: ElfBytes,
     dynamic: DynamicTable | undefined,
-    offsetOf: (address: number) => number | undefined,
+    wordAt: (address: number) => number | undefined,
   ): RelocationTable {
     const addresses: number[] = [];
     const values: number[] = [];
     const slots = new Map<number, SymbolSlot>();
     for (const table of dynamic?.relocations ?? []) {
-      const end = table.offset + table.size - abi.RELA_SIZE;
-      for (let at = table.offset; at <= end; at += abi.RELA_SIZE) {
-        const type = file.view.getUint32(at + abi.RELA.type, true);
-        const address = file.u64OrNaN(at + abi.RELA.offset);
-        const addend = file.u64OrNaN(at + abi.RELA.addend);
-        if (Number.isNaN(address)) continue;
-        if (type === abi.R_X86_64_RELATIVE && !Number.isNaN(addend)) {
-          addresses.push(address);
-          values.push(addend);
-        } else if (
-          type === abi.R_X86_64_64 ||
-          type === abi.R_X86_64_GLOB_DAT ||
-          type === abi.R_X86_64_JUMP_SLOT
-        ) {
-          slots.set(address, { symbol: file.view.getUint32(at + abi.RELA.symbol, true), addend });
+      for (const { view } of file.pieces('a relocation table', table, abi.RELA_SIZE)) {
+        for (let at = 0; at < view.byteLength; at += abi.RELA_SIZE) {
+          const type = view.getUint32(at + abi.RELA.type, true);
+          const address = u64OrNaN(view, at + abi.RELA.offset);
+          const addend = u64OrNaN(view, at + abi.RELA.addend);
+          if (Number.isNaN(address)) continue;
+          if (type === abi.R_X86_64_RELATIVE && !Number.isNaN(addend)) {
+            addresses.push(address);
+            values.push(addend);
+          } else if (
+            type === abi.R_X86_64_64 ||
+            type === abi.R_X86_64_GLOB_DAT ||
+            type === abi.R_X86_64_JUMP_SLOT
+          ) {
+            slots.set(address, { symbol: view.getUint32(at + abi.RELA.symbol, true), addend });
+          }
         }
+        if (addresses.length + slots.size > MOST_RELOCATIONS) tooMany(file);
       }
     }
-    readPacked(file, dynamic, offsetOf, addresses, values);
+    readPacked(file, dynamic, wordAt, addresses, values);
     return new RelocationTable(...sortedByAddress(addresses, values), slots);
   }
 
@@ -61,6 +67,10 @@ export class RelocationTable {
   }
 }
 
+function tooMany(file: ElfBytes): never {
+  return file.damaged(`it has more than ${MOST_RELOCATIONS} relocations`);
+}
+
 /**
  * DT_RELR: an even word is an address and relocates the word there; an odd one is a bitmap for the 63 words that follow
  * the last. The value to be relocated stands in the place itself.
@@ -68,36 +78,37 @@ export class RelocationTable {
 function readPacked(
   file: ElfBytes,
   dynamic: DynamicTable | undefined,
-  offsetOf: (address: number) => number | undefined,
+  wordAt: (address: number) => number | undefined,
   addresses: number[],
   values: number[],
 ): void {
   const table = dynamic?.relativeRelocations;
   if (table === undefined) return;
   const relocate = (address: number): void => {
-    const offset = offsetOf(address);
-    if (offset === undefined || offset + 8 > file.bytes.length) return;
-    const value = file.u64OrNaN(offset);
-    if (Number.isNaN(value)) return;
+    const value = wordAt(address);
+    if (value === undefined) return;
     addresses.push(address);
     values.push(value);
   };
   let next = 0;
-  for (let at = table.offset; at + 8 <= table.offset + table.size; at += 8) {
-    const low = file.view.getUint32(at, true);
-    const high = file.view.getUint32(at + 4, true);
-    if ((low & 1) === 0) {
-      const address = file.u64OrNaN(at);
-      if (Number.isNaN(address)) continue;
-      relocate(address);
-      next = address + 8;
-      continue;
+  for (const { view } of file.pieces('the packed relocation table', table, RELR_SIZE)) {
+    for (let at = 0; at < view.byteLength; at += RELR_SIZE) {
+      const low = view.getUint32(at, true);
+      const high = view.getUint32(at + 4, true);
+      if ((low & 1) === 0) {
+        const address = u64OrNaN(view, at);
+        if (Number.isNaN(address)) continue;
+        relocate(address);
+        next = address + 8;
+        continue;
+      }
+      for (let bit = 1; bit < 64; bit++) {
+        const set = bit < 32 ? (low >>> bit) & 1 : (high >>> (bit - 32)) & 1;
+        if (set === 1) relocate(next + (bit - 1) * 8);
+      }
+      next += 63 * 8;
+      if (addresses.length > MOST_RELOCATIONS) tooMany(file);
     }
-    for (let bit = 1; bit < 64; bit++) {
-      const set = bit < 32 ? (low >>> bit) & 1 : (high >>> (bit - 32)) & 1;
-      if (set === 1) relocate(next + (bit - 1) * 8);
-    }
-    next += 63 * 8;
   }
 }
 

@@ -1,7 +1,8 @@
 import * as abi from './abi.js';
-import type { FileRange } from './dynamic-table.js';
-import type { ElfBytes } from './elf-bytes.js';
+import { u64OrNaN, type ElfBytes, type FileRange } from './elf-bytes.js';
 import type { ElfSymbol, SymbolBinding, SymbolKind } from './elf-file.js';
+import { SparseBytes } from './sparse-bytes.js';
+import type { StringTable } from './string-table.js';
 
 const KINDS: Readonly<Record<number, SymbolKind>> = {
   [abi.STT_NOTYPE]: 'untyped',
@@ -10,77 +11,99 @@ const KINDS: Readonly<Record<number, SymbolKind>> = {
   [abi.STT_GNU_IFUNC]: 'ifunc',
 };
 
-/** One symbol table of a file with its strings; both ranges lie within the file. */
+/** Several times those of the largest programs: to go through them takes time, and each that is defined memory. */
+const MOST_ENTRIES = 2 ** 25;
+const MOST_SYMBOLS = 2 ** 23;
+
+/** One symbol table of a file with its strings. */
 export class SymbolTable {
   readonly count: number;
+  readonly #file: ElfBytes;
+  readonly #range: FileRange;
+  readonly #strings: StringTable;
+  /** For questions about single symbols. */
+  readonly #entries: SparseBytes;
+  readonly #which: 'symtab' | 'dynsym';
 
-  constructor(
-    readonly file: ElfBytes,
-    readonly which: 'symtab' | 'dynsym',
-    private readonly symbols: FileRange,
-    private readonly strings: FileRange,
-  ) {
-    this.count = Math.floor(symbols.size / abi.SYM_SIZE);
+  constructor(file: ElfBytes, which: 'symtab' | 'dynsym', range: FileRange, strings: StringTable) {
+    file.requireRange('the symbol table', range.offset, range.size);
+    this.count = Math.floor(range.size / abi.SYM_SIZE);
+    if (this.count > MOST_ENTRIES) file.damaged(`it has more than ${MOST_ENTRIES} symbols`);
+    this.#file = file;
+    this.#which = which;
+    this.#range = range;
+    this.#strings = strings;
+    this.#entries = new SparseBytes(file.source, range.offset, range.size);
   }
 
   /** The defined symbols that have an address and a name. */
-  defined(): ElfSymbol[] {
-    const { view } = this.file;
-    const found: ElfSymbol[] = [];
-    for (let index = 1; index < this.count; index++) {
-      const at = this.symbols.offset + index * abi.SYM_SIZE;
-      const sectionIndex = view.getUint16(at + abi.SYM.sectionIndex, true);
-      if (sectionIndex === abi.SHN_UNDEF || sectionIndex === abi.SHN_ABS) continue;
-      if (view.getUint32(at + abi.SYM.name, true) === 0) continue;
-      const address = this.file.u64OrNaN(at + abi.SYM.value);
-      const size = this.file.u64OrNaN(at + abi.SYM.size);
-      if (Number.isNaN(address + size)) continue;
-      found.push(new TableSymbol(this, at, address, size));
+  *defined(): Generator<ElfSymbol> {
+    let found = 0;
+    for (const { view, first } of this.#file.pieces('the symbol table', this.#range, abi.SYM_SIZE)) {
+      // Symbol 0 is none.
+      for (let at = first === 0 ? abi.SYM_SIZE : 0; at < view.byteLength; at += abi.SYM_SIZE) {
+        const sectionIndex = view.getUint16(at + abi.SYM.sectionIndex, true);
+        if (sectionIndex === abi.SHN_UNDEF || sectionIndex === abi.SHN_ABS) continue;
+        const name = view.getUint32(at + abi.SYM.name, true);
+        if (name === 0) continue;
+        const address = u64OrNaN(view, at + abi.SYM.value);
+        const size = u64OrNaN(view, at + abi.SYM.size);
+        if (Number.isNaN(address + size)) continue;
+        if (++found > MOST_SYMBOLS) this.#file.damaged(`it has more than ${MOST_SYMBOLS} symbols`);
+        const info = view.getUint8(at + abi.SYM.info);
+        yield new TableSymbol(this.#strings, this.#which, name, info, address, size);
+      }
     }
-    return found;
   }
 
   /** Address of a symbol by index: undefined if another module defines it. */
   definedAddress(index: number): number | undefined {
-    if (index >= this.count) return undefined;
-    const at = this.symbols.offset + index * abi.SYM_SIZE;
-    if (this.file.view.getUint16(at + abi.SYM.sectionIndex, true) === abi.SHN_UNDEF) return undefined;
-    const address = this.file.u64OrNaN(at + abi.SYM.value);
+    const entry = this.#entry(index);
+    if (entry === undefined || entry.getUint16(abi.SYM.sectionIndex, true) === abi.SHN_UNDEF)
+      return undefined;
+    const address = u64OrNaN(entry, abi.SYM.value);
     return Number.isNaN(address) ? undefined : address;
   }
 
-  /** False if the ASCII text stands in none of its names. */
-  mentions(text: string): boolean {
-    return this.file.contains(text, this.strings.offset, this.strings.offset + this.strings.size);
+  /** False if none of the ASCII texts stands in any of its names. */
+  mentions(texts: readonly string[]): boolean {
+    return this.#strings.mentions(texts);
   }
 
   nameOf(index: number): string | undefined {
-    return index < this.count ? this.nameAt(this.symbols.offset + index * abi.SYM_SIZE) : undefined;
+    const entry = this.#entry(index);
+    return entry && withoutVersion(this.#strings.at(entry.getUint32(abi.SYM.name, true)));
   }
 
-  /** Name of the symbol whose entry is at this offset of the file, without its version (`@VERSION`, `@@VERSION`). */
-  nameAt(entry: number): string {
-    const offset = this.file.view.getUint32(entry + abi.SYM.name, true);
-    if (offset >= this.strings.size) return '';
-    const name = this.file.stringAt(this.strings.offset + offset, this.strings.offset + this.strings.size);
-    const version = name.indexOf('@', 1);
-    return version < 0 ? name : name.slice(0, version);
+  #entry(index: number): DataView | undefined {
+    const at = index * abi.SYM_SIZE;
+    if (index >= this.count || !this.#entries.load(at, at + abi.SYM_SIZE)) return undefined;
+    const { buffer, byteOffset } = this.#entries.bytes;
+    return new DataView(buffer, byteOffset + at, abi.SYM_SIZE);
   }
 }
 
-/** A symbol that reads what it is asked for from its table: 10^5 of them are made, few are looked at closely. */
+/** A name without `@VERSION`, `@@VERSION`. */
+function withoutVersion(name: string): string {
+  const version = name.indexOf('@', 1);
+  return version < 0 ? name : name.slice(0, version);
+}
+
+/** A symbol that reads its name when it is asked for: 10^5 of them are made, few are looked at closely. */
 class TableSymbol implements ElfSymbol {
   #name: string | undefined;
 
   constructor(
-    private readonly owner: SymbolTable,
-    private readonly entry: number,
+    private readonly strings: StringTable,
+    readonly table: 'symtab' | 'dynsym',
+    private readonly nameOffset: number,
+    private readonly info: number,
     readonly addressNumber: number,
     readonly size: number,
   ) {}
 
   get name(): string {
-    return (this.#name ??= this.owner.nameAt(this.entry));
+    return (this.#name ??= withoutVersion(this.strings.at(this.nameOffset)));
   }
 
   get address(): bigint {
@@ -88,19 +111,11 @@ class TableSymbol implements ElfSymbol {
   }
 
   get kind(): SymbolKind {
-    return KINDS[this.#info & 0xf] ?? 'other';
+    return KINDS[this.info & 0xf] ?? 'other';
   }
 
   get binding(): SymbolBinding {
-    const binding = this.#info >> 4;
+    const binding = this.info >> 4;
     return binding === abi.STB_LOCAL ? 'local' : binding === abi.STB_WEAK ? 'weak' : 'global';
-  }
-
-  get table(): 'symtab' | 'dynsym' {
-    return this.owner.which;
-  }
-
-  get #info(): number {
-    return this.owner.file.view.getUint8(this.entry + abi.SYM.info);
   }
 }

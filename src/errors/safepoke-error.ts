@@ -1,3 +1,8 @@
+import { plain } from '../text/index.js';
+
+/** Nothing that a person reads is longer; names may be. */
+const LONGEST_PART = 2048;
+
 /** What an error must tell: product promise 5. Each part is a phrase without a full stop. */
 export interface ErrorDetails {
   /** What was tried, on what: "attach to process 4711". */
@@ -9,7 +14,10 @@ export interface ErrorDetails {
   readonly cause?: unknown;
 }
 
-/** Base of every error that safepoke throws on purpose. `code` is stable and meant for programs. */
+/**
+ * Base of every error that safepoke throws on purpose. `code` is stable and meant for programs. Names in `details` are exact; in `message`,
+ * which is for people, what a terminal would obey is escaped.
+ */
 export class SafepokeError extends Error {
   readonly code: string;
   readonly details: ErrorDetails;
@@ -18,7 +26,7 @@ export class SafepokeError extends Error {
 
   constructor(code: string, details: ErrorDetails) {
     super(
-      `cannot ${details.tried}: ${details.why}; ${details.next}`,
+      `cannot ${plain(details.tried, LONGEST_PART)}: ${plain(details.why, LONGEST_PART)}; ${plain(details.next, LONGEST_PART)}`,
       details.cause === undefined ? undefined : { cause: details.cause },
     );
     this.name = 'SafepokeError';

@@ -22,6 +22,7 @@ import {
   RENDEZVOUS_SIGNAL,
   STUBS,
   STUB_SIZE,
+  loadBlock,
 } from './layout.js';
 import { RENDEZVOUS_ALONE } from './signal-mask.js';
 
@@ -133,7 +134,7 @@ adopt_refused:
 
 ; After a handler, which is still counted: rbp and r15 are the protocol's. Without a rendezvous it costs nothing.
 watch_actions:
-    mov rdx, [rel ${PRIVATE.block}]
+${loadBlock('rdx')}
     mov eax, [rdx+${BLOCK.generation}]
     test eax, 1
     je watch_over
@@ -160,7 +161,7 @@ watch_next:
 ${askFor('watch_past', 'watch_end')}
 watch_leave:
     call ftrace_nmi_enter                   ; in this order: too high a count harms nobody
-    mov rdx, [rel ${PRIVATE.block}]
+${loadBlock('rdx')}
     lock add dword [rdx+${BLOCK.left}], 1
     jmp watch_end
 watch_past:

@@ -1,8 +1,15 @@
 // Whether a program can have our object loaded with it: known before it is started.
-import { closeSync, openSync, readFileSync, readSync, statSync } from 'node:fs';
 import { parseElf } from '../elf/index.js';
 import { CannotError } from '../errors/index.js';
-import { SYS, addressOf, systemCall } from '../linux/index.js';
+import {
+  NotRegularError,
+  RegularFile,
+  SYS,
+  addressOf,
+  bytesOfText,
+  systemCall,
+  textOfBytes,
+} from '../linux/index.js';
 import { checkMachine } from '../target/index.js';
 
 /** BINPRM_BUF_SIZE, and how deep interpreters may be nested (fs/exec.c). */
@@ -17,31 +24,24 @@ function refused(path: string, why: string, next: string): CannotError {
   return new CannotError('NOT_INSIDE', { tried: `trace ${path} from inside`, why, next });
 }
 
-function readHead(path: string): Uint8Array {
-  const file = openSync(path, 'r');
-  try {
-    const bytes = new Uint8Array(HEAD_BYTES);
-    return bytes.subarray(0, readSync(file, bytes, 0, HEAD_BYTES, 0));
-  } finally {
-    closeSync(file);
-  }
+function headOf(file: RegularFile): string {
+  const bytes = new Uint8Array(HEAD_BYTES);
+  return Buffer.from(bytes.buffer, 0, file.read(bytes, 0)).toString('latin1');
 }
 
 /** The file that the kernel maps for a program: a script's interpreter, as `find` finds it. */
-function executableOf(path: string, find: (name: string) => string): string {
-  let file = path;
-  for (let depth = 0; depth < MAX_INTERPRETERS; depth++) {
-    const line = new TextDecoder('latin1').decode(readHead(file));
-    const interpreter = /^#![ \t]*([^ \t\n]+)/.exec(line);
-    if (interpreter === null) return file;
-    file = find(interpreter[1]);
+function executableOf(path: string, find: (name: string) => string): { path: string; file: RegularFile } {
+  let at = path;
+  for (let depth = 0; ; depth++) {
+    const file = RegularFile.open(bytesOfText(at));
+    const interpreter = /^#![ \t]*([^ \t\n]+)/.exec(headOf(file));
+    if (interpreter === null || depth === MAX_INTERPRETERS) return { path: at, file };
+    at = find(textOfBytes(Buffer.from(interpreter[1], 'latin1')));
   }
-  return file;
 }
 
 function hasCapabilities(path: string): boolean {
-  const encode = (text: string): Uint8Array => new TextEncoder().encode(`${text}\0`);
-  const [file, name] = [encode(path), encode('security.capability')];
+  const [file, name] = [bytesOfText(`${path}\0`), Buffer.from('security.capability\0')];
   return systemCall(SYS.getxattr, addressOf(file), addressOf(name), 0, 0) > 0;
 }
 
@@ -53,7 +53,7 @@ export interface Identity {
 
 /** True if the kernel can execute it, as far as its beginning tells. */
 export function hasProgramFormat(file: string): boolean {
-  const head = new TextDecoder('latin1').decode(readHead(file));
+  const head = headOf(RegularFile.open(bytesOfText(file)));
   return head.startsWith('#!') || head.startsWith('\x7fELF');
 }
 
@@ -64,29 +64,30 @@ export function checkProgram(
   identity: Identity = { uid: process.geteuid?.(), gid: process.getegid?.() },
   find = (name: string): string => name,
 ): void {
-  let file: string;
-  let bytes: Uint8Array;
+  let executable: { path: string; file: RegularFile };
   try {
-    file = executableOf(found, find);
-    bytes = readFileSync(file);
+    executable = executableOf(found, find);
   } catch (error) {
-    throw refused(
-      path,
-      `it cannot be read (${(error as NodeJS.ErrnoException).code ?? 'unknown'})`,
-      'run it without --inside',
-    );
+    const why =
+      error instanceof NotRegularError
+        ? error.message
+        : `it cannot be read (${(error as NodeJS.ErrnoException).code ?? 'unknown'})`;
+    throw refused(path, why, 'run it without --inside');
   }
-  checkMachine(bytes, `run ${file === found ? path : file}`);
-  const { mode, uid, gid } = statSync(file);
+  const { file } = executable;
+  const head = new Uint8Array(HEAD_BYTES);
+  file.read(head, 0);
+  checkMachine(head, `run ${executable.path === found ? path : executable.path}`);
+  const { mode, uid, gid } = file;
   const isOther = uid !== identity.uid || gid !== identity.gid;
-  if (((mode & SET_ID_BITS) !== 0 && isOther) || hasCapabilities(file)) {
+  if (((mode & SET_ID_BITS) !== 0 && isOther) || hasCapabilities(executable.path)) {
     throw refused(
       path,
       'it gets the rights of another user or capabilities, and the dynamic loader loads nothing with such a program',
       'run safepoke as root, without --inside',
     );
   }
-  const { interpreter, needed } = parseElf(bytes, file);
+  const { interpreter, needed } = parseElf(file, executable.path);
   if (interpreter === undefined) {
     throw refused(
       path,

@@ -18,7 +18,7 @@
 // Strings and tables of the program's are read by the tracer, for which a bad address is no more than an answer.
 import { AGENT } from '../agent/index.js';
 import { AT_FDCWD, FUTEX, FUTEX_OWNER_DIED, O_CLOEXEC, O_RDWR, SYS } from '../linux/index.js';
-import { BLOCK, EXECUTION, EXECUTION_KIND, FOLLOW, PRIVATE } from './layout.js';
+import { BLOCK, EXECUTION, EXECUTION_KIND, FOLLOW, PRIVATE, loadBlock } from './layout.js';
 import { ALL_BUT_RENDEZVOUS, RENDEZVOUS_ALONE, SIG_SETMASK, changeMask } from './signal-mask.js';
 
 /** All of them, as the C library has them. */
@@ -152,7 +152,7 @@ export function executeListing(name: Executing): string {
 }
 
 const openOnly = (name: number, flags: number, file: number): string => `
-    mov rsi, [rel ${PRIVATE.block}]
+${loadBlock('rsi')}
     add rsi, ${name}
     mov rdi, ${AT_FDCWD}
     mov edx, ${flags}
@@ -204,9 +204,10 @@ listed_on_stack:
 
 execute:                                    ; rbp the frame of the function: rax its result
     sub rsp, 8
-    mov r8, [rel ${PRIVATE.block}]          ; 1.
+    mov r8, [rel ${PRIVATE.blockAt}]         ; 1.
     test r8, r8
     je execute_alone
+${loadBlock('r8')}
     cmp dword [r8+${BLOCK.follow}], ${FOLLOW.yes}
     jne execute_alone
     mov edx, [r8+${AGENT.owner}]
@@ -223,7 +224,7 @@ ${changeMask(SIG_SETMASK, `rbp-${FRAME.otherMask}`, `rbp-${FRAME.mask}`)}
     syscall
     mov ecx, eax
     xor eax, eax
-    mov r8, [rel ${PRIVATE.block}]
+${loadBlock('r8')}
     lock cmpxchg dword [r8+${BLOCK.asker}], ecx
     jne execute_unasked
     mov qword [rbp-${FRAME.blockFile}], -1   ; 4.
@@ -233,7 +234,7 @@ ${open('execute_object_file', BLOCK.keptObject, FRAME.objectFile)}
 ${FRAME.spare.map(tryFile).join('')}
 ${FRAME.spare.map(giveUpFile).join('')}
 ${FRAME.spare.map((spare) => `    cmp qword [rbp-${spare}], 0\n    jl execute_no_files`).join('\n')}
-    mov r8, [rel ${PRIVATE.block}]          ; 5.
+${loadBlock('r8')}          ; 5.
 ${tell(FRAME.blockFile, 'eax', BLOCK.nextBlockFile)}
 ${tell(FRAME.objectFile, 'eax', BLOCK.nextObjectFile)}
 ${tell(FRAME.kind, 'eax', BLOCK.executionKind)}
@@ -246,7 +247,7 @@ ${OWN_ENVIRONMENT}
     mov qword [rbp-${FRAME.looks}], ${LOOKS}
     mov dword [r8+${BLOCK.execution}], ${EXECUTION.asked}
 execute_wait:
-    mov r8, [rel ${PRIVATE.block}]
+${loadBlock('r8')}
     mov eax, [r8+${BLOCK.execution}]
     cmp eax, ${EXECUTION.asked}
     jne execute_answered
@@ -277,14 +278,14 @@ execute_answered:
     or rax, [rbp-${FRAME.mask}]
     mov [rbp-${FRAME.otherMask}], rax
 ${changeMask(SIG_SETMASK, `rbp-${FRAME.otherMask}`)}
-    mov rdx, [rel ${PRIVATE.block}]
+${loadBlock('rdx')}
     add rdx, ${BLOCK.environment}
     call execute_really
     mov [rbp-${FRAME.result}], rax           ; 7.
-    mov r8, [rel ${PRIVATE.block}]
+${loadBlock('r8')}
     mov dword [r8+${BLOCK.execution}], ${EXECUTION.none}
     call execute_close
-    mov r8, [rel ${PRIVATE.block}]
+${loadBlock('r8')}
     mov dword [r8+${BLOCK.asker}], 0
 ${changeMask(SIG_SETMASK, `rbp-${FRAME.mask}`)}
     call qword [rel ${PRIVATE.errnoLocation}]
@@ -294,14 +295,14 @@ ${changeMask(SIG_SETMASK, `rbp-${FRAME.mask}`)}
     add rsp, 8
     ret
 execute_no_files:
-    mov r8, [rel ${PRIVATE.block}]
+${loadBlock('r8')}
     mov dword [r8+${BLOCK.execution}], ${EXECUTION.noFiles}
 execute_denied:                             ; the tracer's reason is asked for if the program becomes another now
     call execute_close
 ${changeMask(SIG_SETMASK, `rbp-${FRAME.mask}`)}
     mov rdx, [rbp-${FRAME.environment}]
     call execute_really
-    mov r8, [rel ${PRIVATE.block}]
+${loadBlock('r8')}
     mov dword [r8+${BLOCK.execution}], ${EXECUTION.none}
     mov dword [r8+${BLOCK.asker}], 0
     add rsp, 8

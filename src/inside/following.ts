@@ -3,7 +3,7 @@
 // the environment is written in which our variable stands last. The program then waits, as any that we start, until it is adopted.
 //
 // It never waits in vain: whoever does not want it any more lets it go, and that is remembered in its block, also if it comes later.
-import { existsSync, readFileSync } from 'node:fs';
+import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import type { AgentThread, ResidentThread } from '../agent/index.js';
 import { CannotError, isSafepokeError } from '../errors/index.js';
@@ -13,10 +13,13 @@ import {
   FUTEX,
   SYS,
   faultPoint,
+  hasEnded,
+  isInEnvironment,
   readLimit,
   readLink,
   readStatus,
   systemCall,
+  textOfBytes,
 } from '../linux/index.js';
 import { hasOurFilters, mayExecute } from '../target/index.js';
 import { checkProgram, hasProgramFormat, type Identity } from './check-program.js';
@@ -272,7 +275,7 @@ export class Following {
     const { file, name } = this.#fileOf(request, from);
     checkProgram(file, name, this.#identity(status), (interpreter) => asFoundFrom(from, interpreter));
     const entries = this.#read(request.environment);
-    if (this.#values(entries, LIST_ONLY).length > 0) {
+    if (this.#value(entries, LIST_ONLY, 'first') !== undefined) {
       throw notFollowed(
         this.#pid,
         `${LIST_ONLY} is set for what it executes: the dynamic loader lists what it loads, our object too, and runs nothing`,
@@ -314,7 +317,7 @@ export class Following {
   #fileOf({ kind, directory, path }: Request, from: string): Named {
     const byDescriptor = `${from}/fd/${directory}`;
     if (kind === EXECUTION_KIND.descriptor) return { file: byDescriptor, name: `descriptor ${directory}` };
-    const name = Buffer.from(this.#string(path, PATH_BYTES)).toString();
+    const name = textOfBytes(this.#string(path, PATH_BYTES));
     if (kind === EXECUTION_KIND.search) return { file: this.#search(name, from), name };
     if (kind === EXECUTION_KIND.at && directory !== AT_FDCWD && !name.startsWith('/'))
       return { file: name === '' ? byDescriptor : `${byDescriptor}/${name}`, name };
@@ -324,8 +327,8 @@ export class Following {
   /** As execvp does: the first of the candidates that may be executed. What the kernel cannot execute is a script for the shell. */
   #search(name: string, from: string): string {
     const ownEnvironment = Number(this.#view.getBigUint64(BLOCK.ownEnvironment, true));
-    const path = name.includes('/') ? undefined : this.#values(this.#read(ownEnvironment), 'PATH').at(0);
-    const folders = path === undefined ? DEFAULT_PATH : Buffer.from(path).toString();
+    const path = name.includes('/') ? undefined : this.#value(this.#read(ownEnvironment), 'PATH', 'first');
+    const folders = path === undefined ? DEFAULT_PATH : textOfBytes(path);
     const candidates = name.includes('/') ? [name] : folders.split(':').map((folder) => join(folder, name));
     const file = candidates.map((candidate) => asFoundFrom(from, candidate)).find(mayExecute);
     if (file === undefined) throw notFollowed(this.#pid, `${name} is not found`);
@@ -364,12 +367,12 @@ export class Following {
     return { pointers, heads: heads.map((head) => Buffer.from(head).toString('latin1')) };
   }
 
-  /** Values of a variable, in the order in which they stand. */
-  #values({ pointers, heads }: Entries, name: string): Uint8Array[] {
+  /** The value of a variable, where it stands several times the first, or the last. */
+  #value({ pointers, heads }: Entries, name: string, which: 'first' | 'last'): Uint8Array | undefined {
     const start = `${name}=`;
-    return pointers
-      .filter((_, i) => heads[i].startsWith(start))
-      .map((pointer) => this.#string(Number(pointer), STRING_BYTES).subarray(start.length));
+    const isIt = (head: string): boolean => head.startsWith(start);
+    const at = which === 'first' ? heads.findIndex(isIt) : heads.findLastIndex(isIt);
+    return at < 0 ? undefined : this.#string(Number(pointers[at]), STRING_BYTES).subarray(start.length);
   }
 
   #pointers(environment: number): bigint[] {
@@ -390,7 +393,7 @@ export class Following {
   /** The program's entries, and ours: of two variables the loader takes the last. */
   #writeEnvironment(entries: Entries, objectFile: number): void {
     const { pointers } = entries;
-    const others = this.#values(entries, 'LD_PRELOAD').at(-1) ?? new Uint8Array();
+    const others = this.#value(entries, 'LD_PRELOAD', 'last') ?? new Uint8Array();
     const own = preloadVariable(objectFile);
     const text = Buffer.concat([
       Buffer.from(others.length === 0 ? own : `${own}:`),
@@ -428,10 +431,6 @@ function asFoundFrom(from: string, name: string): string {
 
 /** What a process was given at its start tells, where it can be read at all. */
 function hasOurVariable(pid: number, objectFile: number): boolean {
-  try {
-    return readFileSync(`/proc/${pid}/environ`, 'latin1').includes(preloadVariable(objectFile));
-  } catch (error) {
-    // It has become another user's; anything else says that it has ended.
-    return ['EACCES', 'EPERM'].includes((error as NodeJS.ErrnoException).code ?? '');
-  }
+  // It cannot be read where it has become another user's, or has ended.
+  return isInEnvironment(pid, preloadVariable(objectFile)) ?? !hasEnded(pid);
 }

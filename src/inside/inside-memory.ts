@@ -74,7 +74,7 @@ export class InsideMemory extends TargetMemory {
     try {
       while (done < length) {
         const some = Math.min(length - done, HALF);
-        const count = this.#thread.calls(this.#reading(address + done, 0, some)).at(-1) ?? 0;
+        const count = noMoreThan(some, this.#thread.calls(this.#reading(address + done, 0, some)).at(-1));
         if (isForbidden(count)) throw refusedCall(this.pid, 'read its memory', this.#readingCall, count);
         if (count <= 0) break;
         bytes.set(this.#bytes.subarray(BLOCK.buffer, BLOCK.buffer + count), done);
@@ -92,7 +92,7 @@ export class InsideMemory extends TargetMemory {
     const results: Uint8Array[] = [];
     while (results.length < ranges.length) {
       const batch = this.#batchOf(ranges, results.length);
-      if (batch.length > 1) results.push(...this.#readBatch(batch));
+      if (batch.length > 1) for (const read of this.#readBatch(batch)) results.push(read);
       else {
         const { address, length } = ranges[results.length];
         results.push(this.readSome(address, length));
@@ -122,7 +122,7 @@ export class InsideMemory extends TargetMemory {
       counts = [];
     }
     return batch.map((_, i) => {
-      const count = counts.at(i) ?? 0;
+      const count = noMoreThan(batch[i].length, counts.at(i));
       if (isForbidden(count)) throw refusedCall(this.pid, 'read its memory', this.#readingCall, count);
       const at = BLOCK.buffer + places[i];
       return this.#bytes.slice(at, at + Math.max(count, 0));
@@ -136,7 +136,7 @@ export class InsideMemory extends TargetMemory {
       const calls = this.mustUnlock
         ? [this.#seek(0), [SYS.read, this.#blockFile, address + done, some.length]]
         : [[SYS.pwrite64, this.#file, this.#buffer, some.length, address + done]];
-      const count = this.#thread.calls(calls).at(-1) ?? 0;
+      const count = noMoreThan(some.length, this.#thread.calls(calls).at(-1));
       const call = this.mustUnlock ? 'read' : 'pwrite64';
       if (isForbidden(count)) throw refusedCall(this.pid, 'write its memory', call, count);
       if (count <= 0) throw this.error('write', address, bytes.length);
@@ -243,7 +243,7 @@ export class InsideMemory extends TargetMemory {
     const locked = this.#view.getInt32(BLOCK.lockStatus, true);
     if (region !== undefined && unlocked === 0 && locked < 0) throw this.#stillUnlocked(region, locked);
     const made = this.#view.getUint32(BLOCK.changed, true);
-    if (made === changes.length) return;
+    if (made >= changes.length) return;
     if (this.#view.getInt32(BLOCK.changeStatus, true) === EBUSY) throw this.#busy();
     const { address, after } = changes[made];
     const isRefused = region !== undefined && unlocked < 0;
@@ -296,6 +296,11 @@ export class InsideMemory extends TargetMemory {
   get #buffer(): number {
     return this.#address + BLOCK.buffer;
   }
+}
+
+/** What was read or written of so many bytes, or -errno: the result stands in memory that anybody in the program may write. */
+function noMoreThan(most: number, result = 0): number {
+  return Math.min(result, most);
 }
 
 /** What the kernel says of an address at which there is nothing. */

@@ -3,7 +3,7 @@
 //
 //   object   a shared object (shared-object.ts): code, and private data that a forked child gets a copy of
 //   block    a part of a memfd, which the tracer maps as well: the agent's pages, the rendezvous, a buffer for what goes over. A program
-//            that this one executes has the next part, so that what forked children still share is no other's
+//            that this one executes has the next part
 import { AGENT } from '../agent/index.js';
 import { DYNAMIC_ROOM } from '../elf/index.js';
 import { PAGE } from '../linux/index.js';
@@ -38,8 +38,11 @@ export const PRIVATE = {
   /** dlsym and __errno_location. */
   dlsym: PRIVATE_START + 8,
   errnoLocation: PRIVATE_START + 16,
-  /** Address of the block. */
-  block: PRIVATE_START + 24,
+  /**
+   * Address of a word: how far the block is from `zeros`, in which nothing is asked. In a forked child the word reads as zero, and the
+   * block is not mapped: a child may have given up rights that its parent has, and must not tell the parent's threads what to do.
+   */
+  blockAt: PRIVATE_START + 24,
   /** u32: descriptors that the program inherits from us: the block, the object. */
   blockFile: PRIVATE_START + 32,
   objectFile: PRIVATE_START + 36,
@@ -62,6 +65,10 @@ export const PRIVATE = {
   environ: PRIVATE_START + 208,
   /** u32: stands for errno where there is no C library. */
   noErrno: PRIVATE_START + 216,
+  /** Address of what is read in the block's place where there is none. */
+  zeros: PRIVATE_START + 224,
+  /** Zero: what `blockAt` leads to where there is no block. */
+  noBlock: PRIVATE_START + 232,
   /** The protocol's words. */
   protocol: PRIVATE_START + 256,
   /** Addresses of the functions that ours stand before. */
@@ -78,6 +85,15 @@ export const PRIVATE = {
 } as const;
 
 export const PRIVATE_SIZE = PRIVATE.end - PRIVATE_START;
+/** Loads the address of the block, or of zeros, into a register. Changes flags. */
+export const loadBlock = (register: string): string => `
+    mov ${register}, [rel ${PRIVATE.blockAt}]
+    mov ${register}, [${register}]
+    add ${register}, [rel ${PRIVATE.zeros}]`;
+
+/** Of each program its own, where its children read zeros: what stands in the place of the block, then the word of `blockAt`. */
+export const OWN_PAGES = { distance: AGENT.size + PAGE, size: AGENT.size + 2 * PAGE } as const;
+
 /** The words by which one program's object differs from another's: all lie in the page that the loader itself writes into. */
 export const PRIVATE_HEAD = { start: PRIVATE_START, end: PRIVATE.protocol } as const;
 export const privateOffset = (address: number): number => address - PRIVATE_START;

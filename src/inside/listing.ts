@@ -25,6 +25,7 @@ import {
   SIG_UNBLOCK,
   SYS,
   UCONTEXT_REGISTERS,
+  MADV,
 } from '../linux/index.js';
 import type { Protocol } from '../protocol/index.js';
 import { FALSE_EINTR } from '../target/index.js';
@@ -46,6 +47,8 @@ import {
   STUBS,
   STUB_SIZE,
   TEXT,
+  OWN_PAGES,
+  loadBlock,
 } from './layout.js';
 import {
   ALL_BUT_RENDEZVOUS,
@@ -156,7 +159,38 @@ init:                                       ; rdi argc, rsi argv, rdx envp
     cmp rax, -4096
     ja init_no_block
     mov rbx, rax
-    mov [rel ${PRIVATE.block}], rax
+    ; a child that is forked has zeros in its place
+    mov eax, ${SYS.mmap}
+    xor edi, edi
+    mov esi, ${OWN_PAGES.size}
+    mov edx, ${PROT.read | PROT.write}
+    mov r10d, ${MAP.private | MAP.anonymous}
+    mov r8, -1
+    xor r9d, r9d
+    syscall
+    cmp rax, -4096
+    ja init_no_block
+    mov [rel ${PRIVATE.zeros}], rax
+    mov rdi, rax
+    lea rcx, [rax+${OWN_PAGES.distance}]
+    mov [rel ${PRIVATE.blockAt}], rcx
+    mov rdx, rbx
+    sub rdx, rax
+    mov [rax+${OWN_PAGES.distance}], rdx
+    mov eax, ${SYS.madvise}
+    mov esi, ${OWN_PAGES.size}
+    mov edx, ${MADV.wipeOnFork}
+    syscall
+    test eax, eax
+    jne init_no_block
+    mov eax, ${SYS.madvise}
+    mov rdi, rbx
+    mov esi, ${BLOCK.size}
+    mov edx, ${MADV.dontFork}
+    syscall
+    test eax, eax
+    jne init_no_block
+    mov rax, rbx
     cmp qword [rel ${PRIVATE.dlsym}], 0
     je init_no_library
     cmp qword [rel ${PRIVATE.errnoLocation}], 0
@@ -309,7 +343,9 @@ init_no_library:
     jmp init_alone
 init_no_block:                              ; zeros of our own, where nothing is asked: counts, which nobody makes without knowsThreads
     lea rbx, [rel ${PRIVATE.counts - AGENT.size}]
-    mov [rel ${PRIVATE.block}], rbx
+    mov [rel ${PRIVATE.zeros}], rbx
+    lea rax, [rel ${PRIVATE.noBlock}]
+    mov [rel ${PRIVATE.blockAt}], rax
 init_alone:
     cmp dword [rel ${PRIVATE.isSuccessor}], 0
     je init_exit
@@ -517,7 +553,7 @@ no_changes:
 ${WHILE_WAITING}:
     push rax
     push rcx
-    mov rax, [rel ${PRIVATE.block}]
+${loadBlock('rax')}
     mov rcx, rsp
     sub rcx, rax
     cmp rcx, ${AGENT.size}
@@ -552,7 +588,7 @@ helper_waits:
     pop rax
     ret
 give_up_change:
-    mov rbx, [rel ${PRIVATE.block}]
+${loadBlock('rbx')}
     mov rsp, [rbx+${BLOCK.changeStack}]
     mov rbp, rsp
     mov eax, ${EBUSY}
@@ -569,7 +605,7 @@ write_text:
     mov r12, rdi
     mov r13, rsi
     mov r14, rcx
-    mov rbx, [rel ${PRIVATE.block}]
+${loadBlock('rbx')}
     mov rax, rsp
     sub rax, rbx
     cmp rax, ${AGENT.size}
@@ -582,8 +618,11 @@ write_text:
     cmp qword [r8-${SHIM.isCounted}], 0
     jne write_text_help                     ; not on the way in
     call withhold_signal
-    mov rbx, [rel ${PRIVATE.block}]
+${loadBlock('rbx')}
 write_text_help:
+    xor eax, eax
+    cmp dword [rbx+${BLOCK.pid}], 0
+    je write_text_end                       ; a child that a handler has forked: the change is not its own
     cmp dword [rbx+${BLOCK.unlocking}], 0
     jne write_text_cannot
     mov eax, ${SYS.open}
@@ -648,7 +687,7 @@ read_span:                                  ; the same into unlocked text: the k
 
 ; By the agent's thread only: rdi, rcx the text. Nobody else changes rights: who did would take them from a writer
 unlock_text:
-    mov r8, [rel ${PRIVATE.block}]
+${loadBlock('r8')}
     cmp dword [r8+${BLOCK.unlocking}], 0
     je unlock_text_done                     ; it can be written as it is
     mov rsi, rcx
@@ -662,7 +701,7 @@ unlock_text_done:
     xor eax, eax
     ret
 lock_text:
-    mov r8, [rel ${PRIVATE.block}]
+${loadBlock('r8')}
     cmp dword [r8+${BLOCK.unlocking}], 0
     je unlock_text_done
     mov rsi, rcx
@@ -674,7 +713,7 @@ lock_text:
 
 compare_text:                               ; rdi where, rsi code, rcx length; by the agent's thread only
     push rsi
-    mov r8, [rel ${PRIVATE.block}]
+${loadBlock('r8')}
     mov r10, rdi
     mov rdx, rcx
     mov edi, [r8+${BLOCK.memoryFile}]
@@ -786,7 +825,7 @@ leave_next:
     mov ecx, [rax+${THREAD_LOCAL.standing}]
     test ecx, ecx
     je leave_one
-    mov rdx, [rel ${PRIVATE.block}]
+${loadBlock('rdx')}
     cmp dword [rdx+${BLOCK.generation}], ecx
     je leave_done
     mov dword [rax+${THREAD_LOCAL.standing}], 0
@@ -1043,7 +1082,7 @@ rendezvous:
     push r15
     sub rsp, ${STAND.size + lowered.frameSize}
     mov r12, rdx
-    mov rbx, [rel ${PRIVATE.block}]
+${loadBlock('rbx')}
     mov eax, ${SYS.getpid}
     syscall
     cmp eax, [rel ${PRIVATE.owner}]

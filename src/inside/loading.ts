@@ -1,7 +1,7 @@
 // What a program is given that has our object loaded with it, and the wait until it has come so far that nothing but its own code is
 // still to begin.
-import { closeSync, ftruncateSync, writeSync } from 'node:fs';
-import { AGENT, AgentThread, SHARED_NAME } from '../agent/index.js';
+import { closeSync, fchmodSync, writeSync } from 'node:fs';
+import { AGENT, AgentThread, SHARED_NAME, rightsToGiveUp, type GivenUp } from '../agent/index.js';
 import { CannotError } from '../errors/index.js';
 import {
   EVERYBODY,
@@ -11,20 +11,24 @@ import {
   PROT,
   SEEK_SET,
   SYS,
-  createMemoryFile,
+  createGrowingFile,
+  createOpenFile,
   errnoName,
+  growMemoryFile,
   mapOwn,
+  readStatus,
   systemCall,
   type OwnMapping,
   type OwnerWord,
 } from '../linux/index.js';
-import { pause } from '../target/index.js';
+import { SECCOMP_FILTER, pause } from '../target/index.js';
 import { NO_C_LIBRARY } from './check-program.js';
 import { BLOCK, PRIVATE_HEAD } from './layout.js';
 import { NO_LIBRARY } from './listing.js';
 import { makeSharedObject } from './shared-object.js';
 
 const OBJECT_NAME = 'safepoke-inside';
+const OWNER_FILE = 0o600;
 const F_SETFD = 2;
 const FD_CLOEXEC = 1;
 /** FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, include/uapi/linux/falloc.h */
@@ -40,6 +44,13 @@ const LOAD_POLL_MS = 0.5;
 const unused = new FinalizationRegistry<bigint>((address) => {
   systemCall(SYS.munmap, address, BLOCK.size);
 });
+
+/** What the agent's thread of a program gives up that we start: it has our own rights, and our own filters, which we cannot read. */
+function programGivesUp(): GivenUp {
+  const { pid } = process;
+  const isFree = readStatus(pid)?.get('Seccomp') !== SECCOMP_FILTER;
+  return rightsToGiveUp(pid, pid, () => isFree);
+}
 
 /** A block that nobody has mapped yet but we. It is not unmapped by hand, but when no view of it is left, and its owner has been released. */
 export interface Block {
@@ -57,8 +68,11 @@ export class Files {
   #end = 0;
 
   constructor() {
-    this.#block = createMemoryFile(SHARED_NAME, 0);
-    this.#object = createMemoryFile(OBJECT_NAME, 0);
+    this.#block = createGrowingFile(SHARED_NAME);
+    this.#object = createOpenFile(OBJECT_NAME);
+    // Whoever may look into /proc/PID/fd of ours or of the program's opens them by their modes.
+    fchmodSync(this.#block, OWNER_FILE);
+    fchmodSync(this.#object, OWNER_FILE);
   }
 
   close(): void {
@@ -66,14 +80,14 @@ export class Files {
     closeSync(this.#object);
   }
 
-  /** A block of its own for each program: children that the one before has forked share that one's. */
+  /** A block of its own for each program: what the one before has left can still be read. */
   newBlock(): Block {
     const offset = this.#end;
-    ftruncateSync(this.#block, offset + BLOCK.size);
+    growMemoryFile(this.#block, offset + BLOCK.size);
     const mapping = mapOwn(BLOCK.size, PROT.read | PROT.write, MAP.shared, this.#block, offset);
     unused.register(mapping.bytes, mapping.address);
     this.#end += BLOCK.size;
-    return { mapping, owner: AgentThread.prepare(mapping), offset };
+    return { mapping, owner: AgentThread.prepare(mapping, programGivesUp()), offset };
   }
 
   /** The memory of a block that is of no use any more goes; where it is still mapped there are zeros. */

@@ -89,7 +89,7 @@ export class Meetings {
     this.#block = block;
     this.#words = new Int32Array(block.bytes);
     this.#longs = new BigUint64Array(block.bytes);
-    wakeSooner(thread.tid);
+    if (thread.isPresent) wakeSooner(thread.tid);
   }
 
   /** The first thread, which waits in the object's initialiser: it has not begun, so that standing still costs it nothing. */
@@ -223,7 +223,7 @@ export class Meetings {
   #call(times: HoldTimes, blockedPatienceMs: number): Standstill | Missing {
     this.#awaitEmpty();
     const words = this.#words;
-    this.#first = Atomics.load(words, BLOCK.taken / 4);
+    this.#first = Atomics.load(words, BLOCK.taken / 4) >>> 0;
     for (let i = 0; i < PLACES_MAX / 4; i++) this.#longs[this.#placeAt(this.#first + i) + PLACE.tid / 8] = 0n;
     // Whom to ask is found out before anybody stands; from the first request on we go before those who do not stand yet.
     let missing = this.#missing(this.#present(), this.#threads());
@@ -276,7 +276,7 @@ export class Meetings {
   #awaitPlaces(count: number): void {
     const until = performance.now() + LOOK_MS;
     for (let polls = 0; performance.now() < until; polls++) {
-      if (Atomics.load(this.#words, BLOCK.taken / 4) - this.#first >= count) return;
+      if (this.#taken() >= count) return;
       if (polls > EAGER_POLLS) pause(POLL_PAUSE_MS);
     }
   }
@@ -294,12 +294,18 @@ export class Meetings {
   /** Places of the threads that have come, by their ids as we know them. */
   #present(): Map<number, number> {
     const found = new Map<number, number>();
-    const taken = Atomics.load(this.#words, BLOCK.taken / 4);
-    for (let i = this.#first; i < taken; i++) {
+    const places = this.#taken();
+    for (let i = this.#first; i < this.#first + places; i++) {
       const tid = Number(this.#longs[this.#placeAt(i) + PLACE.tid / 8]);
       if (tid !== 0) found.set(tid, i);
     }
     return found;
+  }
+
+  /** Places taken since the last rendezvous was called, at most all that there are: threads of the program count them. */
+  #taken(): number {
+    const taken = (Atomics.load(this.#words, BLOCK.taken / 4) >>> 0) - this.#first;
+    return Math.min(Math.max(taken, 0), PLACES_MAX);
   }
 
   /** Index of a place among the words of the block. */
@@ -363,9 +369,9 @@ export class Meetings {
 
   /** Until all have left the last rendezvous, but for those whose handlers have jumped elsewhere. */
   #awaitEmpty(): void {
-    const taken = Atomics.load(this.#words, BLOCK.taken / 4);
+    const places = this.#taken();
     const since = performance.now();
-    for (let i = this.#first; i < taken; i++) {
+    for (let i = this.#first; i < this.#first + places; i++) {
       while (this.#longs[this.#placeAt(i) + PLACE.hasLeft / 8] === 0n) {
         if (performance.now() - since > LEAVE_PATIENCE_MS) return;
         this.#wake(BLOCK.generation);

@@ -25,10 +25,18 @@ export const MAP = {
 } as const;
 export const MREMAP = { mayMove: 1, fixed: 2, dontUnmap: 4 } as const;
 /** `populateWrite` since Linux 5.14. */
-export const MADV = { dontNeed: 4, remove: 9, dontDump: 16, wipeOnFork: 18, populateWrite: 23 } as const;
+export const MADV = {
+  dontNeed: 4,
+  remove: 9,
+  dontFork: 10,
+  dontDump: 16,
+  wipeOnFork: 18,
+  populateWrite: 23,
+} as const;
 
 /** include/uapi/linux/memfd.h */
 export const MFD_CLOEXEC = 1;
+export const MFD_ALLOW_SEALING = 2;
 
 /** include/uapi/linux/futex.h: commands, their flag, and what the kernel adds to the word of a robust futex. */
 export const FUTEX = { wait: 0, wake: 1, privateFlag: 128 } as const;

@@ -64,3 +64,15 @@ test('groups of the first version are found, also where a container sees a part 
   };
   assert.equal(available(files), 35 * MIB);
 });
+
+test('groups and mounts may have any name', () => {
+  const group = 'a\r0::/elsewhere';
+  const files = {
+    ...system,
+    'proc/7/cgroup': `0::/${group}\n`,
+    'proc/self/mountinfo': '30 24 0:26 / /my\\040mount rw,nosuid - cgroup2 cgroup2 rw\n',
+    [`my mount/${group}/memory.max`]: `${9 * MIB}\n`,
+    [`my mount/${group}/memory.current`]: `${2 * MIB}\n`,
+  };
+  assert.equal(available(files), 7 * MIB);
+});

@@ -2,6 +2,7 @@
 // that it is in leave (cgroups(7), Documentation/admin-guide/cgroup-v1/memory.rst and cgroup-v2.rst).
 import { readFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
+import { bytesOfText, textOfLatin1 } from './path-text.js';
 
 const KIB = 1024;
 
@@ -15,7 +16,7 @@ const FILES = {
 export function availableMemory(pid: number, root = '/'): number | undefined {
   const read = (path: string): string | undefined => {
     try {
-      return readFileSync(join(root, path), 'utf8');
+      return readFileSync(bytesOfText(join(root, path)), 'latin1');
     } catch {
       return undefined;
     }
@@ -39,7 +40,13 @@ export function availableMemory(pid: number, root = '/'): number | undefined {
       if (path === '/' || path === '.') break;
     }
   }
-  return amounts.length === 0 ? undefined : Math.min(...amounts);
+  return amounts.length === 0 ? undefined : amounts.reduce((least, amount) => Math.min(least, amount));
+}
+
+/** A path of mountinfo, in which blanks, tabs, line feeds and backslashes are octal (proc(5)). */
+function unescaped(shown: string): string {
+  const bytes = shown.replace(/\\([0-7]{3})/g, (_, octal: string) => String.fromCharCode(parseInt(octal, 8)));
+  return textOfLatin1(bytes);
 }
 
 interface MemoryGroup {
@@ -52,13 +59,20 @@ interface MemoryGroup {
 /** The groups of a process that account for memory, of both hierarchies where there are two. */
 function memoryGroups(groups: string, mounts: string): MemoryGroup[] {
   const found: MemoryGroup[] = [];
-  for (const [, controllers, path] of groups.matchAll(/^\d+:([^:]*):(.*)$/gm)) {
+  // Names in them may have all characters but a line feed: nothing else ends a line.
+  for (const line of groups.split('\n')) {
+    const parts = /^\d+:([^:]*):([^]*)$/.exec(line);
+    if (parts === null) continue;
+    const [, controllers] = parts;
+    const path = textOfLatin1(parts[2]);
     const isUnified = controllers === '';
     if (!isUnified && !controllers.split(',').includes('memory')) continue;
     // proc(5), mountinfo: the fourth field is the part of the hierarchy that is mounted, the fifth where.
-    for (const [, shown, mount, type, options] of mounts.matchAll(
-      /^\S+ \S+ \S+ (\S+) (\S+) .* - (\S+) \S+ (\S+)$/gm,
-    )) {
+    for (const mountLine of mounts.split('\n')) {
+      const fields = /^[^ ]+ [^ ]+ [^ ]+ ([^ ]+) ([^ ]+) .* - ([^ ]+) [^ ]+ ([^ ]+)$/s.exec(mountLine);
+      if (fields === null) continue;
+      const [, , , type, options] = fields;
+      const [shown, mount] = [unescaped(fields[1]), unescaped(fields[2])];
       const isIt = isUnified
         ? type === 'cgroup2'
         : type === 'cgroup' && options.split(',').includes('memory');

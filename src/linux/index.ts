@@ -7,6 +7,7 @@ export {
   GLIBC_TID_OFFSET,
   MADV,
   MAP,
+  MFD_ALLOW_SEALING,
   MFD_CLOEXEC,
   MREMAP,
   O_CLOEXEC,
@@ -58,10 +59,12 @@ export {
 } from './ptrace.js';
 export {
   hasEnded,
+  isInEnvironment,
   hasGuard,
   mappingAt,
   parseMaps,
   readAuxiliaryVector,
+  readCloneCount,
   readCommandLine,
   readExecutableHead,
   readExecutablePath,
@@ -78,14 +81,28 @@ export {
   type Mapping,
   bitSet,
 } from './proc.js';
+export { bytesOfText, textOfBytes } from './path-text.js';
+export { NotRegularError, RegularFile } from './regular-file.js';
 export { availableMemory } from './available-memory.js';
 export { readRemoteRanges, type MemoryRange } from './remote-memory.js';
 export { tellNothingOfStops } from './child-signal.js';
+export { peerOf, type Peer } from './peer.js';
 export { PidFile } from './pid-file.js';
-export { ProcessLock } from './process-lock.js';
+export { CaughtSignals, ENDING_SIGNALS, awaitWritable } from './caught-signals.js';
+export { terminalColumns } from './terminal-size.js';
+export { ProcessLock, effectiveUser, lockHolders, rightfulHolder, type LockHolder } from './process-lock.js';
 export { faultPoint, isFaultWanted } from './fault-point.js';
 export { OWNER_ENTRY_BYTES, OwnerWord } from './owner-word.js';
 export { processesSharing } from './shared-memory.js';
 export { filePages } from './page-map.js';
-export { createExecutableFile, createMemoryFile } from './memory-file.js';
+export {
+  createExecutableFile,
+  createGrowingFile,
+  createMemoryFile,
+  createOpenFile,
+  growMemoryFile,
+  sealMemoryFile,
+  takeMemoryFile,
+  type DescriptorOwner,
+} from './memory-file.js';
 export { haste, preferThread, urgency, wakeSooner, whilePreferred } from './urgency.js';

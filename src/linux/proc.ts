@@ -1,5 +1,6 @@
 // Readers of /proc/PID. All of them return undefined where the process or thread has gone, which may happen at any moment.
 import { openSync, readFileSync, readSync, readdirSync, readlinkSync, closeSync } from 'node:fs';
+import { textOfBytes, textOfLatin1 } from './path-text.js';
 
 function readProc(path: string): string | undefined {
   try {
@@ -18,31 +19,124 @@ export interface Mapping {
   readonly offset: number;
   readonly device: string;
   readonly inode: number;
-  /** File name, "[stack]", "[vdso]", ... or "". A deleted file ends in " (deleted)". */
+  /**
+   * File name (`bytesOfText` has its bytes), "[stack]", "[vdso]", ... or "". Of a deleted file it ends in " (deleted)", as may the name of one
+   * that is there.
+   */
   readonly path: string;
 }
 
+/** The bytes of a path in which /proc/PID/maps shows a line feed: it shows the same for one that has these four characters. */
+const SHOWN_LINE_FEED = '\\012';
+
 export function readMaps(pid: number): Mapping[] | undefined {
-  const text = readProc(`/proc/${pid}/maps`);
-  return text === undefined ? undefined : parseMaps(text);
+  const parser = new MapsParser((place) => readLinkBytes(`/proc/${pid}/map_files/${place}`));
+  return forEachPiece(`/proc/${pid}/maps`, (text) => {
+    parser.add(text);
+    return false;
+  })
+    ? parser.mappings
+    : undefined;
 }
 
-/** Parses the text of /proc/PID/maps (proc(5)). */
-export function parseMaps(text: string): Mapping[] {
-  const mappings: Mapping[] = [];
-  const line = /^([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) (\S+) (\d+) *(.*)$/gm;
-  for (const match of text.matchAll(line)) {
-    mappings.push({
+/** Bytes of a file in /proc that are read at once. */
+const PIECE_BYTES = 256 * 1024;
+
+/** Reads a file in /proc, whose length a program may choose, until `visit` has enough. False: it cannot be read (to its end). */
+function forEachPiece(path: string, visit: (text: string) => boolean): boolean {
+  let fd: number;
+  try {
+    fd = openSync(path, 'r');
+  } catch {
+    return false;
+  }
+  const bytes = Buffer.allocUnsafe(PIECE_BYTES);
+  try {
+    for (;;) {
+      const count = readSync(fd, bytes, 0, PIECE_BYTES, null);
+      if (count === 0 || visit(bytes.toString('latin1', 0, count))) return true;
+    }
+  } catch {
+    return false;
+  } finally {
+    closeSync(fd);
+  }
+}
+
+/** The first bytes of a file in /proc, as latin1; undefined where it cannot be opened. */
+function readStart(path: string, most: number): string | undefined {
+  let text = '';
+  const isThere = forEachPiece(path, (piece) => {
+    text += piece;
+    return text.length >= most;
+  });
+  return isThere ? text.slice(0, most) : undefined;
+}
+
+/**
+ * Parses the text of /proc/PID/maps (proc(5)), given as latin1. `linkOf` tells the bytes of the path of the mapping at a place such as
+ * "7f0000000000-7f0000001000", as map_files does: only that tells a line feed in it from its escape.
+ */
+export function parseMaps(
+  text: string,
+  linkOf: (place: string) => Uint8Array | undefined = () => undefined,
+): Mapping[] {
+  const parser = new MapsParser(linkOf);
+  parser.add(text);
+  parser.add('\n');
+  return parser.mappings;
+}
+
+/**
+ * Nothing ends a line but a line feed: a path may have all other characters, those too that expressions take for the end of a line ("." and
+ * "$"), and would be taken for lines of its own.
+ */
+const MAPS_LINE = /^([0-9a-f]+)-([0-9a-f]+) ([^ ]{4}) ([0-9a-f]+) ([^ ]+) ([0-9]+) *([^]*)$/;
+
+/** Takes the text as it comes. Of many mappings of one file there is one path. */
+class MapsParser {
+  readonly mappings: Mapping[] = [];
+  readonly #linkOf: (place: string) => Uint8Array | undefined;
+  readonly #paths = new Map<string, string>();
+  /** The beginning of a line whose end has not come yet. */
+  #rest = '';
+
+  constructor(linkOf: (place: string) => Uint8Array | undefined) {
+    this.#linkOf = linkOf;
+  }
+
+  add(text: string): void {
+    const lines = (this.#rest + text).split('\n');
+    this.#rest = lines.pop() ?? '';
+    for (const line of lines) this.#addLine(line);
+  }
+
+  #addLine(line: string): void {
+    const match = MAPS_LINE.exec(line);
+    if (match === null) return;
+    this.mappings.push({
       start: parseInt(match[1], 16),
       end: parseInt(match[2], 16),
       permissions: match[3],
       offset: parseInt(match[4], 16),
       device: match[5],
       inode: Number(match[6]),
-      path: Buffer.from(match[7], 'latin1').toString('utf8'),
+      path: this.#pathOf(match[7], `${match[1]}-${match[2]}`),
     });
   }
-  return mappings;
+
+  #pathOf(shown: string, place: string): string {
+    if (shown.includes(SHOWN_LINE_FEED)) {
+      const link = this.#linkOf(place);
+      return link === undefined ? textOfLatin1(shown.replaceAll(SHOWN_LINE_FEED, '\n')) : textOfBytes(link);
+    }
+    let path = this.#paths.get(shown);
+    if (path === undefined) {
+      path = textOfLatin1(shown);
+      this.#paths.set(shown, path);
+    }
+    return path;
+  }
 }
 
 /** Index of the mapping that contains an address, in a list ascending as the kernel gives it; -1 if none does. */
@@ -61,6 +155,12 @@ export function mappingAt(maps: readonly Mapping[], address: number): number {
 export function runnableThreads(): number | undefined {
   const runnable = / (\d+)\/\d+ /.exec(readProc('/proc/loadavg') ?? '')?.[1];
   return runnable === undefined ? undefined : Number(runnable);
+}
+
+/** Processes and threads that the system has made since it was started (proc(5), stat); undefined where that is not told. */
+export function readCloneCount(): number | undefined {
+  const count = /^processes (\d+)$/m.exec(readProc('/proc/stat') ?? '')?.[1];
+  return count === undefined ? undefined : Number(count);
 }
 
 /** True if a mapping has a guard right below: memory that nobody may touch, as C libraries put it below a thread's stack. */
@@ -113,9 +213,11 @@ export function hasEnded(pid: number, tid?: number): boolean {
   return /^[ZX]/.test(readStatus(pid, tid)?.get('State') ?? 'X');
 }
 
-/** A thread's name: at most 15 characters. */
+/** A thread's name: at most 15 bytes, any but NUL. */
 export function readThreadName(pid: number, tid: number): string | undefined {
-  return readProc(`/proc/${pid}/task/${tid}/comm`)?.trimEnd();
+  const text = readProc(`/proc/${pid}/task/${tid}/comm`);
+  // The kernel ends it with a line feed; the name may itself have blanks and line feeds there.
+  return text === undefined ? undefined : textOfLatin1(text.replace(/\n$/, ''));
 }
 
 /** When a process started, in clock ticks since boot (proc(5), field 22 of stat); with its id it names one process for ever. */
@@ -136,23 +238,42 @@ export function readLimit(pid: number, name: string): number | undefined {
   return soft === undefined ? undefined : Number(soft);
 }
 
+/** What a program may be given at its start, arguments and environment together: 3/4 of _STK_LIM, fs/exec.c. */
+const MOST_ARGUMENT_BYTES = 6 * 1024 * 1024;
+/** So much is kept of a command line for people to read. */
+const MOST_COMMAND_BYTES = 128 * 1024;
+
+/** The arguments of a process; cut off where there are very many. It may say anything (PR_SET_MM_ARG_START), of any length. */
 export function readCommandLine(pid: number): string[] | undefined {
-  const text = readProc(`/proc/${pid}/cmdline`);
-  return text?.replace(/\0$/, '').split('\0');
+  const text = readStart(`/proc/${pid}/cmdline`, MOST_COMMAND_BYTES);
+  return text
+    ?.replace(/\0$/, '')
+    .split('\0')
+    .map((argument) => textOfLatin1(argument));
+}
+
+/** True if the text, which is ASCII, stands in the environment that a process was given; undefined where it cannot be read. */
+export function isInEnvironment(pid: number, text: string): boolean | undefined {
+  return readStart(`/proc/${pid}/environ`, MOST_ARGUMENT_BYTES)?.includes(text);
 }
 
 /** What a symbolic link of /proc leads to; undefined where there is none, or it may not be read. */
 export function readLink(path: string): string | undefined {
+  const bytes = readLinkBytes(path);
+  return bytes === undefined ? undefined : textOfBytes(bytes);
+}
+
+function readLinkBytes(path: string): Uint8Array | undefined {
   try {
-    return readlinkSync(path);
+    return readlinkSync(path, { encoding: 'buffer' });
   } catch {
     return undefined;
   }
 }
 
-/** Path of the running executable as the kernel knows it, without " (deleted)". */
+/** Path of the running executable, as `Mapping.path` has it. */
 export function readExecutablePath(pid: number): string | undefined {
-  return readLink(`/proc/${pid}/exe`)?.replace(/ \(deleted\)$/, '');
+  return readLink(`/proc/${pid}/exe`);
 }
 
 /** Entries of the auxiliary vector (getauxval(3)) by type. */

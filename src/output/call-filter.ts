@@ -72,20 +72,26 @@ class DepthFilter implements CallVisitor {
   }
 }
 
+/** An open call. Its tag is its position in `DurationFilter.#frames`. */
 interface Frame {
+  readonly tag: number;
   functionIndex: number;
   start: number;
   /** Own time of hidden calls inside it. */
   hiddenSelf: number;
   /** What the next visitor made of it, once it shows. */
-  tag: number;
+  nextTag: number;
+  isShown: boolean;
+  /** The open calls around it and inside it, next to it. */
+  outer: Frame | undefined;
+  inner: Frame | undefined;
 }
 
 interface OpenFrames {
-  /** Open calls, outermost first; objects beyond `depth` are kept for use again. */
-  readonly frames: Frame[];
-  depth: number;
-  /** The first so many show. As calls around a call last at least as long, those that show are never inside others. */
+  innermost: Frame | undefined;
+  /** The outermost that does not show. As calls around a call last at least as long, those that show are never inside it. */
+  outermostHidden: Frame | undefined;
+  /** How many show. */
   shown: number;
 }
 
@@ -97,22 +103,28 @@ class DurationFilter implements CallVisitor {
   readonly #minTicks: number;
   readonly #next: CallVisitor;
   readonly #lanes = new Map<number, OpenFrames>();
+  /** The first stands for tag 0, no call. */
+  readonly #frames: Frame[] = [newFrame(0)];
+  readonly #free: Frame[] = [];
 
   constructor(minTicks: number, next: CallVisitor) {
     this.#minTicks = minTicks;
     this.#next = next;
   }
 
-  onEnter(laneId: number, depth: number, functionIndex: number, tick: number): number {
+  onEnter(laneId: number, _depth: number, functionIndex: number, tick: number): number {
     const lane = this.#lane(laneId);
     this.#showDue(laneId, lane, tick);
-    if (depth === lane.frames.length) lane.frames.push({ functionIndex: 0, start: 0, hiddenSelf: 0, tag: 0 });
-    const frame = lane.frames[depth];
+    const frame = this.#free.pop() ?? this.#addFrame();
     frame.functionIndex = functionIndex;
     frame.start = tick;
     frame.hiddenSelf = 0;
-    lane.depth = depth + 1;
-    return 0;
+    frame.isShown = false;
+    frame.outer = lane.innermost;
+    if (frame.outer !== undefined) frame.outer.inner = frame;
+    lane.innermost = frame;
+    lane.outermostHidden ??= frame;
+    return frame.tag;
   }
 
   onLeave(
@@ -123,32 +135,27 @@ class DurationFilter implements CallVisitor {
     endTick: number,
     self: number,
     end: CallEnd,
+    tag: number,
   ): void {
     const lane = this.#lane(laneId);
     this.#showDue(laneId, lane, endTick);
-    const frame = lane.frames[depth];
+    const frame = this.#frames[tag];
+    const { outer, inner } = frame;
+    if (lane.innermost === frame) lane.innermost = outer;
+    if (lane.outermostHidden === frame) lane.outermostHidden = inner;
+    if (outer !== undefined) outer.inner = inner;
+    if (inner !== undefined) inner.outer = outer;
+    frame.outer = undefined;
+    frame.inner = undefined;
+    this.#free.push(frame);
     const ownTime = self + frame.hiddenSelf;
-    if (depth < lane.shown) {
+    if (frame.isShown) {
       lane.shown--;
-      const parentTag = depth === 0 ? 0 : lane.frames[depth - 1].tag;
-      this.#next.onLeave(
-        laneId,
-        depth,
-        functionIndex,
-        startTick,
-        endTick,
-        ownTime,
-        end,
-        frame.tag,
-        parentTag,
-      );
-    } else if (depth > 0) {
-      lane.frames[depth - 1].hiddenSelf += ownTime;
-    }
-    lane.depth--;
-    if (depth < lane.depth) {
-      lane.frames.splice(depth, 1);
-      lane.frames.splice(lane.depth, 0, frame);
+      const { nextTag } = frame;
+      const parentTag = outer?.nextTag ?? 0;
+      this.#next.onLeave(laneId, depth, functionIndex, startTick, endTick, ownTime, end, nextTag, parentTag);
+    } else if (outer !== undefined) {
+      outer.hiddenSelf += ownTime;
     }
   }
 
@@ -164,20 +171,42 @@ class DurationFilter implements CallVisitor {
   }
 
   #showDue(laneId: number, lane: OpenFrames, now: number): void {
-    while (lane.shown < lane.depth && now - lane.frames[lane.shown].start >= this.#minTicks) {
-      const frame = lane.frames[lane.shown];
-      const parentTag = lane.shown === 0 ? 0 : lane.frames[lane.shown - 1].tag;
-      frame.tag = this.#next.onEnter(laneId, lane.shown, frame.functionIndex, frame.start, parentTag);
+    let frame = lane.outermostHidden;
+    while (frame !== undefined && now - frame.start >= this.#minTicks) {
+      const parentTag = frame.outer?.nextTag ?? 0;
+      frame.nextTag = this.#next.onEnter(laneId, lane.shown, frame.functionIndex, frame.start, parentTag);
+      frame.isShown = true;
       lane.shown++;
+      frame = frame.inner;
     }
+    lane.outermostHidden = frame;
+  }
+
+  #addFrame(): Frame {
+    const frame = newFrame(this.#frames.length);
+    this.#frames.push(frame);
+    return frame;
   }
 
   #lane(id: number): OpenFrames {
     let lane = this.#lanes.get(id);
     if (lane === undefined) {
-      lane = { frames: [], depth: 0, shown: 0 };
+      lane = { innermost: undefined, outermostHidden: undefined, shown: 0 };
       this.#lanes.set(id, lane);
     }
     return lane;
   }
+}
+
+function newFrame(tag: number): Frame {
+  return {
+    tag,
+    functionIndex: 0,
+    start: 0,
+    hiddenSelf: 0,
+    nextTag: 0,
+    isShown: false,
+    outer: undefined,
+    inner: undefined,
+  };
 }

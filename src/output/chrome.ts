@@ -6,27 +6,29 @@
  */
 import { END_RETURNED, endingOf } from '../recording/index.js';
 import type { CallEnd, TraceInfo } from '../recording/index.js';
+import { json, plain, text, type Text } from '../text/index.js';
 import { formatLost, microseconds } from './number-format.js';
 import type { TextOutput, TextSink } from './text-output.js';
 
 /** The kernel's PID_MAX_LIMIT: a second thread with the same id is shown under an id beyond all real ones. */
 const PID_MAX_LIMIT = 1 << 22;
+const NOTHING = text``;
 
 export class ChromeOutput implements TextOutput {
   readonly #info: TraceInfo;
   readonly #sink: TextSink;
   /** `"pid":1,"tid":2` by lane. */
-  readonly #threads = new Map<number, string>();
+  readonly #threads = new Map<number, Text>();
   /** JSON strings by function index. */
-  readonly #names: string[] = [];
+  readonly #names: Text[] = [];
 
   constructor(info: TraceInfo, sink: TextSink) {
     this.#info = info;
     this.#sink = sink;
     // A title that a program has put in the place of its arguments ends in blanks.
-    const name = JSON.stringify(info.header.command.join(' ').trimEnd());
+    const name = json(info.header.command.join(' ').trimEnd());
     sink(
-      `{"displayTimeUnit":"ns","traceEvents":[\n{"ph":"M","name":"process_name","pid":${info.header.pid},"args":{"name":${name}}}`,
+      text`{"displayTimeUnit":"ns","traceEvents":[\n{"ph":"M","name":"process_name","pid":${info.header.pid},"args":{"name":${name}}}`,
     );
   }
 
@@ -45,9 +47,9 @@ export class ChromeOutput implements TextOutput {
   ): void {
     const start = this.#ns(startTick);
     const duration = this.#ns(endTick) - start;
-    const args = end === END_RETURNED ? '' : `,"args":{"end":"${endingOf(end)}"}`;
+    const args = end === END_RETURNED ? NOTHING : text`,"args":{"end":${json(endingOf(end))}}`;
     this.#event(
-      `{"ph":"X","name":${this.#name(functionIndex)},${this.#thread(lane)},"ts":${microseconds(start)},"dur":${microseconds(duration)}${args}}`,
+      text`{"ph":"X","name":${this.#name(functionIndex)},${this.#thread(lane)},"ts":${plain(microseconds(start))},"dur":${plain(microseconds(duration))}${args}}`,
     );
   }
 
@@ -57,42 +59,42 @@ export class ChromeOutput implements TextOutput {
   }
 
   onLost(lane: number, _depth: number, tick: number, records: number, isNotKept: boolean): void {
-    this.#instant(JSON.stringify(formatLost(records, isNotKept)), lane, tick);
+    this.#instant(json(formatLost(records, isNotKept)), lane, tick);
   }
 
   finish(): void {
-    this.#sink('\n]}\n');
+    this.#sink(text`\n]}\n`);
   }
 
-  #instant(name: string, lane: number, tick: number): void {
+  #instant(name: Text, lane: number, tick: number): void {
     this.#event(
-      `{"ph":"i","s":"t","name":${name},${this.#thread(lane)},"ts":${microseconds(this.#ns(tick))}}`,
+      text`{"ph":"i","s":"t","name":${name},${this.#thread(lane)},"ts":${plain(microseconds(this.#ns(tick)))}}`,
     );
   }
 
-  #event(json: string): void {
-    this.#sink(`,\n${json}`);
+  #event(event: Text): void {
+    this.#sink(text`,\n${event}`);
   }
 
-  #name(functionIndex: number): string {
+  #name(functionIndex: number): Text {
     let name = this.#names.at(functionIndex);
     if (name === undefined) {
-      name = JSON.stringify(this.#info.functionAt(functionIndex).name);
+      name = json(this.#info.functionAt(functionIndex).name);
       // An index that no message told of may be so large that an array would fill memory.
       if (functionIndex < this.#info.functions.length) this.#names[functionIndex] = name;
     }
     return name;
   }
 
-  #thread(lane: number): string {
+  #thread(lane: number): Text {
     let fields = this.#threads.get(lane);
     if (fields === undefined) {
       const thread = this.#info.threadOf(lane);
       const tid = thread.tid + thread.reuse * PID_MAX_LIMIT;
       const name = thread.reuse === 0 ? thread.name : `${thread.name} (${thread.tid} again)`;
-      fields = `"pid":${this.#info.header.pid},"tid":${tid}`;
+      fields = text`"pid":${this.#info.header.pid},"tid":${tid}`;
       this.#threads.set(lane, fields);
-      this.#event(`{"ph":"M","name":"thread_name",${fields},"args":{"name":${JSON.stringify(name)}}}`);
+      this.#event(text`{"ph":"M","name":"thread_name",${fields},"args":{"name":${json(name)}}}`);
     }
     return fields;
   }

@@ -1,46 +1,123 @@
-import { closeSync, fstatSync, openSync, writevSync } from 'node:fs';
+// Files that safepoke writes, often as root and in folders of others. They are the owner's only. What a path names is replaced at once,
+// and only when there is something to replace it with; nothing is followed, emptied or written over.
+import { randomBytes } from 'node:crypto';
+import {
+  closeSync,
+  constants,
+  fstatSync,
+  lstatSync,
+  openSync,
+  readSync,
+  renameSync,
+  rmSync,
+  writevSync,
+  type Stats,
+} from 'node:fs';
+import { basename, dirname, join } from 'node:path';
 import { CannotError } from '../errors/index.js';
-import type { RecordingSink } from '../recording/index.js';
+import { MAGIC, type RecordingSink } from '../recording/index.js';
 import { describeFileError } from './file-error.js';
 
-/** A new file that recordings and outputs are written to. */
+const OWNER_ONLY = 0o600;
+const RANDOM_BYTES = 9;
+/** A reader of a FIFO that takes nothing for so long has hung. */
+const READER_PATIENCE_MS = 10_000;
+const READER_LOOK_MS = 1;
+/** Names of our own descriptors, which are links of the kernel's: whoever gives one means what it has opened. */
+const OWN_DESCRIPTOR = /^(?:\/dev\/fd|\/proc\/self\/fd)\/(\d+)$/;
+const STANDARD: ReadonlyMap<string, number> = new Map([
+  ['/dev/stdout', 1],
+  ['/dev/stderr', 2],
+]);
+
+/** What may be replaced: a recording only by a recording, a text of ours by a text. */
+export type OutputKind = 'recording' | 'text';
+
+/** A file that recordings and outputs are written to. It takes its place with `commit`; `discard` leaves there what was. */
 export class FileSink implements RecordingSink {
   readonly #fd: number;
   readonly #path: string;
+  /** Where the file is until it takes its place; undefined where it is there, or is a device, a FIFO, or a descriptor that was given. */
+  #temporary: string | undefined;
+  /** A file that was not there before, and is not complete. */
+  #isNew = false;
+  readonly #isGiven: boolean = false;
 
-  /** Creates the file, or empties it. Throws OUTPUT_UNWRITABLE. */
-  constructor(path: string) {
+  /** Throws OUTPUT_UNWRITABLE, or OUTPUT_KEPT where the path names something that is not to be replaced. */
+  constructor(path: string, kind: OutputKind) {
     this.#path = path;
+    const given = ownDescriptor(path);
     try {
-      this.#fd = openSync(path, 'w');
+      if (given !== undefined) {
+        fstatSync(given);
+        this.#fd = given;
+        this.#isGiven = true;
+        return;
+      }
+      const there = lstatSync(path, { throwIfNoEntry: false });
+      if (there !== undefined && (there.isFIFO() || there.isCharacterDevice())) {
+        this.#fd = openStream(path, there);
+        return;
+      }
+      if (there !== undefined) checkReplaceable(path, there, kind);
+      this.#isNew = there === undefined;
+      if (there === undefined && kind === 'text') {
+        this.#fd = create(path);
+        return;
+      }
+      const name = `.${basename(path)}.${randomBytes(RANDOM_BYTES).toString('base64url')}`;
+      this.#temporary = join(dirname(path), name);
+      this.#fd = create(this.#temporary);
     } catch (error) {
+      if (error instanceof CannotError) throw error;
       const { code } = error as NodeJS.ErrnoException;
       throw new CannotError('OUTPUT_UNWRITABLE', {
         tried: `write ${path}`,
-        why: code === 'ENOENT' ? 'there is no such folder' : describeFileError(error),
+        why: describeOpenError(error),
         next: code === 'ENOENT' ? 'make the folder or choose another file' : 'choose another file',
         cause: error,
       });
     }
   }
 
-  /** False for a device, a pipe, a socket. */
-  get isFile(): boolean {
-    return fstatSync(this.#fd).isFile();
+  /** The file takes its place. Throws OUTPUT_UNWRITABLE; nothing is left of it then. */
+  commit(): void {
+    this.#isNew = false;
+    if (this.#temporary === undefined) return;
+    try {
+      renameSync(this.#temporary, this.#path);
+    } catch (error) {
+      throw this.#unwritable(error);
+    }
+    this.#temporary = undefined;
   }
 
+  /** Nothing is left of the file, unless it has taken its place. What was there stays. Closes it. */
+  discard(): void {
+    if (this.#temporary === undefined && this.#isNew) rmSync(this.#path, { force: true });
+    this.close();
+  }
+
+  /** What has not taken its place goes. */
   close(): void {
-    closeSync(this.#fd);
+    if (this.#temporary !== undefined) rmSync(this.#temporary, { force: true });
+    if (!this.#isGiven) closeSync(this.#fd);
   }
 
   write(chunks: readonly Uint8Array[]): void {
     let rest = chunks.filter((chunk) => chunk.length > 0);
+    let since = performance.now();
     while (rest.length > 0) {
       let written: number;
       try {
         written = writevSync(this.#fd, rest);
+        since = performance.now();
       } catch (error) {
-        throw this.#unwritable(error);
+        const { code } = error as NodeJS.ErrnoException;
+        if (code !== 'EAGAIN' || performance.now() - since > READER_PATIENCE_MS)
+          throw this.#unwritable(error);
+        Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, READER_LOOK_MS);
+        continue;
       }
       // The kernel may take less than all of it: the rest is written again from there.
       rest = rest.flatMap((chunk) => {
@@ -54,9 +131,68 @@ export class FileSink implements RecordingSink {
   #unwritable(error: unknown): CannotError {
     return new CannotError('OUTPUT_UNWRITABLE', {
       tried: `write ${this.#path}`,
-      why: describeFileError(error),
+      why: describeOpenError(error),
       next: 'make room or choose another file',
       cause: error,
     });
   }
+}
+
+function ownDescriptor(path: string): number | undefined {
+  const match = OWN_DESCRIPTOR.exec(path);
+  return match === null ? STANDARD.get(path) : Number(match[1]);
+}
+
+function create(path: string): number {
+  const { O_CREAT, O_EXCL, O_NOFOLLOW, O_WRONLY } = constants;
+  return openSync(path, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, OWNER_ONLY);
+}
+
+/** A FIFO without a reader is refused (ENXIO), rather than waited for. */
+function openStream(path: string, seen: Stats): number {
+  const { O_NOCTTY, O_NOFOLLOW, O_NONBLOCK, O_WRONLY } = constants;
+  const fd = openSync(path, O_WRONLY | O_NOFOLLOW | O_NOCTTY | O_NONBLOCK);
+  const opened = fstatSync(fd);
+  if (opened.dev === seen.dev && opened.ino === seen.ino) return fd;
+  closeSync(fd);
+  throw kept(path, 'it has become another file meanwhile');
+}
+
+function checkReplaceable(path: string, there: Stats, kind: OutputKind): void {
+  if (there.isSymbolicLink()) throw kept(path, 'it is a link, which is not followed');
+  if (there.isDirectory()) throw kept(path, 'it is a directory');
+  if (!there.isFile()) throw kept(path, 'it is not a file');
+  if (process.geteuid !== undefined && there.uid !== process.geteuid())
+    throw kept(path, 'it belongs to another user');
+  if (kind === 'recording' && !isRecording(path, there))
+    throw kept(path, 'there is a file that is not a recording, which would be lost');
+}
+
+/** An empty file is as good as one. */
+function isRecording(path: string, { size }: Stats): boolean {
+  if (size === 0) return true;
+  const fd = openSync(path, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK);
+  try {
+    const head = Buffer.alloc(MAGIC.length);
+    readSync(fd, head, 0, head.length, 0);
+    return head.toString('latin1') === MAGIC;
+  } finally {
+    closeSync(fd);
+  }
+}
+
+function kept(path: string, why: string): CannotError {
+  return new CannotError('OUTPUT_KEPT', {
+    tried: `write ${path}`,
+    why,
+    next: 'choose another file, or remove it first',
+  });
+}
+
+function describeOpenError(error: unknown): string {
+  const { code } = error as NodeJS.ErrnoException;
+  if (code === 'ENOENT') return 'there is no such folder';
+  if (code === 'ENXIO') return 'nobody reads from it';
+  if (code === 'EAGAIN') return 'its reader takes nothing';
+  return describeFileError(error);
 }

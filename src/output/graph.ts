@@ -11,6 +11,8 @@
  */
 import { END_LOST, END_OPEN, END_RETURNED, END_UNWOUND } from '../recording/index.js';
 import type { CallEnd, TraceInfo } from '../recording/index.js';
+import { marked, padStart, plain, text, type Text } from '../text/index.js';
+import { FunctionLabels, LONGEST_NAME } from './labels.js';
 import { DURATION_COLUMNS, formatDuration, formatLost } from './number-format.js';
 import { NO_COLORS } from './text-output.js';
 import type { Palette, TextOutput, TextSink } from './text-output.js';
@@ -20,17 +22,18 @@ const NS_PER_MS = 1e6;
 const NS_PER_S = 1e9;
 /** Runaway recursion would make lines so long that the output grows with the square of its depth. */
 const MAX_INDENT_LEVELS = 100;
-const NO_DURATION = ' '.repeat(DURATION_COLUMNS);
+const NO_DURATION = plain(' '.repeat(DURATION_COLUMNS));
+const INDENTS = Array.from({ length: MAX_INDENT_LEVELS + 1 }, (_, depth) => plain('  '.repeat(depth)));
 
-const REMARKS: Readonly<Record<CallEnd, string>> = {
-  [END_RETURNED]: '',
-  [END_UNWOUND]: 'unwound',
-  [END_OPEN]: 'still running at the end of the recording',
-  [END_LOST]: 'its end was lost',
+const REMARKS: Readonly<Record<CallEnd, Text>> = {
+  [END_RETURNED]: text``,
+  [END_UNWOUND]: text`unwound`,
+  [END_OPEN]: text`still running at the end of the recording`,
+  [END_LOST]: text`its end was lost`,
 };
 
 interface GraphLane {
-  readonly thread: string;
+  readonly thread: Text;
   /** Depth of a call that has begun and of which no line is written yet; -1 if there is none. */
   pendingDepth: number;
   pendingFunction: number;
@@ -40,13 +43,15 @@ export class GraphOutput implements TextOutput {
   readonly #info: TraceInfo;
   readonly #sink: TextSink;
   readonly #colors: Palette;
+  readonly #labels: FunctionLabels;
   readonly #lanes = new Map<number, GraphLane>();
 
   constructor(info: TraceInfo, sink: TextSink, colors: Palette = NO_COLORS) {
     this.#info = info;
     this.#sink = sink;
     this.#colors = colors;
-    sink(`${colors.bold('# DURATION     TID     FUNCTION')}\n`);
+    this.#labels = new FunctionLabels(info);
+    sink(text`${marked(colors.bold, text`# DURATION     TID     FUNCTION`)}\n`);
   }
 
   onEnter(laneId: number, depth: number, functionIndex: number): number {
@@ -68,32 +73,33 @@ export class GraphOutput implements TextOutput {
   ): void {
     const lane = this.#lane(laneId);
     const duration = this.#duration(endTick - startTick);
-    const { name } = this.#info.functionAt(functionIndex);
+    const name = this.#labels.of(functionIndex);
     const remark = REMARKS[end];
     if (lane.pendingDepth === depth) {
       lane.pendingDepth = -1;
-      const comment = remark === '' ? '' : ` ${this.#comment(remark)}`;
-      this.#line(duration, lane, depth, `${name}();${comment}`);
+      const comment = remark === '' ? remark : text` ${this.#comment(remark)}`;
+      this.#line(duration, lane, depth, text`${name}();${comment}`);
     } else {
       this.#writePending(lane);
-      const comment = this.#comment(remark === '' ? name : `${name}: ${remark}`);
-      this.#line(duration, lane, depth, `} ${comment}`);
+      const comment = this.#comment(remark === '' ? name : text`${name}: ${remark}`);
+      this.#line(duration, lane, depth, text`} ${comment}`);
     }
   }
 
   onLeaf(laneId: number, depth: number, functionIndex: number): number {
     const lane = this.#lane(laneId);
     this.#writePending(lane);
-    const remark = this.#info.header.mode === 'calls' ? ` ${this.#comment('entry only')}` : '';
-    this.#line(NO_DURATION, lane, depth, `${this.#info.functionAt(functionIndex).name}();${remark}`);
+    const remark = this.#info.header.mode === 'calls' ? text` ${this.#comment(text`entry only`)}` : text``;
+    this.#line(NO_DURATION, lane, depth, text`${this.#labels.of(functionIndex)}();${remark}`);
     return 0;
   }
 
   onLost(laneId: number, depth: number, _tick: number, records: number, isNotKept: boolean): void {
     const lane = this.#lane(laneId);
     this.#writePending(lane);
-    const text = `/* ${formatLost(records, isNotKept)}: ${isNotKept ? '--keep newest' : 'the ring was full'} */`;
-    this.#line(NO_DURATION, lane, depth, this.#colors.red(text));
+    const why = isNotKept ? text`--keep newest` : text`the ring was full`;
+    const remark = text`/* ${plain(formatLost(records, isNotKept))}: ${why} */`;
+    this.#line(NO_DURATION, lane, depth, marked(this.#colors.red, remark));
   }
 
   finish(): void {
@@ -104,9 +110,11 @@ export class GraphOutput implements TextOutput {
     let lane = this.#lanes.get(id);
     if (lane === undefined) {
       const { tid, name } = this.#info.threadOf(id);
-      lane = { thread: ` [${String(tid).padStart(TID_COLUMNS)}] | `, pendingDepth: -1, pendingFunction: 0 };
+      const thread = text` [${padStart(text`${tid}`, TID_COLUMNS)}] | `;
+      lane = { thread, pendingDepth: -1, pendingFunction: 0 };
       this.#lanes.set(id, lane);
-      if (name !== '') this.#line(NO_DURATION, lane, 0, this.#comment(`thread ${name}`));
+      if (name !== '')
+        this.#line(NO_DURATION, lane, 0, this.#comment(text`thread ${plain(name, LONGEST_NAME)}`));
     }
     return lane;
   }
@@ -115,25 +123,25 @@ export class GraphOutput implements TextOutput {
     if (lane.pendingDepth < 0) return;
     const depth = lane.pendingDepth;
     lane.pendingDepth = -1;
-    this.#line(NO_DURATION, lane, depth, `${this.#info.functionAt(lane.pendingFunction).name}() {`);
+    this.#line(NO_DURATION, lane, depth, text`${this.#labels.of(lane.pendingFunction)}() {`);
   }
 
-  #line(duration: string, lane: GraphLane, depth: number, text: string): void {
+  #line(duration: Text, lane: GraphLane, depth: number, what: Text): void {
     const indent =
       depth <= MAX_INDENT_LEVELS
-        ? '  '.repeat(depth)
-        : `${'  '.repeat(MAX_INDENT_LEVELS)}${this.#comment(`depth ${depth}`)} `;
-    this.#sink(`${duration}${lane.thread}${indent}${text}\n`);
+        ? INDENTS[depth]
+        : text`${INDENTS[MAX_INDENT_LEVELS]}${this.#comment(text`depth ${depth}`)} `;
+    this.#sink(text`${duration}${lane.thread}${indent}${what}\n`);
   }
 
-  #duration(ticks: number): string {
+  #duration(ticks: number): Text {
     const ns = this.#info.clock.toNs(ticks);
-    const text = formatDuration(ns);
-    if (ns >= NS_PER_S) return this.#colors.red(text);
-    return ns >= NS_PER_MS ? this.#colors.yellow(text) : text;
+    const shown = plain(formatDuration(ns));
+    if (ns >= NS_PER_S) return marked(this.#colors.red, shown);
+    return ns >= NS_PER_MS ? marked(this.#colors.yellow, shown) : shown;
   }
 
-  #comment(text: string): string {
-    return this.#colors.dim(`/* ${text} */`);
+  #comment(what: Text): Text {
+    return marked(this.#colors.dim, text`/* ${what} */`);
   }
 }

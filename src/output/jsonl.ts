@@ -16,14 +16,17 @@
  */
 import { endingOf } from '../recording/index.js';
 import type { CallEnd, TraceInfo } from '../recording/index.js';
+import { json, text, type Text } from '../text/index.js';
 import type { TextOutput, TextSink } from './text-output.js';
+
+const NULL = text`null`;
 
 export class JsonLinesOutput implements TextOutput {
   readonly #info: TraceInfo;
   readonly #sink: TextSink;
   #calls = 0;
-  readonly #functions = new Map<number, string>();
-  readonly #threads = new Map<number, string>();
+  readonly #functions = new Map<number, Text>();
+  readonly #threads = new Map<number, Text>();
 
   constructor(info: TraceInfo, sink: TextSink) {
     this.#info = info;
@@ -48,26 +51,23 @@ export class JsonLinesOutput implements TextOutput {
     const start = this.#ns(startTick);
     const duration = this.#ns(endTick) - start;
     const selfNs = Math.min(this.#ns(self), duration);
-    const parent = parentTag > 0 ? parentTag : null;
+    const parent = parentTag > 0 ? parentTag : NULL;
     this.#sink(
-      `{"id":${tag},"parent":${parent},${this.#function(functionIndex)},${this.#thread(lane)},"depth":${depth},` +
-        `"start_ns":${start},"duration_ns":${duration},"self_ns":${selfNs},"end":"${endingOf(end)}"}\n`,
+      text`{"id":${tag},"parent":${parent},${this.#function(functionIndex)},${this.#thread(lane)},"depth":${depth},"start_ns":${start},"duration_ns":${duration},"self_ns":${selfNs},"end":${json(endingOf(end))}}\n`,
     );
   }
 
   onLeaf(lane: number, depth: number, functionIndex: number, tick: number, parentTag: number): number {
     this.#calls++;
     this.#sink(
-      `{"id":${this.#calls},"parent":${parentTag > 0 ? parentTag : null},${this.#function(functionIndex)},` +
-        `${this.#thread(lane)},"depth":${depth},"start_ns":${this.#ns(tick)},"duration_ns":null,"self_ns":null,` +
-        `"end":"entry-only"}\n`,
+      text`{"id":${this.#calls},"parent":${parentTag > 0 ? parentTag : NULL},${this.#function(functionIndex)},${this.#thread(lane)},"depth":${depth},"start_ns":${this.#ns(tick)},"duration_ns":null,"self_ns":null,"end":"entry-only"}\n`,
     );
     return this.#calls;
   }
 
   onLost(lane: number, depth: number, tick: number, records: number, isNotKept: boolean): void {
     this.#sink(
-      `{"${isNotKept ? 'not_kept' : 'lost'}":${records},${this.#thread(lane)},"depth":${depth},"at_ns":${Math.max(0, this.#ns(tick))}}\n`,
+      text`{${isNotKept ? text`"not_kept"` : text`"lost"`}:${records},${this.#thread(lane)},"depth":${depth},"at_ns":${Math.max(0, this.#ns(tick))}}\n`,
     );
   }
 
@@ -75,24 +75,25 @@ export class JsonLinesOutput implements TextOutput {
     // Every line is complete in itself.
   }
 
-  #function(index: number): string {
-    let json = this.#functions.get(index);
-    if (json === undefined) {
+  #function(index: number): Text {
+    let fields = this.#functions.get(index);
+    if (fields === undefined) {
       const { name, module } = this.#info.functionAt(index);
-      json = `"function":${JSON.stringify(name)},"module":${JSON.stringify(module)}`;
-      this.#functions.set(index, json);
+      fields = text`"function":${json(name)},"module":${json(module)}`;
+      // An index that no message told of could be any of 2^28.
+      if (index < this.#info.functions.length) this.#functions.set(index, fields);
     }
-    return json;
+    return fields;
   }
 
-  #thread(lane: number): string {
-    let json = this.#threads.get(lane);
-    if (json === undefined) {
+  #thread(lane: number): Text {
+    let fields = this.#threads.get(lane);
+    if (fields === undefined) {
       const { tid, name } = this.#info.threadOf(lane);
-      json = `"tid":${tid},"thread":${JSON.stringify(name)}`;
-      this.#threads.set(lane, json);
+      fields = text`"tid":${tid},"thread":${json(name)}`;
+      this.#threads.set(lane, fields);
     }
-    return json;
+    return fields;
   }
 
   #ns(ticks: number): number {

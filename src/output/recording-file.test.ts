@@ -178,7 +178,7 @@ test('a file that shrinks while it is read is an error, not an endless loop', ()
 test('what is written through a file sink is what a reader finds', () => {
   withFile(new Uint8Array(), (path) => {
     rmSync(path);
-    const sink = new FileSink(path);
+    const sink = new FileSink(path, 'recording');
     const writer = new RecordingWriter(sink, {
       pid: 1,
       command: ['a'],
@@ -192,6 +192,7 @@ test('what is written through a file sink is what a reader finds', () => {
     record[12] = 9;
     writer.writeRecords(0, [record, new Uint8Array(), record]);
     writer.writeMessage({ kind: 'end', summary: { all: 1 } });
+    sink.commit();
     sink.close();
     assert.equal(readFileSync(path).length, writer.bytes);
     const file = new RecordingFile(path);
@@ -200,7 +201,7 @@ test('what is written through a file sink is what a reader finds', () => {
     file.close();
   });
   assert.equal(
-    codeOf(() => new FileSink('/nonexistent/out')),
+    codeOf(() => new FileSink('/nonexistent/out', 'recording')),
     'OUTPUT_UNWRITABLE',
   );
 });

@@ -8,6 +8,8 @@
  */
 import { END_RETURNED, END_UNWOUND } from '../recording/index.js';
 import type { CallEnd, FunctionInfo, TraceInfo } from '../recording/index.js';
+import { join, marked, padStart, plain, text, type Text } from '../text/index.js';
+import { LONGEST_NAME } from './labels.js';
 import { formatCount, formatDuration } from './number-format.js';
 import { NO_COLORS } from './text-output.js';
 import type { Palette, TextOutput, TextSink } from './text-output.js';
@@ -47,10 +49,11 @@ export class Report implements TextOutput {
   #sum: Float64Array;
   #min: Float64Array;
   #max: Float64Array;
-  /** How many calls of each function are open, by lane. */
-  readonly #open = new Map<number, Int32Array>();
+  /** How many calls of each function are open, by lane: an array while there are few of both, else those that are not 0. */
+  readonly #open = new Map<number, OpenCounts>();
+  #dense = 0;
   #lastLane = -1;
-  #lastOpen: Int32Array = new Int32Array(0);
+  #lastOpen: OpenCounts = new Int32Array(0);
 
   constructor(info: TraceInfo, sink: TextSink, sort: ReportKey = 'total', colors: Palette = NO_COLORS) {
     this.#info = info;
@@ -75,7 +78,7 @@ export class Report implements TextOutput {
     const row = this.#row(functionIndex);
     if (lane !== this.#lastLane) this.#toLane(lane);
     this.#calls[row]++;
-    this.#lastOpen[row]++;
+    change(this.#lastOpen, row, 1);
     return 0;
   }
 
@@ -93,7 +96,7 @@ export class Report implements TextOutput {
     const duration = endTick - startTick;
     this.#timed[row]++;
     this.#self[row] += self;
-    if (--this.#lastOpen[row] === 0) this.#total[row] += duration;
+    if (change(this.#lastOpen, row, -1) === 0) this.#total[row] += duration;
     if (end !== END_RETURNED && end !== END_UNWOUND) return;
     this.#ended[row]++;
     if (end === END_UNWOUND) this.#unwound[row]++;
@@ -144,12 +147,12 @@ export class Report implements TextOutput {
 
   finish(): void {
     const heads = ['Total', 'Self', 'Calls', 'Avg', 'Min', 'Max'].map((head) => head.padStart(COLUMNS));
-    this.#sink(`${this.#colors.bold(`${heads.join('  ')}  Function`)}\n`);
+    this.#sink(text`${marked(this.#colors.bold, plain(`${heads.join('  ')}  Function`))}\n`);
     for (const row of this.rows()) {
       const cells = [
         cell(row.total),
         cell(row.self),
-        formatCount(row.calls).padStart(COLUMNS),
+        padStart(plain(formatCount(row.calls)), COLUMNS),
         cell(row.avg),
         cell(row.min),
         cell(row.max),
@@ -158,8 +161,8 @@ export class Report implements TextOutput {
         ...(row.unwound > 0 ? [`${formatCount(row.unwound)} unwound`] : []),
         ...(row.entryOnly > 0 && this.#info.header.mode === 'calls' ? ['entry only'] : []),
       ];
-      const remark = remarks.length === 0 ? '' : `  /* ${remarks.join(', ')} */`;
-      this.#sink(`${cells.join('  ')}  ${row.function.name}${remark}\n`);
+      const remark = plain(remarks.length === 0 ? '' : `  /* ${remarks.join(', ')} */`);
+      this.#sink(text`${join(cells, GAP)}  ${plain(row.function.name, LONGEST_NAME)}${remark}\n`);
     }
   }
 
@@ -171,6 +174,7 @@ export class Report implements TextOutput {
 
   /** Live, functions are added while calls are counted; those called before they were told of stay unknown. */
   #grow(): void {
+    this.#dense = 0;
     const from = this.#known;
     const size = this.#info.functions.length + 1;
     const grown = (old: Float64Array, initial: number): Float64Array => {
@@ -191,23 +195,45 @@ export class Report implements TextOutput {
     this.#min = grown(this.#min, Number.POSITIVE_INFINITY);
     this.#max = grown(this.#max, 0);
     for (const [lane, old] of this.#open) {
-      const open = new Int32Array(size);
-      open.set(old.subarray(0, from));
-      open[size - 1] = old[from];
+      const open = this.#newCounts();
+      const move = (count: number, row: number): void => {
+        if (count !== 0) change(open, row === from ? size - 1 : row, count);
+      };
+      old.forEach(move);
       this.#open.set(lane, open);
     }
     this.#lastLane = -1;
   }
 
+  #newCounts(): OpenCounts {
+    const size = this.#known + 1;
+    if (this.#dense + size > MOST_DENSE) return new Map<number, number>();
+    this.#dense += size;
+    return new Int32Array(size);
+  }
+
   #toLane(lane: number): void {
     let open = this.#open.get(lane);
     if (open === undefined) {
-      open = new Int32Array(this.#known + 1);
+      open = this.#newCounts();
       this.#open.set(lane, open);
     }
     this.#lastLane = lane;
     this.#lastOpen = open;
   }
+}
+
+type OpenCounts = Int32Array | Map<number, number>;
+
+/** Elements of all arrays together. Threads times functions may be more than there is memory. */
+const MOST_DENSE = 1 << 24;
+
+function change(counts: OpenCounts, row: number, by: number): number {
+  if (counts instanceof Int32Array) return (counts[row] += by);
+  const count = (counts.get(row) ?? 0) + by;
+  if (count === 0) counts.delete(row);
+  else counts.set(row, count);
+  return count;
 }
 
 const UNKNOWN: FunctionInfo = {
@@ -220,7 +246,8 @@ const UNKNOWN: FunctionInfo = {
 
 /** As wide as a duration and as ten digits with their commas would seldom need. */
 const COLUMNS = 10;
+const GAP = text`  `;
 
-function cell(ns: number | undefined): string {
-  return ns === undefined ? '-'.padStart(COLUMNS) : formatDuration(ns);
+function cell(ns: number | undefined): Text {
+  return ns === undefined ? padStart(text`-`, COLUMNS) : plain(formatDuration(ns));
 }

@@ -1,11 +1,14 @@
 import { fstatSync } from 'node:fs';
-import { isSafepokeError } from '../errors/index.js';
+import { CannotError, isSafepokeError } from '../errors/index.js';
 import type { SafepokeError } from '../errors/index.js';
 import { RECORD_BYTES, RecordingReader, TraceInfo } from '../recording/index.js';
 import { readPiece } from './input-file.js';
 
 /** Messages are small and blocks of records are passed over, so a survey of the file needs no larger piece. */
 const SURVEY_BYTES = 1 << 16;
+
+/** Threads that lived in one trace; what is known of each takes some memory. */
+const MAX_LANES = 1 << 22;
 
 /** Stands for an offset where a lane lost records after all of its blocks so far. */
 export const LOST_AFTER = -1;
@@ -34,7 +37,15 @@ export interface Survey {
 export function surveyFile(fd: number, path: string): Survey {
   const size = fstatSync(fd).size;
   const contents: Contents = { lanes: [], offsets: [], sizes: [] };
+  const lanes = new Set<number>();
   const add = (lane: number, offset: number, bytes: number): void => {
+    if (lanes.size === MAX_LANES && !lanes.has(lane))
+      throw new CannotError('RECORDING_MALFORMED', {
+        tried: `read all of ${path}`,
+        why: `it tells of more than ${MAX_LANES} threads`,
+        next: 'those before were read',
+      });
+    lanes.add(lane);
     contents.lanes.push(lane);
     contents.offsets.push(offset);
     contents.sizes.push(bytes);

@@ -1,7 +1,8 @@
 import type { CallVisitor } from '../recording/index.js';
+import { concat, type Text } from '../text/index.js';
 
-/** Where an output writes: pieces of text of any length, in order. */
-export type TextSink = (text: string) => void;
+/** Where an output writes: pieces of text of any length, in order. A terminal may show them: names in them are escaped. */
+export type TextSink = (text: Text) => void;
 
 /** One format. It is fed with calls and writes as it goes; `finish` writes what can only be known at the end. */
 export interface TextOutput extends CallVisitor {
@@ -25,20 +26,23 @@ const BATCH_CHARACTERS = 1 << 16;
 /** Joins small pieces of text into large ones. */
 export class TextBatch {
   readonly #sink: TextSink;
-  #text = '';
+  #pieces: Text[] = [];
+  #characters = 0;
 
   constructor(sink: TextSink) {
     this.#sink = sink;
   }
 
   readonly write: TextSink = (text) => {
-    this.#text += text;
-    if (this.#text.length >= BATCH_CHARACTERS) this.flush();
+    this.#pieces.push(text);
+    this.#characters += text.length;
+    if (this.#characters >= BATCH_CHARACTERS) this.flush();
   };
 
   flush(): void {
-    const text = this.#text;
-    this.#text = '';
-    if (text !== '') this.#sink(text);
+    const pieces = this.#pieces;
+    this.#pieces = [];
+    this.#characters = 0;
+    if (pieces.length > 0) this.#sink(concat(pieces));
   }
 }

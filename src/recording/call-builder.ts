@@ -1,5 +1,6 @@
 import { FORMAT_VERSION, FORMER_VERSION } from './file-layout.js';
 import type { RecordingMode } from './file-layout.js';
+import { FUNCTION, OpenCalls, SELF, SLOT, START, TAG } from './open-calls.js';
 import {
   KIND_BITS,
   KIND_ENTRY,
@@ -60,11 +61,8 @@ export interface CallVisitor {
   onLost(lane: number, depth: number, tick: number, records: number, isNotKept: boolean): void;
 }
 
-const INITIAL_CALLS = 256;
-/** More than any common program has open at once; a damaged recording must not make us allocate without bound. */
-const MAX_OPEN = 1 << 22;
-/** How many open calls are looked through for one that ends out of order, in version 1; bounds the work on damaged recordings. */
-const SEARCH_LIMIT = 1 << 14;
+/** Calls that may have ended unseen are looked at so often for one whose end was seen, beside those that are found to have ended. */
+const MAX_UNDECIDED = 256;
 /** Frames further apart than the usual size of a stack, 8 MiB, are taken to be on different stacks. */
 const STACK_BYTES = 8 << 20;
 const TWO_TO_32 = 2 ** 32;
@@ -88,71 +86,25 @@ export function builderOptions(info: TraceInfo, isMerged: boolean): BuilderOptio
   };
 }
 
-/** Number of no call. */
-const NONE = 0;
-
-/** Open calls of all lanes, by numbers from 1 on; a field to an array. */
-class OpenCalls {
-  capacity = INITIAL_CALLS;
-  lanes = new Uint32Array(INITIAL_CALLS);
-  functions = new Uint32Array(INITIAL_CALLS);
-  slots = new Uint32Array(INITIAL_CALLS);
-  /** How often the lane had lost records when the call began. */
-  losses = new Uint32Array(INITIAL_CALLS);
-  /** The calls that are open around and within it, in the order in which they began. */
-  outer = new Uint32Array(INITIAL_CALLS);
-  inner = new Uint32Array(INITIAL_CALLS);
-  /** Of a call on its thread's own stack: the next above it there. */
-  above = new Uint32Array(INITIAL_CALLS);
-  starts = new Float64Array(INITIAL_CALLS);
-  selfs = new Float64Array(INITIAL_CALLS);
-  tags = new Float64Array(INITIAL_CALLS);
-  readonly #free: number[] = [];
-  #next = 1;
-
-  /** Undefined: there are too many. */
-  take(): number | undefined {
-    const free = this.#free.pop();
-    if (free !== undefined) return free;
-    if (this.#next === MAX_OPEN) return undefined;
-    if (this.#next === this.capacity) this.#grow();
-    return this.#next++;
-  }
-
-  give(call: number): void {
-    this.#free.push(call);
-  }
-
-  #grow(): void {
-    this.capacity *= 2;
-    this.lanes = copied(new Uint32Array(this.capacity), this.lanes);
-    this.functions = copied(new Uint32Array(this.capacity), this.functions);
-    this.slots = copied(new Uint32Array(this.capacity), this.slots);
-    this.losses = copied(new Uint32Array(this.capacity), this.losses);
-    this.outer = copied(new Uint32Array(this.capacity), this.outer);
-    this.inner = copied(new Uint32Array(this.capacity), this.inner);
-    this.above = copied(new Uint32Array(this.capacity), this.above);
-    this.starts = copied(new Float64Array(this.capacity), this.starts);
-    this.selfs = copied(new Float64Array(this.capacity), this.selfs);
-    this.tags = copied(new Float64Array(this.capacity), this.tags);
-  }
+/** An open call on another stack than its thread's own. */
+interface Elsewhere {
+  readonly lane: Lane;
+  readonly functionIndex: number;
 }
 
-/** One thread's life. */
 class Lane {
-  /** How many calls are open, and the one that began last. */
-  depth = 0;
-  top = NONE;
-  /** The lowest that is open on the thread's own stack. */
-  lowest = NONE;
+  readonly calls = new OpenCalls();
   last = Number.NEGATIVE_INFINITY;
-  /** How often records were lost: calls that began before may have ended unseen. */
-  losses = 0;
+  /** The first so many open calls were open when records were lost: they may have ended unseen. */
+  doubtful = 0;
+  hasLost = false;
   hasEnded = false;
   /** The own stack, in units of slots; of size 0 while it is not known. */
   stackLow = 0;
   stackSize = 0;
   isStackKnown = false;
+  /** The calls that are open on it, the lowest last: function and slot of each. */
+  readonly own: number[] = [];
 
   constructor(readonly id: number) {}
 }
@@ -174,9 +126,8 @@ export class CallBuilder {
   readonly #stackOf: BuilderOptions['stackOf'];
   readonly #isMerged: boolean;
   readonly #lanes = new Map<number, Lane>();
-  readonly #open = new OpenCalls();
-  /** Calls on other stacks than their thread's own, by their slots: of all lanes where they are merged, else of each. */
-  readonly #elsewhere = new Map<number, number>();
+  /** Open calls on other stacks than their thread's own, by their slots: of all lanes where they are merged, else of each. */
+  readonly #elsewhere = new Map<number, Elsewhere>();
   #anomalies = 0;
   #records = 0;
   #lost = 0;
@@ -220,7 +171,7 @@ export class CallBuilder {
   /** Takes the next records of a lane: `words[from..to)`, whole records of 32-bit words. */
   addRecords(laneId: number, words: Uint32Array, from = 0, to = words.length): void {
     const lane = this.#lane(laneId);
-    const open = this.#open;
+    const { calls } = lane;
     const visitor = this.#visitor;
     const baseLow = this.#baseLow;
     const baseHigh = this.#baseHigh;
@@ -233,18 +184,27 @@ export class CallBuilder {
       let now = (words[at + TSC_HIGH_WORD] - baseHigh) * TWO_TO_32 + (words[at + TSC_LOW_WORD] - baseLow);
       // Counters of two processors may differ by a little: time stands still rather than going back.
       if (now < lane.last) now = lane.last;
-      if (lane.top !== NONE) open.selfs[lane.top] += now - lane.last;
+      if (calls.depth > 0) calls.addSelf(now - lane.last);
       lane.last = now;
       const kind = what & KIND_MASK;
       switch (kind) {
-        case KIND_ENTRY:
+        case KIND_ENTRY: {
           if (entriesOnly) {
             this.#anomalies++;
             break;
           }
           this.#makeRoom(lane, slot, now);
-          this.#begin(lane, functionIndex, slot, now);
+          const { depth } = calls;
+          const parentTag = depth === 0 ? 0 : calls.get(calls.innermost, TAG);
+          const place = calls.push(functionIndex, slot, now);
+          if (place < 0) {
+            this.#anomalies++;
+            break;
+          }
+          this.#note(lane, functionIndex, slot);
+          calls.set(place, TAG, visitor.onEnter(laneId, depth, functionIndex, now, parentTag));
           break;
+        }
         case KIND_EXIT:
         case KIND_TAIL:
         case KIND_UNWOUND: {
@@ -253,24 +213,23 @@ export class CallBuilder {
             this.#anomalies++;
             break;
           }
-          const call = this.#ending(lane, functionIndex, slot, now);
-          if (call !== NONE) this.#close(call, now, kind === KIND_UNWOUND ? END_UNWOUND : END_RETURNED);
+          if (this.#isFormer) this.#endFormer(lane, functionIndex, slot, now, kind);
+          else this.#end(lane, functionIndex, slot, now);
           break;
         }
         case KIND_LEAF: {
-          if (entriesOnly) {
-            // No exits are recorded: a frame whose slot is not above the new one must be gone.
-            while (lane.top !== NONE && ((open.slots[lane.top] - slot) | 0) <= 0)
-              this.#remove(lane, lane.top);
-          } else if (!this.#isFormer) {
-            this.#makeRoom(lane, slot, now);
-          }
-          const parentTag = lane.top === NONE ? 0 : open.tags[lane.top];
-          const { depth } = lane;
+          // No exits are recorded: a frame whose slot is not above the new one must be gone.
+          if (entriesOnly)
+            while (calls.depth > 0 && ((calls.get(calls.innermost, SLOT) - slot) | 0) <= 0)
+              calls.remove(calls.innermost);
+          else if (!this.#isFormer) this.#makeRoom(lane, slot, now);
+          const { depth } = calls;
+          const parentTag = depth === 0 ? 0 : calls.get(calls.innermost, TAG);
           const tag = visitor.onLeaf(laneId, depth, functionIndex, now, parentTag);
           if (!entriesOnly) break;
-          const call = this.#push(lane, functionIndex, slot, now);
-          if (call !== NONE) open.tags[call] = tag;
+          const place = calls.push(functionIndex, slot, now);
+          if (place < 0) this.#anomalies++;
+          else calls.set(place, TAG, tag);
           break;
         }
         case KIND_LOST:
@@ -320,117 +279,157 @@ export class CallBuilder {
     return lane;
   }
 
-  /** How far above the lowest word of the thread's own stack a slot lies; not below its size: it is none of it. */
-  #height(lane: Lane, slot: number): number {
-    return (slot - lane.stackLow) >>> 0;
-  }
-
   #key(lane: Lane, slot: number): number {
     return this.#isMerged ? slot : lane.id * TWO_TO_32 + slot;
   }
 
   /** A call begins with that slot: those that are in its place have ended. */
   #makeRoom(lane: Lane, slot: number, now: number): void {
-    if (this.#isFormer) {
-      this.#closeDoubtfulBelow(lane, slot, now);
+    if (!this.#isFormer && isOwn(lane, slot)) {
+      this.#closeOwnBelow(lane, heightOf(lane, slot) + 1, now);
       return;
     }
-    const height = this.#height(lane, slot);
-    if (height < lane.stackSize) {
-      this.#closeBelow(lane, height + 1, now);
-      return;
-    }
-    this.#closeDoubtfulBelow(lane, slot, now);
+    if (lane.doubtful > 0 && lane.doubtful === lane.calls.depth) this.#closeBelow(lane, slot, now);
     const former = this.#elsewhere.get(this.#key(lane, slot));
-    if (former !== undefined) this.#closeUnwound(former, now);
+    if (former !== undefined) this.#closeUnwound(former.lane, former.functionIndex, slot, now);
+  }
+
+  /** Notes where an open call is to be found. */
+  #note(lane: Lane, functionIndex: number, slot: number): void {
+    if (this.#isFormer) return;
+    if (isOwn(lane, slot)) lane.own.push(functionIndex, slot);
+    else this.#elsewhere.set(this.#key(lane, slot), { lane, functionIndex });
+  }
+
+  /** The same for one that is open no more. */
+  #forget(lane: Lane, functionIndex: number, slot: number): void {
+    if (this.#isFormer) return;
+    if (isOwn(lane, slot)) {
+      // The lowest, nearly always.
+      let at = lane.own.length - 2;
+      while (at >= 0 && (lane.own[at + 1] !== slot || lane.own[at] !== functionIndex)) at -= 2;
+      if (at >= 0) lane.own.splice(at, 2);
+      return;
+    }
+    const key = this.#key(lane, slot);
+    const noted = this.#elsewhere.get(key);
+    if (noted?.lane === lane && noted.functionIndex === functionIndex) this.#elsewhere.delete(key);
   }
 
   /** Calls on the thread's own stack that lie below that height have ended without an end of their own. */
-  #closeBelow(lane: Lane, height: number, now: number): void {
-    const { slots } = this.#open;
-    while (lane.lowest !== NONE && this.#height(lane, slots[lane.lowest]) < height)
-      this.#closeUnwound(lane.lowest, now);
+  #closeOwnBelow(lane: Lane, height: number, now: number): void {
+    const { own } = lane;
+    while (own.length > 0 && heightOf(lane, own[own.length - 1]) < height)
+      this.#closeUnwound(lane, own[own.length - 2], own[own.length - 1], now);
   }
 
-  #closeUnwound(call: number, now: number): void {
-    this.#close(call, now, this.#isDoubtful(call) ? END_LOST : END_UNWOUND);
-  }
-
-  #isDoubtful(call: number): boolean {
-    const { lanes, losses } = this.#open;
-    return losses[call] !== this.#lane(lanes[call]).losses;
-  }
-
-  #begin(lane: Lane, functionIndex: number, slot: number, now: number): void {
-    const open = this.#open;
-    const parentTag = lane.top === NONE ? 0 : open.tags[lane.top];
-    const { depth } = lane;
-    const call = this.#push(lane, functionIndex, slot, now);
-    if (call === NONE) return;
-    if (!this.#isFormer) {
-      if (this.#height(lane, slot) < lane.stackSize) {
-        open.above[call] = lane.lowest;
-        lane.lowest = call;
-      } else {
-        this.#elsewhere.set(this.#key(lane, slot), call);
-      }
+  #closeUnwound(lane: Lane, functionIndex: number, slot: number, now: number): void {
+    const place = lane.calls.find(functionIndex, slot);
+    if (place < 0) {
+      this.#forget(lane, functionIndex, slot);
+      return;
     }
-    open.tags[call] = this.#visitor.onEnter(lane.id, depth, functionIndex, now, parentTag);
+    const isDoubtful = lane.calls.depthAt(place) < lane.doubtful;
+    this.#close(lane, place, now, isDoubtful ? END_LOST : END_UNWOUND);
   }
 
-  /** Which open call ends here; NONE: it began before the trace, or its entry was lost. */
-  #ending(lane: Lane, functionIndex: number, slot: number, now: number): number {
-    const open = this.#open;
-    if (this.#isFormer) {
-      const call = this.#findFormer(lane, functionIndex, slot, now);
-      // Its entry may be among what was lost.
-      if (call === NONE && lane.losses === 0) this.#anomalies++;
-      return call;
+  /** The call of that function and slot ends, if it is open: else it began before the trace, or its entry was lost. */
+  #end(lane: Lane, functionIndex: number, slot: number, now: number): void {
+    if (isOwn(lane, slot)) {
+      this.#closeOwnBelow(lane, heightOf(lane, slot), now);
+      const { own } = lane;
+      if (own.at(-1) !== slot || own.at(-2) !== functionIndex) return;
+      const place = lane.calls.find(functionIndex, slot);
+      if (place >= 0) this.#close(lane, place, now, END_RETURNED);
+      return;
     }
-    const height = this.#height(lane, slot);
-    if (height < lane.stackSize) {
-      this.#closeBelow(lane, height, now);
-      const { lowest } = lane;
-      const isIt = lowest !== NONE && open.slots[lowest] === slot && open.functions[lowest] === functionIndex;
-      return isIt ? lowest : NONE;
-    }
-    const call = this.#elsewhere.get(this.#key(lane, slot)) ?? NONE;
-    if (call === NONE || open.functions[call] !== functionIndex) return NONE;
-    if (open.lanes[call] === lane.id) this.#closeDoubtfulAbove(lane, call, slot, now);
-    return call;
+    const noted = this.#elsewhere.get(this.#key(lane, slot));
+    if (noted?.functionIndex !== functionIndex) return;
+    const place = this.#findOpen(noted.lane, functionIndex, slot, now);
+    if (place >= 0) this.#close(noted.lane, place, now, END_RETURNED);
   }
 
-  /** The same in version 1, where several calls of a chain of tail calls are open with one slot. */
-  #findFormer(lane: Lane, functionIndex: number, slot: number, now: number): number {
-    const { slots, functions, outer } = this.#open;
-    let call = lane.top;
-    for (let tries = 0; call !== NONE && tries < SEARCH_LIMIT; tries++, call = outer[call]) {
-      if (slots[call] !== slot || functions[call] !== functionIndex) continue;
-      this.#closeDoubtfulAbove(lane, call, slot, now);
-      return call;
-    }
-    return NONE;
+  #endFormer(lane: Lane, functionIndex: number, slot: number, now: number, kind: number): void {
+    const { calls } = lane;
+    const top = calls.innermost;
+    const place =
+      top >= 0 && calls.get(top, SLOT) === slot && calls.get(top, FUNCTION) === functionIndex
+        ? top
+        : this.#findOpen(lane, functionIndex, slot, now);
+    if (place >= 0) this.#close(lane, place, now, kind === KIND_EXIT ? END_RETURNED : END_UNWOUND);
+    // Its entry may be among what was lost.
+    else if (!lane.hasLost) this.#anomalies++;
   }
 
-  /** Calls within one that ends, on the same stack, whose ends may be among what was lost. */
-  #closeDoubtfulAbove(lane: Lane, call: number, slot: number, now: number): void {
-    const { slots, outer } = this.#open;
-    if (lane.losses === 0) return;
-    for (let inner = lane.top; inner !== call && inner !== NONE;) {
-      const next = outer[inner];
-      if (this.#isDoubtful(inner) && this.#isInner(slots[inner], slot)) this.#close(inner, now, END_LOST);
-      inner = next;
+  #close(lane: Lane, place: number, at: number, end: CallEnd): void {
+    const { calls } = lane;
+    const now = Math.max(at, lane.last);
+    if (now > lane.last) {
+      // Another lane has told of it.
+      calls.addSelf(now - lane.last);
+      lane.last = now;
     }
+    this.#forget(lane, calls.get(place, FUNCTION), calls.get(place, SLOT));
+    const depth = calls.depthAt(place);
+    const functionIndex = calls.get(place, FUNCTION);
+    const start = calls.get(place, START);
+    const self = calls.get(place, SELF);
+    const tag = calls.get(place, TAG);
+    const parentTag = depth === 0 ? 0 : calls.get(calls.placeAt(depth - 1), TAG);
+    calls.remove(place);
+    if (depth < lane.doubtful) lane.doubtful--;
+    this.#visitor.onLeave(lane.id, depth, functionIndex, start, now, self, end, tag, parentTag);
   }
 
-  /** A call begins with that slot: open calls at or below it on the same stack have ended, whose ends may be among what was lost. */
-  #closeDoubtfulBelow(lane: Lane, slot: number, now: number): void {
-    const { slots } = this.#open;
-    while (lane.top !== NONE && this.#isDoubtful(lane.top)) {
-      const top = slots[lane.top];
+  /**
+   * Where the open call that ends here stands; negative if there is none. Above it may be calls on other stacks, which stay open, and calls
+   * whose ends were lost, which are closed.
+   */
+  #findOpen(lane: Lane, functionIndex: number, slot: number, now: number): number {
+    const { calls } = lane;
+    const found = calls.find(functionIndex, slot);
+    if (found < 0 || lane.doubtful === 0) return found;
+    const depth = calls.depthAt(found);
+    let undecided = 0;
+    for (let above = Math.min(lane.doubtful, calls.depth) - 1; above > depth; above--) {
+      const place = calls.placeAt(above);
+      if (this.#isInner(calls.get(place, SLOT), slot)) this.#close(lane, place, now, END_LOST);
+      else if (++undecided > MAX_UNDECIDED) break;
+    }
+    return calls.placeAt(depth);
+  }
+
+  /**
+   * A call begins whose return address stands at `slot`: open calls at or below it on the same stack have ended. Asked
+   * only of calls whose ends may have been lost.
+   */
+  #closeBelow(lane: Lane, slot: number, now: number): void {
+    const { calls } = lane;
+    while (lane.doubtful > 0 && lane.doubtful === calls.depth) {
+      const top = calls.get(calls.innermost, SLOT);
       if (top !== slot && !this.#isInner(top, slot)) return;
-      this.#close(lane.top, now, END_LOST);
+      this.#close(lane, calls.innermost, now, END_LOST);
     }
+  }
+
+  #noteLost(lane: Lane, now: number, records: number, isNotKept: boolean): void {
+    if (isNotKept) this.#notKept += records;
+    else this.#lost += records;
+    lane.last = now;
+    lane.hasLost = true;
+    if (this.#mode === 'calls') lane.doubtful = lane.calls.depth;
+    this.#visitor.onLost(lane.id, lane.calls.depth, now, records, isNotKept);
+  }
+
+  #closeAll(lane: Lane, now: number): void {
+    const { calls } = lane;
+    if (this.#mode === 'entries') {
+      while (calls.depth > 0) calls.remove(calls.innermost);
+      return;
+    }
+    if (calls.depth > 0) calls.set(calls.innermost, SELF, calls.get(calls.innermost, SELF) + now - lane.last);
+    lane.last = now;
+    while (calls.depth > 0) this.#close(lane, calls.innermost, now, END_OPEN);
   }
 
   /** True if slot `a` is deeper than slot `b` on the same stack: stacks grow down. */
@@ -438,89 +437,13 @@ export class CallBuilder {
     const distance = (b - a) | 0;
     return distance > 0 && distance < STACK_BYTES >> (this.#isFormer ? 0 : SLOT_SHIFT);
   }
-
-  #push(lane: Lane, functionIndex: number, slot: number, now: number): number {
-    const open = this.#open;
-    const call = open.take();
-    if (call === undefined) {
-      this.#anomalies++;
-      return NONE;
-    }
-    open.lanes[call] = lane.id;
-    open.functions[call] = functionIndex;
-    open.slots[call] = slot;
-    open.losses[call] = lane.losses;
-    open.outer[call] = lane.top;
-    open.inner[call] = NONE;
-    open.above[call] = NONE;
-    open.starts[call] = now;
-    open.selfs[call] = 0;
-    if (lane.top !== NONE) open.inner[lane.top] = call;
-    lane.top = call;
-    lane.depth++;
-    return call;
-  }
-
-  /** Takes a call out of its lane. */
-  #remove(lane: Lane, call: number): void {
-    const { outer, inner, above, slots } = this.#open;
-    lane.depth--;
-    if (inner[call] === NONE) lane.top = outer[call];
-    else outer[inner[call]] = outer[call];
-    if (outer[call] !== NONE) inner[outer[call]] = inner[call];
-    if (lane.lowest === call) lane.lowest = above[call];
-    else if (this.#height(lane, slots[call]) < lane.stackSize) {
-      let lower = lane.lowest;
-      while (lower !== NONE && above[lower] !== call) lower = above[lower];
-      above[lower] = above[call];
-    } else {
-      const key = this.#key(lane, slots[call]);
-      if (this.#elsewhere.get(key) === call) this.#elsewhere.delete(key);
-    }
-    this.#open.give(call);
-  }
-
-  #close(call: number, at: number, end: CallEnd): void {
-    const open = this.#open;
-    const lane = this.#lane(open.lanes[call]);
-    let now = at;
-    if (now > lane.last) {
-      // It ends in another lane.
-      if (lane.top !== NONE) open.selfs[lane.top] += now - lane.last;
-      lane.last = now;
-    } else now = lane.last;
-    const functionIndex = open.functions[call];
-    const start = open.starts[call];
-    const self = open.selfs[call];
-    const tag = open.tags[call];
-    const outer = open.outer[call];
-    const parentTag = outer === NONE ? 0 : open.tags[outer];
-    let depth = lane.depth - 1;
-    for (let inner = open.inner[call]; inner !== NONE; inner = open.inner[inner]) depth--;
-    this.#remove(lane, call);
-    this.#visitor.onLeave(lane.id, depth, functionIndex, start, now, self, end, tag, parentTag);
-  }
-
-  #noteLost(lane: Lane, now: number, records: number, isNotKept: boolean): void {
-    if (isNotKept) this.#notKept += records;
-    else this.#lost += records;
-    lane.last = now;
-    lane.losses++;
-    this.#visitor.onLost(lane.id, lane.depth, now, records, isNotKept);
-  }
-
-  #closeAll(lane: Lane, now: number): void {
-    if (this.#mode === 'entries') {
-      while (lane.top !== NONE) this.#remove(lane, lane.top);
-      return;
-    }
-    if (lane.top !== NONE) this.#open.selfs[lane.top] += now - lane.last;
-    lane.last = now;
-    while (lane.top !== NONE) this.#close(lane.top, now, END_OPEN);
-  }
 }
 
-function copied<T extends Uint32Array | Float64Array>(to: T, from: T): T {
-  to.set(from);
-  return to;
+/** How far above the lowest word of the thread's own stack a slot lies. */
+function heightOf(lane: Lane, slot: number): number {
+  return (slot - lane.stackLow) >>> 0;
+}
+
+function isOwn(lane: Lane, slot: number): boolean {
+  return heightOf(lane, slot) < lane.stackSize;
 }

@@ -58,3 +58,4 @@ export { LaneMerger, lostRecord } from './lane-merger.js';
 export type { MergedRecords } from './lane-merger.js';
 export { CallObjects, endingOf } from './call.js';
 export type { Call, CallEnding } from './call.js';
+export { MAGIC } from './file-layout.js';

@@ -4,6 +4,27 @@ import type { RecordedFunction, RecordingHeader, RecordingMessage } from './file
 export class BadJson extends Error {}
 
 type JsonObject = Readonly<Record<string, unknown>>;
+/** Fields of messages that have a form: what is looked up in an object that others made is named here. */
+type Field =
+  | 'pid'
+  | 'startTime'
+  | 'startTsc'
+  | 'kind'
+  | 'first'
+  | 'lane'
+  | 'tid'
+  | 'name'
+  | 'tsc'
+  | 'ns'
+  | 'records'
+  | 'demangled'
+  | 'module'
+  | 'address';
+
+/** Objects and lists of a message: each takes some 50 bytes of memory and need have but two in the file. */
+const MAX_VALUES = 1 << 22;
+/** Shorter messages cannot have many. */
+const SHORT_JSON = 1 << 20;
 
 const MAX_LANE = 0xffff_ffff;
 /** Far beyond any processor; with it, and at least 1, times stay finite whatever the ticks. */
@@ -91,7 +112,23 @@ function parseFunction(item: unknown): RecordedFunction {
   };
 }
 
+/** Commas and brackets, those within strings too: at least as many as there are values. */
+function countValues(text: string): number {
+  let count = 0;
+  for (let i = 0; i < text.length; i++) {
+    const code = text.charCodeAt(i);
+    if (code === COMMA || code === BRACKET || code === BRACE) count++;
+  }
+  return count;
+}
+
+const COMMA = 0x2c;
+const BRACKET = 0x5b;
+const BRACE = 0x7b;
+
 function parseObject(text: string, what: string): JsonObject {
+  if (text.length > SHORT_JSON && countValues(text) > MAX_VALUES)
+    throw new BadJson(`the ${what} has more than ${MAX_VALUES} values`);
   let json: unknown;
   try {
     json = JSON.parse(text);
@@ -106,20 +143,20 @@ function isObject(value: unknown): value is JsonObject {
   return typeof value === 'object' && value !== null && !Array.isArray(value);
 }
 
-function integer(json: JsonObject, field: string, max = MAX_LANE): number {
+function integer(json: JsonObject, field: Field, max = MAX_LANE): number {
   const value = json[field];
   if (typeof value !== 'number' || !Number.isInteger(value) || value < 0 || value > max)
     throw new BadJson(`"${field}" is not a number from 0 to ${max}`);
   return value;
 }
 
-function string(json: JsonObject, field: string): string {
+function string(json: JsonObject, field: Field): string {
   const value = json[field];
   if (typeof value !== 'string') throw new BadJson(`"${field}" is not a string`);
   return value;
 }
 
-function matching(json: JsonObject, field: string, pattern: RegExp): string {
+function matching(json: JsonObject, field: Field, pattern: RegExp): string {
   const value = string(json, field);
   if (!pattern.test(value)) throw new BadJson(`"${field}" does not read ${pattern.source}`);
   return value;

@@ -10,7 +10,7 @@ import {
   blockCheck,
   paddingAfter,
 } from './file-layout.js';
-import type { RecordingHeader, RecordingMessage } from './file-layout.js';
+import type { RecordedFunction, RecordingHeader, RecordingMessage } from './file-layout.js';
 import { RECORD_BYTES } from './record-layout.js';
 
 /** Where a recording goes. */
@@ -19,8 +19,11 @@ export interface RecordingSink {
   write(chunks: readonly Uint8Array[]): void;
 }
 
-/** Keeps messages far below what readers accept, even where names are kilobytes long. */
+/** Keeps messages far below what readers accept, even where names are kilobytes long: so many functions, or so long names. */
 const FUNCTIONS_PER_MESSAGE = 4096;
+const CHARACTERS_PER_MESSAGE = 1 << 20;
+/** Members of a summary whose keys are longer together, such as the calls of a million functions, are left out: readers would refuse it. */
+const MAX_MEMBER_CHARACTERS = 16 << 20;
 
 const encoder = new TextEncoder();
 
@@ -66,13 +69,21 @@ export class RecordingWriter {
 
   /** Writes what is not a record. The `end` message is the last thing in a recording. */
   writeMessage(message: RecordingMessage): void {
-    if (message.kind === 'functions' && message.items.length > FUNCTIONS_PER_MESSAGE) {
-      for (let at = 0; at < message.items.length; at += FUNCTIONS_PER_MESSAGE) {
-        const items = message.items.slice(at, at + FUNCTIONS_PER_MESSAGE);
-        this.writeMessage({ kind: 'functions', first: message.first + at, items });
+    if (message.kind === 'functions') {
+      for (let at = 0, next = 0; at < message.items.length || at === 0; at = next) {
+        next = endOfPart(message.items, at);
+        this.#writeJson({
+          kind: 'functions',
+          first: message.first + at,
+          items: message.items.slice(at, next),
+        });
+        if (next === 0) return;
       }
-      return;
-    }
+    } else if (message.kind === 'end') this.#writeJson({ kind: 'end', summary: bounded(message.summary) });
+    else this.#writeJson(message);
+  }
+
+  #writeJson(message: RecordingMessage): void {
     const json = encoder.encode(JSON.stringify(message));
     const lane = 'lane' in message ? message.lane : 0;
     this.#write([
@@ -94,4 +105,25 @@ export class RecordingWriter {
     for (const chunk of chunks) this.#bytes += chunk.length;
     this.#sink.write(chunks);
   }
+}
+
+/** Where the functions of one message end that begins with that one: at least behind it. */
+function endOfPart(items: readonly RecordedFunction[], from: number): number {
+  let characters = 0;
+  let at = from;
+  while (at < items.length && at - from < FUNCTIONS_PER_MESSAGE && characters < CHARACTERS_PER_MESSAGE) {
+    const { name, demangled, module } = items[at++];
+    characters += name.length + (demangled?.length ?? 0) + module.length;
+  }
+  return at;
+}
+
+function bounded(summary: Readonly<Record<string, unknown>>): Readonly<Record<string, unknown>> {
+  const kept = Object.entries(summary).filter(([, member]) => {
+    if (typeof member !== 'object' || member === null) return true;
+    let characters = 0;
+    for (const key of Object.keys(member)) characters += key.length;
+    return characters <= MAX_MEMBER_CHARACTERS;
+  });
+  return Object.fromEntries(kept);
 }

@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
+import { demanglerBytes } from './demangler.js';
 import { demangle, withoutArguments } from './index.js';
 
 const cases: [mangled: string, demangled: string, short: string][] = [
@@ -36,4 +37,61 @@ test('a name that is mangled wrongly is shown as it is, and hurts nothing', () =
     }),
     { numRuns: 2000 },
   );
+});
+
+/** void f(P<int, int>, P<that, that>, P<that, that>, ...): each type names the one before it twice. */
+function itaniumBomb(levels: number): string {
+  const reference = (n: number): string => (n === 0 ? 'S_' : `S${(n - 1).toString(36).toUpperCase()}_`);
+  let name = '_Z1f1PIiiE';
+  for (let level = 1; level < levels; level++) name += `S_I${reference(level)}${reference(level)}E`;
+  return name;
+}
+
+/** The same in Rust's v0 scheme: tuples of what stood at a byte of the name before. */
+function rustBomb(levels: number): string {
+  const digits = '0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ';
+  const reference = (at: number): string => {
+    if (at === 0) return 'B_';
+    let left = at - 1;
+    let made = '';
+    do {
+      made = digits[left % 62] + made;
+      left = Math.floor(left / 62);
+    } while (left > 0);
+    return `B${made}_`;
+  };
+  let name = 'INvC1a1f';
+  let last = name.length;
+  name += 'TaaE';
+  for (let level = 1; level < levels; level++) {
+    const at = name.length;
+    name += `T${reference(last)}${reference(last)}E`;
+    last = at;
+  }
+  return `_R${name}E`;
+}
+
+test('a name that stands for too much is shown as it is, costs bounded memory, and the next name is read', () => {
+  for (const bomb of [itaniumBomb, rustBomb]) {
+    assert.notEqual(demangle(bomb(5)), bomb(5));
+    for (const levels of [12, 16, 22, 40, 200]) {
+      assert.equal(demangle(bomb(levels)), bomb(levels));
+      assert.ok(demanglerBytes() <= 2 << 20);
+      assert.equal(
+        demangle(`_ZN3foo3barE${'i'.repeat(levels)}`),
+        `foo::bar(${Array(levels).fill('int').join(', ')})`,
+      );
+    }
+  }
+});
+
+test('where names that stand for too much are many, what resembles them is no longer tried, and the rest is', () => {
+  const resembles = (n: number): string => `_ZN3foo3barE${'S_'.repeat(n)}`;
+  assert.equal(demangle(resembles(10)), `foo::bar(${Array(10).fill('foo').join(', ')})`);
+  for (let i = 0; i < 150; i++) {
+    const name = `${itaniumBomb(22)}${'v'.repeat(i)}`;
+    assert.equal(demangle(name), name);
+  }
+  assert.equal(demangle(resembles(11)), resembles(11));
+  assert.equal(demangle(resembles(4)), 'foo::bar(foo, foo, foo, foo)');
 });

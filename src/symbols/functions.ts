@@ -1,8 +1,14 @@
 import { lowerBound, type ElfFile, type ElfSymbol } from '../elf/index.js';
+import { CannotError } from '../errors/index.js';
 import { demangle } from './demangle.js';
 import type { FunctionKind, FunctionSymbol } from './function-symbol.js';
 
 const PT_LOAD = 1;
+/**
+ * How often all code may be covered by functions. Symbols within functions have sizes too; but where each of a million has nearly all of
+ * the code there would be no end of looking at it.
+ */
+const MOST_COVERED = 8;
 
 /** gcc: `f.cold`, `f.cold.1`; clang: `f.cold.1`. The part before it names the function. */
 const COLD = /^(.+?)\.cold(?:\.\d+)*$/;
@@ -20,6 +26,7 @@ export function functionsOf(elf: ElfFile, module: string = baseName(elf.name)): 
 
   const regions = codeRegions(elf);
   const nextSymbol = symbolAfter(elf);
+  let bytes = regions.reduce((sum, { start, end }) => sum + end - start, 0) * MOST_COVERED;
   const functions: FunctionSymbol[] = [];
   for (let first = 0; first < symbols.length;) {
     const address = symbols[first].addressNumber;
@@ -28,6 +35,7 @@ export function functionsOf(elf: ElfFile, module: string = baseName(elf.name)): 
     const group = symbols.slice(first, next);
     const known = group.reduce((size, symbol) => Math.max(size, symbol.size), 0);
     const size = known > 0 ? known : sizeUpTo(nextSymbol(address), address, regions);
+    if ((bytes -= size) < 0) throw overlapping(elf);
     functions.push(new MergedFunction(group, module, size, known > 0));
     first = next;
   }
@@ -135,15 +143,30 @@ interface Region {
   readonly end: number;
 }
 
-/** Executable sections, or segments where there are none. */
+/** Executable sections, or segments where there are none; ascending, and each begins behind the one before. */
 function codeRegions(elf: ElfFile): Region[] {
-  const sections = elf.sections.filter((section) => section.executable && section.hasBytes);
-  if (sections.length > 0) {
-    return sections.map(({ addressNumber, size }) => ({ start: addressNumber, end: addressNumber + size }));
-  }
-  return elf.segments
+  const sections = elf.sections
+    .filter((section) => section.executable && section.hasBytes)
+    .map(({ addressNumber, size }) => ({ start: addressNumber, end: addressNumber + size }));
+  const segments = elf.segments
     .filter((segment) => segment.type === PT_LOAD && segment.executable)
     .map(({ addressNumber, fileSize }) => ({ start: addressNumber, end: addressNumber + fileSize }));
+  const regions: Region[] = [];
+  for (const { start, end } of (sections.length > 0 ? sections : segments).sort(
+    (a, b) => a.start - b.start,
+  )) {
+    const from = Math.max(start, regions.at(-1)?.end ?? 0);
+    if (from < end) regions.push({ start: from, end });
+  }
+  return regions;
+}
+
+function overlapping(elf: ElfFile): CannotError {
+  return new CannotError('elf-damaged', {
+    tried: `read the functions of ${elf.name}`,
+    why: `together they are more than ${MOST_COVERED} times as long as its code`,
+    next: 'check that the file is complete',
+  });
 }
 
 /** The address of the next symbol of any kind: hand-written code may have data or unnamed parts behind it. */
@@ -158,8 +181,15 @@ function symbolAfter(elf: ElfFile): (address: number) => number {
 }
 
 function sizeUpTo(limit: number, address: number, regions: readonly Region[]): number {
-  const region = regions.find(({ start, end }) => address >= start && address < end);
-  return region === undefined ? 0 : Math.min(limit, region.end) - address;
+  let low = 0;
+  let high = regions.length;
+  while (low < high) {
+    const middle = (low + high) >>> 1;
+    if (regions[middle].end <= address) low = middle + 1;
+    else high = middle;
+  }
+  const region = low < regions.length ? regions[low] : undefined;
+  return region === undefined || address < region.start ? 0 : Math.min(limit, region.end) - address;
 }
 
 function baseName(path: string): string {

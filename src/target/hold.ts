@@ -247,9 +247,11 @@ export class Hold implements Standstill {
     try {
       const fresh = tids.filter((tid) => !stragglers.has(tid));
       // A straggler is ours since an earlier attempt, and was asked to stop then.
-      seized.push(...tids.filter((tid) => stragglers.has(tid)));
+      for (const tid of tids) if (stragglers.has(tid)) seized.push(tid);
       const results = threadBatch.seize(fresh, PTRACE_O_TRACESYSGOOD);
-      seized.push(...fresh.filter((_, i) => results[i] === 0));
+      fresh.forEach((tid, i) => {
+        if (results[i] === 0) seized.push(tid);
+      });
       fresh.forEach((tid, i) => {
         if (results[i] !== 0 && seize(this.#pid, tid, PTRACE_O_TRACESYSGOOD) === 'seized') seized.push(tid);
       });

@@ -3,7 +3,7 @@ export { Latches } from './latches.js';
 export { FALSE_EINTR, HoldTimes, SessionTimes, makesCallAgain, pause, type HeldThread } from './stops.js';
 export { Loader } from './loader.js';
 export { OutsideMemory, TargetMemory } from './memory.js';
-export { readModules, type Module, type UnusableModule } from './modules.js';
+export { mappedFile, readModules, type Module, type UnusableModule } from './modules.js';
 export { ownPermissions } from './permission.js';
 export { hasFsgsbase } from './fsgsbase.js';
 export { checkMachine, preflight, type Preflight } from './preflight.js';

@@ -1,7 +1,7 @@
 // What safepoke was given by whoever started it, and what a program that it starts is to get as if safepoke were not there: descriptors
 // beyond the first three, which Node marks to be closed, and strings that are not UTF-8, which Node's own do not hold.
 import { readFileSync, readdirSync } from 'node:fs';
-import { readLink } from '../linux/index.js';
+import { bytesOfText, readLink } from '../linux/index.js';
 
 const FIRST_OTHER_FILE = 3;
 const REPLACEMENT = '\ufffd';
@@ -83,11 +83,11 @@ function otherStrings(): ReadonlyMap<string, readonly Uint8Array[]> {
 export function encoder(): (text: string) => Uint8Array {
   const used = new Map<string, number>();
   return (text) => {
-    if (!text.includes(REPLACEMENT)) return new TextEncoder().encode(text);
+    if (!text.includes(REPLACEMENT)) return bytesOfText(text);
     others ??= otherStrings();
     const raw = others.get(text) ?? [];
     const index = used.get(text) ?? 0;
     used.set(text, index + 1);
-    return raw.at(Math.min(index, raw.length - 1)) ?? new TextEncoder().encode(text);
+    return raw.at(Math.min(index, raw.length - 1)) ?? bytesOfText(text);
   };
 }

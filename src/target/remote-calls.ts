@@ -19,6 +19,7 @@ import {
   waitForThread,
   whilePreferred,
   type Registers,
+  type WaitResult,
 } from '../linux/index.js';
 import { Hold } from './hold.js';
 import type { TargetMemory } from './memory.js';
@@ -29,7 +30,7 @@ import {
   type BorrowedCode,
   type ReturnFrame,
 } from './return-frame.js';
-import type { HeldThread, SessionTimes } from './stops.js';
+import { pause, type HeldThread, type SessionTimes } from './stops.js';
 
 /** Bytes below the stack pointer that belong to the function that runs (System V ABI, 3.2.2), and then some. */
 const BELOW_RED_ZONE = 512;
@@ -37,6 +38,12 @@ const BELOW_RED_ZONE = 512;
 const STRING_ROOM = 256;
 const NO_SYSTEM_CALL = -1n;
 const MAX_STOP_REPORTS = 8;
+/** A call takes microseconds, seconds where the thread waits long for a processor; and a thread that is told to stop does so at once. */
+const CALL_PATIENCE_MS = 10_000;
+const STOP_PATIENCE_MS = 500;
+/** Polls before the processor is left to the thread, and for how long then. */
+const EAGER_POLLS = 64;
+const POLL_PAUSE_MS = 0.05;
 /** Of so many threads one may wait long for the processor at each of its calls, were it not preferred meanwhile. */
 const CROWD = 64;
 
@@ -221,14 +228,19 @@ export class RemoteCalls implements CallMaker {
     for (let stops = 0, reports = 0; stops < 2;) {
       faultPoint();
       ptrace.contToSystemCall(tid);
-      const result = waitForThread(tid, true);
+      const result = awaitCall(tid);
       // A process that job control has stopped (SIGSTOP) may tell so once more before it goes on.
       const isReport = result.kind === 'stopped' && result.event === PTRACE_EVENT_STOP;
       if (isReport && ++reports < MAX_STOP_REPORTS) continue;
       if (result.kind !== 'stopped' || result.signal !== SYSTEM_CALL_STOP) {
         throw new CannotError('REMOTE_CALL', {
           tried: `make thread ${tid} run system call ${n}`,
-          why: result.kind === 'stopped' ? `signal ${result.signal} came instead` : 'the thread ended',
+          why:
+            result.kind === 'none'
+              ? 'it does not come back from it'
+              : result.kind === 'stopped'
+                ? `signal ${result.signal} came instead`
+                : 'the thread ended',
           next: 'see whether the process still runs, and attach again if it does',
         });
       }
@@ -237,6 +249,24 @@ export class RemoteCalls implements CallMaker {
     ptrace.getRegisters(tid, registers);
     return Number(BigInt.asIntN(64, registers.get('rax')));
   }
+}
+
+/**
+ * Waits until the thread stops. One whose code another has changed meanwhile may never do so: it is made to stop, and the call is given up
+ * (`none`), as nobody ends us while we wait in the kernel.
+ */
+function awaitCall(tid: number): WaitResult {
+  const until = performance.now() + CALL_PATIENCE_MS;
+  for (let polls = 0; ; polls++) {
+    const result = waitForThread(tid, false);
+    if (result.kind !== 'none') return result;
+    if (performance.now() > until) break;
+    if (polls > EAGER_POLLS) pause(POLL_PAUSE_MS);
+  }
+  ptrace.interrupt(tid);
+  const stopUntil = performance.now() + STOP_PATIENCE_MS;
+  while (performance.now() < stopUntil && waitForThread(tid, false).kind === 'none') pause(POLL_PAUSE_MS);
+  return { kind: 'none' };
 }
 
 /** Returns what the kernel does: the result, or -errno. */

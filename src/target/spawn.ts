@@ -14,12 +14,14 @@ import {
   Registers,
   SYS,
   addressOf,
+  bytesOfText,
   errnoName,
   placeOwnCode,
   ptrace,
   readAuxiliaryVector,
   readExecutableHead,
   systemCall,
+  textOfBytes,
   waitForThread,
 } from '../linux/index.js';
 import { assemble } from '../x86/index.js';
@@ -179,13 +181,14 @@ export function startFailure(path: string, status: number | undefined): CannotEr
   );
 }
 
-/** Finds a program as execvp does. @throws CannotError NO_PROGRAM */
+/** Finds a program as execvp does; its path has all bytes (`bytesOfText`). @throws CannotError NO_PROGRAM */
 export function findProgram(name: string): string {
   const candidates = name.includes('/')
     ? [name]
     : (process.env['PATH'] ?? '/usr/bin:/bin').split(delimiter).map((folder) => join(folder, name));
   let found: string | undefined;
-  for (const candidate of candidates) {
+  for (const given of candidates) {
+    const candidate = textOfBytes(encoder()(given));
     const why = whyNoProgram(candidate);
     if (why === undefined) return candidate;
     // As execvp does: what was found first and may not be executed is told, if nothing better comes.
@@ -207,8 +210,9 @@ const NO_SUCH_FILE = 'there is no such file';
 
 /** Undefined: it may be executed. */
 function whyNoProgram(path: string): string | undefined {
+  const bytes = bytesOfText(path);
   try {
-    const facts = statSync(path);
+    const facts = statSync(bytes);
     if (facts.isDirectory()) return 'it is a directory';
     if (!facts.isFile()) return 'it is not a file';
   } catch (error) {
@@ -217,7 +221,7 @@ function whyNoProgram(path: string): string | undefined {
       : NO_SUCH_FILE;
   }
   try {
-    accessSync(path, fsConstants.X_OK);
+    accessSync(bytes, fsConstants.X_OK);
     return undefined;
   } catch {
     return 'it is not executable (chmod +x makes it so, if it is a program)';

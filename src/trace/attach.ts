@@ -5,11 +5,12 @@ import {
   ProcessLock,
   availableMemory,
   hasEnded,
+  lockHolders,
   readAuxiliaryVector,
   readCommandLine,
-  readStartTime,
   readStatus,
   readThreads,
+  rightfulHolder,
 } from '../linux/index.js';
 import type { RecordingHeader, RecordingSink } from '../recording/index.js';
 import { demangle, type Pattern } from '../symbols/index.js';
@@ -41,7 +42,13 @@ import {
 } from './options.js';
 import { patchTarget } from './patch-target.js';
 import { STAYS_OPEN, recover, refuseTraced } from './recovery.js';
-import { ModuleFunctions, concernsModule, parsePatterns, selectFunctions } from './selection.js';
+import {
+  ModuleFunctions,
+  concernsModule,
+  parsePatterns,
+  selectFunctions,
+  unmatchedPatterns,
+} from './selection.js';
 import { Session } from './session.js';
 import { SESSION_REFUSALS, planSites, type PlannedFunction, type RefusedFunction } from './site-plan.js';
 import { ExitWatch } from './target-exit.js';
@@ -56,6 +63,10 @@ const MAX_LANES = 4096;
 /** How often to wait for a thread that has yet to make a call for a session that was killed, and how long each time. */
 const LENT_TRIES = 100;
 const LENT_PAUSE_MS = 10;
+
+/** How long whoever may go on without a process's lock waits for it: an honest session has its agent there by then, or has left. */
+const LOCK_PATIENCE_MS = 3000;
+const LOCK_PAUSE_MS = 20;
 
 /** Where a recording goes; the caller opens and closes it. */
 export interface Recorded {
@@ -141,7 +152,7 @@ export function attachTo(pid: number, options: TraceOptions & Recorded = {}): Se
   const calm = hastenBeside(pid);
   let lock: ProcessLock | undefined;
   try {
-    lock = takeLock(pid, memory);
+    lock = takeLock(pid, memory, options.onNote);
     for (let tries = 1; ; tries++) {
       try {
         return recoverAndStart(pid, options, memory, before, since, lock);
@@ -203,16 +214,31 @@ function recoverAndStart(
   return start({ pid, options, memory, times, adopted: undefined, isChild: false, before, since, lock });
 }
 
-/** Keeps others of us out from here on. @throws CannotError ALREADY_TRACED */
-function takeLock(pid: number, memory: TargetMemory): ProcessLock {
-  const lock = ProcessLock.take(pid, readStartTime(pid) ?? 0n);
-  if (lock !== undefined) return lock;
-  refuseTraced(pid, memory);
-  throw new CannotError('ALREADY_TRACED', {
-    tried: `trace process ${pid}`,
-    why: 'another safepoke begins to trace it, or is about to leave it',
-    next: 'end that one first, or try again in a moment',
-  });
+/** Keeps others of us out from here on, as process-lock.ts says. @throws CannotError ALREADY_TRACED */
+function takeLock(pid: number, memory: TargetMemory, onNote: TraceOptions['onNote']): ProcessLock {
+  const since = performance.now();
+  for (;;) {
+    const lock = ProcessLock.take(pid);
+    if (lock !== undefined) return lock;
+    refuseTraced(pid, memory);
+    const holders = lockHolders(pid);
+    const holder = rightfulHolder(pid, holders);
+    if (holder !== undefined) {
+      throw new CannotError('ALREADY_TRACED', {
+        tried: `trace process ${pid}`,
+        why: `another safepoke, process ${holder.pid}, begins to trace it, or is about to leave it`,
+        next: 'end that one first, or try again in a moment',
+      });
+    }
+    if (performance.now() - since > LOCK_PATIENCE_MS) {
+      const who = holders.map((one) => `process ${one.pid} of user ${one.uid}`).join(', ');
+      onNote?.(
+        `process ${pid} is traced although ${who === '' ? 'somebody who has ended' : who} has locked it: no session of theirs is in it`,
+      );
+      return ProcessLock.none();
+    }
+    pause(LOCK_PAUSE_MS);
+  }
 }
 
 /**
@@ -235,7 +261,7 @@ export function runProgram(command: readonly string[], options: TraceOptions & R
     const adopted = Hold.adopt(pid, pid, new HoldTimes());
     memory = new OutsideMemory(pid);
     const before: Preflight = { threads: [pid], seccompFilter: false };
-    lock = takeLock(pid, memory);
+    lock = takeLock(pid, memory, options.onNote);
     const session = start({ pid, options, memory, times, adopted, isChild: true, before, since, lock });
     adopted.release();
     return session;
@@ -448,8 +474,13 @@ function start({
   const filters = parsePatterns(options.filters);
   const notrace = parsePatterns(options.notrace);
   const selections = selectFunctions(modules, functions, filters, notrace);
+  unmatchedPatterns(modules, functions, [...filters, ...notrace], options.untilLoaded).forEach((line) => {
+    onNote(line);
+  });
   const plan = planSites(selections, memory, !entryOnly);
   if (plan.sites.length === 0) throw nothingTraceable(plan.refused);
+  for (const { module, error } of functions.damaged)
+    onNote(`${module.path} cannot be traced: ${error.details.why}`);
   const tscHz = timeStamp.estimateHz();
   const ringBytes = options.bufferBytes ?? DEFAULT_BUFFER_BYTES;
   let startTsc: bigint | undefined;

@@ -15,16 +15,11 @@ interface Text {
 /** The file's bytes of a page, if it is a file's that we know; what lies behind its end is zero. */
 function fileBytes(
   modules: readonly Module[],
-  { start, path, offset }: Mapping,
+  { start, device, inode, offset }: Mapping,
   page: number,
 ): Uint8Array | undefined {
-  const name = path.replace(/ \(deleted\)$/, '');
-  const file = modules.find((module) => module.path === name)?.elf().bytes;
-  if (file === undefined) return undefined;
-  const at = offset + page - start;
-  const bytes = new Uint8Array(PAGE);
-  bytes.set(file.subarray(at, at + PAGE));
-  return bytes;
+  const module = modules.find(({ mapped }) => mapped?.device === device && mapped.inode === inode);
+  return module?.elf().pageAt(offset + page - start);
 }
 
 /** Drops the copies among the pages from `start` up to `end`, by the agent's thread. */

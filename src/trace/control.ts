@@ -1,97 +1,90 @@
-// A session can be talked to while it runs, by whoever may write to its socket: the user that runs it, and root. One request, one
-// answer, each a line of JSON.
-import { chmodSync, lstatSync, mkdirSync, rmSync, statSync } from 'node:fs';
+// A session can be talked to while it runs, by its own user and by root. One request, one reply (control-message.ts).
+//
+// Both sides ask the kernel who the other is, whatever the folder of the socket says (control-place.ts): a session answers its own user and
+// root; whoever asks speaks only to a process of the user whose session it looks for, so root gives nothing to a socket of another's to which
+// a user's link leads. Neither believes what the other says. A session has few connections at the same time, each for a few seconds, with
+// one message's memory for all of them: whoever floods it, or says nothing, costs it that and no more.
+import { chmodSync, rmSync } from 'node:fs';
 import { createConnection, createServer, type Server, type Socket } from 'node:net';
-import { join } from 'node:path';
-import { CannotError, UsageError, isSafepokeError } from '../errors/index.js';
+import { CannotError, UsageError, checkOptionTypes } from '../errors/index.js';
+import { peerOf } from '../linux/index.js';
+import {
+  MAX_MESSAGE_BYTES,
+  MessageReader,
+  MessageRoom,
+  encodeReply,
+  encodeRequest,
+  parseReply,
+  parseRequest,
+  refusalFor,
+  type ControlAnswer,
+  type ControlReply,
+  type ControlRequest,
+} from './control-message.js';
+import { ownUser, placeToListen, placesToAsk, type ControlPlace } from './control-place.js';
 import type { Session } from './session.js';
-import type { SessionStatus } from './summary.js';
 
-/** Where the folders with sockets are: not TMPDIR, which may differ between the session and whoever asks. */
-const SOCKETS = '/tmp';
-const OWNER_ONLY = 0o700;
+export { NO_RUNTIME_FOLDER } from './control-place.js';
+export type { ControlAnswer, ControlRequest } from './control-message.js';
+
+const ROOT = 0;
 const OWNER_SOCKET = 0o600;
 /** A session answers between two looks at its rings, which take long where all processors are busy. */
-const PATIENCE_MS = 60_000;
-/** No honest request is longer. */
-const MAX_REQUEST = 1 << 20;
+const PATIENCE_MS = 20_000;
+/** What an honest request takes is far less: it is sent at once. */
+const CONNECTION_MS = 5000;
+const MAX_CONNECTIONS = 16;
 
-/** What to do: functions to switch on, then those to switch off. */
-export interface ControlRequest {
-  readonly on: readonly string[];
-  readonly off: readonly string[];
-}
-
-/** What was done, and how things are now. */
-export interface ControlAnswer {
-  /** Functions that the patterns matched. */
-  readonly matchedOn: number;
-  readonly matchedOff: number;
-  readonly status: SessionStatus;
-}
-
-/** A line of the socket: an answer, or why there is none. */
-type Reply =
-  | ControlAnswer
-  | { readonly usage: boolean; readonly tried: string; readonly why: string; readonly next: string };
-
-function folderOf(uid: number): string {
-  return join(SOCKETS, `safepoke-${uid}`);
-}
-
-function socketOf(uid: number, pid: number): string {
-  return join(folderOf(uid), `${pid}.socket`);
-}
-
-function ownUid(): number {
-  return process.getuid?.() ?? 0;
-}
+/** Of a session, what can be asked of it. */
+export type Controlled = Pick<Session, 'pid' | 'switch' | 'status'>;
 
 /** Lets others talk to a session, for as long as it runs. */
 export class ControlServer {
-  readonly #session: Session;
+  readonly #session: Controlled;
   readonly #server: Server;
-  readonly #path: string;
+  readonly #place: ControlPlace;
+  readonly #room = new MessageRoom();
+  readonly #open = new Set<Socket>();
 
-  /** Returns once it can be talked to. @throws CannotError CONTROL_SOCKET */
-  static async open(session: Session): Promise<ControlServer> {
-    const server = new ControlServer(session);
+  /** Returns once it can be talked to. @throws CannotError CONTROL_SOCKET; NO_RUNTIME_FOLDER: the user has no place for its socket */
+  static async open(session: Controlled): Promise<ControlServer> {
+    const server = new ControlServer(session, placeToListen(session.pid));
     await server.#listen();
     return server;
   }
 
-  private constructor(session: Session) {
+  private constructor(session: Controlled, place: ControlPlace) {
     this.#session = session;
-    this.#path = socketOf(ownUid(), session.pid);
+    this.#place = place;
     this.#server = createServer((socket) => {
       this.#serve(socket);
     });
+    this.#server.maxConnections = MAX_CONNECTIONS;
     // The session decides how long safepoke lives.
     this.#server.unref();
   }
 
   close(): void {
     this.#server.close();
-    rmSync(this.#path, { force: true });
+    for (const socket of this.#open) socket.destroy();
+    rmSync(this.#place.path, { force: true });
   }
 
   async #listen(): Promise<void> {
+    const { path } = this.#place;
     try {
-      const folder = folderOf(ownUid());
-      mkdirSync(folder, { recursive: true, mode: OWNER_ONLY });
-      const facts = lstatSync(folder);
-      if (!facts.isDirectory() || facts.uid !== ownUid() || (facts.mode & 0o077) !== 0)
-        throw new Error(`${folder} belongs to somebody else, or is open to others`);
       // One that a killed session has left: nobody else traces this process, for then we would not.
-      rmSync(this.#path, { force: true });
+      rmSync(path, { force: true });
       await new Promise<void>((resolve, reject) => {
         this.#server.once('error', reject);
-        this.#server.listen(this.#path, resolve);
+        this.#server.listen(path, resolve);
       });
-      chmodSync(this.#path, OWNER_SOCKET);
+      chmodSync(path, OWNER_SOCKET);
+      // There may be no descriptor for one that connects: whoever it is can try again.
+      this.#server.on('error', () => undefined);
     } catch (error) {
       throw new CannotError('CONTROL_SOCKET', {
-        tried: `listen at ${this.#path} for \`safepoke control\``,
+        tried: `listen at ${path} for \`safepoke control\``,
         why: error instanceof Error ? error.message : String(error),
         next: 'see who may write there; the trace itself needs none of it',
         cause: error,
@@ -100,106 +93,122 @@ export class ControlServer {
   }
 
   #serve(socket: Socket): void {
-    let text = '';
-    socket.setEncoding('utf8');
-    socket.unref();
     // Who asked may have gone.
     socket.on('error', () => socket.destroy());
-    socket.on('data', (piece: string) => {
-      text += piece;
-      if (text.length > MAX_REQUEST) socket.destroy();
-      const end = text.indexOf('\n');
-      if (end >= 0) socket.end(`${JSON.stringify(this.#answer(text.slice(0, end)))}\n`);
+    const uid = peerOf(socket)?.uid;
+    if (uid !== ROOT && uid !== this.#place.uid) {
+      socket.destroy();
+      return;
+    }
+    socket.unref();
+    this.#open.add(socket);
+    const reader = new MessageReader(this.#room);
+    // Not an idle time: a byte now and then must not keep it open, nor a reply that nobody reads.
+    const end = setTimeout(() => socket.destroy(), CONNECTION_MS).unref();
+    socket.on('close', () => {
+      clearTimeout(end);
+      reader.close();
+      this.#open.delete(socket);
     });
+    const onData = (piece: Uint8Array): void => {
+      const message = reader.add(piece);
+      if (message === undefined) return;
+      socket.off('data', onData);
+      socket.pause();
+      if (message === 'too-long') socket.destroy();
+      else socket.end(encodeReply(this.#reply(message)), () => socket.destroy());
+    };
+    socket.on('data', onData);
   }
 
-  #answer(line: string): Reply {
+  #reply(message: Uint8Array): ControlReply {
     try {
-      const { on, off } = parseRequest(line);
+      const { on, off } = parseRequest(message);
       const matchedOn = on.length === 0 ? 0 : this.#session.switch(on, true);
       const matchedOff = off.length === 0 ? 0 : this.#session.switch(off, false);
       return { matchedOn, matchedOff, status: this.#session.status };
     } catch (error) {
-      if (!isSafepokeError(error)) throw error;
-      const { tried, why, next } = error.details;
-      return { usage: error instanceof UsageError, tried, why, next };
+      return refusalFor(error);
     }
   }
 }
 
-function parseRequest(line: string): ControlRequest {
-  let request: unknown;
-  try {
-    request = JSON.parse(line);
-  } catch {
-    request = undefined;
-  }
-  const { on, off } = (request ?? {}) as { readonly on?: unknown; readonly off?: unknown };
-  if (isTexts(on) && isTexts(off)) return { on, off };
-  throw new UsageError('BAD_REQUEST', {
-    tried: 'read a request',
-    why: 'it is not {"on": [...], "off": [...]}',
-    next: 'use `safepoke control` of the same version',
-  });
-}
-
-function isTexts(value: unknown): value is readonly string[] {
-  return Array.isArray(value) && value.every((item) => typeof item === 'string');
+export interface ControlOptions {
+  /** How long to wait for the session, in milliseconds; by default 20 s. */
+  readonly patienceMs?: number;
 }
 
 /**
  * Asks the session that traces a process, of this user or, as root, of the user whose process it is.
  *
- * @throws CannotError NO_SESSION, NO_ANSWER; what the session throws
+ * @throws CannotError NO_SESSION; NO_ANSWER: it gives none, or none that a session would give. UsageError BAD_REQUEST
  */
-export async function control(pid: number, request: ControlRequest): Promise<ControlAnswer> {
-  const uids = [ownUid(), ownerOf(pid)].filter((uid) => uid !== undefined);
-  for (const uid of new Set(uids)) {
-    const reply = await ask(socketOf(uid, pid), request);
-    if (reply === undefined) continue;
+export async function control(
+  pid: number,
+  request: ControlRequest,
+  { patienceMs = PATIENCE_MS }: ControlOptions = {},
+): Promise<ControlAnswer> {
+  checkOptionTypes('control', request, { on: 'strings', off: 'strings' });
+  const message = encodeRequest(request);
+  for (const place of placesToAsk(pid)) {
+    const bytes = await ask(place, message, patienceMs);
+    if (bytes === undefined) continue;
+    const reply = parseReply(bytes, pid);
+    if (reply === undefined) throw noAnswer(place, 'what it says is not what a session answers');
     if ('status' in reply) return reply;
     const { usage, ...details } = reply;
     throw usage ? new UsageError('BAD_REQUEST', details) : new CannotError('NO_ANSWER', details);
   }
   throw new CannotError('NO_SESSION', {
     tried: `talk to the session that traces process ${pid}`,
-    why: 'no safepoke of yours traces it',
+    why: `no safepoke of yours traces it${ownUser() === ROOT ? '' : ', or none that has a socket in $XDG_RUNTIME_DIR'}`,
     next: 'give the id of a process that `safepoke attach` or `safepoke run` is tracing',
   });
 }
 
-function ownerOf(pid: number): number | undefined {
-  try {
-    return statSync(`/proc/${pid}`).uid;
-  } catch {
-    return undefined;
-  }
+function noAnswer({ path }: ControlPlace, why: string): CannotError {
+  return new CannotError('NO_ANSWER', {
+    tried: `talk to the session at ${path}`,
+    why,
+    next: 'see whether it still runs, and is of the same version',
+  });
 }
 
-/** Undefined: nobody listens there. */
-async function ask(path: string, request: ControlRequest): Promise<Reply | undefined> {
-  const text = await new Promise<string | undefined>((resolve) => {
-    let received = '';
-    const socket = createConnection(path);
-    socket.setEncoding('utf8');
-    socket.setTimeout(PATIENCE_MS, () => socket.destroy());
-    socket.on('connect', () => socket.write(`${JSON.stringify(request)}\n`));
-    socket.on('data', (piece: string) => (received += piece));
-    socket.on('error', () => {
-      resolve(undefined);
+/** The bytes of a reply. Undefined: nobody listens there. @throws CannotError NO_ANSWER */
+function ask(place: ControlPlace, message: Uint8Array, patienceMs: number): Promise<Uint8Array | undefined> {
+  return new Promise((resolve, reject) => {
+    const reader = new MessageReader();
+    const socket = createConnection(place.path);
+    let isConnected = false;
+    const fail = (why: string): void => {
+      reject(noAnswer(place, why));
+      socket.destroy();
+    };
+    const end = setTimeout(() => {
+      fail(`it has not answered for ${patienceMs / 1000} s`);
+    }, patienceMs);
+    socket.on('connect', () => {
+      isConnected = true;
+      const uid = peerOf(socket)?.uid;
+      if (uid === place.uid) socket.write(message);
+      else fail(`who listens there is not user ${place.uid}, but ${uid ?? 'nobody that the kernel knows'}`);
     });
+    socket.on('data', (piece: Uint8Array) => {
+      const reply = reader.add(piece);
+      if (reply === undefined) return;
+      if (reply === 'too-long') {
+        fail(`it says more than ${MAX_MESSAGE_BYTES} bytes`);
+      } else {
+        resolve(reply);
+        socket.destroy();
+      }
+    });
+    // Told by `close`.
+    socket.on('error', () => undefined);
     socket.on('close', () => {
-      resolve(received);
+      clearTimeout(end);
+      if (isConnected) fail('it ended before it answered, or has too many others to answer');
+      else resolve(undefined);
     });
   });
-  if (text === undefined) return undefined;
-  try {
-    return JSON.parse(text) as Reply;
-  } catch {
-    throw new CannotError('NO_ANSWER', {
-      tried: `talk to the session at ${path}`,
-      why: 'it ended before it answered',
-      next: 'see whether it still runs',
-    });
-  }
 }

@@ -6,6 +6,13 @@ export type { SessionEnd, SessionStatus, SessionSummary } from './summary.js';
 export type { WayName } from './ways.js';
 export { listFunctions, type FunctionListing, type ListedFunction } from './list-functions.js';
 export { examineMachine, type Finding } from './doctor.js';
-export { ControlServer, control, type ControlAnswer, type ControlRequest } from './control.js';
+export {
+  ControlServer,
+  NO_RUNTIME_FOLDER,
+  control,
+  type ControlAnswer,
+  type ControlOptions,
+  type ControlRequest,
+} from './control.js';
 export { whenLoaded } from './when-loaded.js';
 export type { TargetEnd } from './target-exit.js';

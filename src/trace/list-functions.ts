@@ -1,11 +1,11 @@
-import { readFileSync } from 'node:fs';
 import { basename } from 'node:path';
 import { parseElf } from '../elf/index.js';
-import { CannotError } from '../errors/index.js';
+import { CannotError, checkOptionTypes } from '../errors/index.js';
+import { NotRegularError, RegularFile } from '../linux/index.js';
 import { demangle } from '../symbols/index.js';
 import { OutsideMemory, preflight, readModules, type Module, type TargetMemory } from '../target/index.js';
 import type { SiteKind } from '../x86/index.js';
-import { ModuleFunctions, parsePatterns, selectFunctions } from './selection.js';
+import { ModuleFunctions, parsePatterns, selectFunctions, unmatchedPatterns } from './selection.js';
 import { SESSION_REFUSALS, planSites } from './site-plan.js';
 
 /** One function that can, or cannot, be traced. */
@@ -28,24 +28,37 @@ export interface ListedFunction {
 }
 
 export interface FunctionListing {
+  /** A line for each pattern that no function fits. */
+  readonly unmatched: readonly string[];
   readonly functions: readonly ListedFunction[];
 }
 
+const NO_SUCH_FILE = 'there is no such file';
+
 function moduleOfFile(path: string): Module {
-  let bytes: Uint8Array;
+  let file: RegularFile;
   try {
-    bytes = readFileSync(path);
+    file = RegularFile.open(path);
   } catch (error) {
     const code = (error as NodeJS.ErrnoException).code ?? 'unknown';
     throw new CannotError('FILE_UNREADABLE', {
       tried: `read ${path}`,
-      why: code === 'ENOENT' ? 'there is no such file' : code === 'EISDIR' ? 'it is a directory' : code,
+      why: error instanceof NotRegularError ? error.message : code === 'ENOENT' ? NO_SUCH_FILE : code,
       next: 'give the path of a program or shared library, or -p PID',
       cause: error,
     });
   }
-  const elf = parseElf(bytes, path);
-  return { path, name: basename(path), aliases: [], isExecutable: true, text: [], bias: 0n, elf: () => elf };
+  const elf = parseElf(file, path);
+  return {
+    path,
+    name: basename(path),
+    aliases: [],
+    isExecutable: true,
+    text: [],
+    mapped: undefined,
+    bias: 0n,
+    elf: () => elf,
+  };
 }
 
 /**
@@ -58,6 +71,8 @@ export function listFunctions(
   filters: readonly string[] = [],
   notrace: readonly string[] = [],
 ): FunctionListing {
+  checkOptionTypes('listFunctions', of, { pid: 'number', file: 'string' });
+  checkOptionTypes('listFunctions', { filters, notrace }, { filters: 'strings', notrace: 'strings' });
   const patterns = { filters: parsePatterns(filters), notrace: parsePatterns(notrace) };
   let memory: TargetMemory | undefined;
   let modules: readonly Module[];
@@ -69,7 +84,9 @@ export function listFunctions(
     modules = [moduleOfFile(of.file)];
   }
   try {
-    const selections = selectFunctions(modules, new ModuleFunctions(), patterns.filters, patterns.notrace);
+    const known = new ModuleFunctions();
+    const selections = selectFunctions(modules, known, patterns.filters, patterns.notrace);
+    const unmatched = unmatchedPatterns(modules, known, [...patterns.filters, ...patterns.notrace]);
     const plan = planSites(selections, memory, true);
     const functions: ListedFunction[] = [];
     for (const { function: f, module, kind, hasExits } of plan.functions) {
@@ -99,7 +116,7 @@ export function listFunctions(
     functions.sort((a, b) =>
       a.module < b.module ? -1 : a.module > b.module ? 1 : a.address < b.address ? -1 : 1,
     );
-    return { functions };
+    return { functions, unmatched };
   } finally {
     memory?.close();
   }

@@ -2,7 +2,10 @@
 import {
   AGENT_CALLS,
   Agent,
+  CONFINEMENT_CALLS,
+  NOTHING_GIVEN_UP,
   OPEN_TEXT_CALLS,
+  rightsToGiveUp,
   type AgentOptions,
   type Cluster,
   type OpeningText,
@@ -16,6 +19,7 @@ import {
   RemoteCalls,
   checkSeccomp,
   hasOurFilters,
+  mayCall,
   seccompRefusal,
   borrowCode,
   awaitUnshared,
@@ -33,6 +37,7 @@ import { collectGarbage } from './garbage.js';
 import type { PatchedTarget } from './patched-target.js';
 import { PreparedChanges, SiteChanges } from './patch.js';
 import { anyThread } from './reach.js';
+import { refuseTraced } from './recovery.js';
 import type { PlannedFunction, PlannedSite } from './site-plan.js';
 import { planOpening } from './opening.js';
 import { NO_TEXT_RUNS, pagesOfSites, planTextRuns, type TextRuns } from './text-runs.js';
@@ -69,7 +74,7 @@ export interface PatchRequest {
   /** Functions to trace; the index of one in records is its position after `arrange`. */
   readonly functions: readonly PlannedFunction[];
   readonly sites: readonly PlannedSite[];
-  readonly agent: Omit<AgentOptions, 'tidOffset' | 'withThread' | 'whyTextStays'>;
+  readonly agent: Omit<AgentOptions, 'tidOffset' | 'withThread' | 'givenUp' | 'mayConfine' | 'whyTextStays'>;
   readonly memory: TargetMemory;
   readonly times: SessionTimes;
   /** Its seccomp filters must be asked before it makes system calls for us. */
@@ -171,6 +176,8 @@ function patchRunning(request: PatchRequest, arranged: Arranged, callsOf: CallsO
   let ready: Ready;
   let choice: Choice;
   try {
+    // Whoever has come meanwhile without our lock (src/linux/process-lock.ts) sees our agent, or is seen by us.
+    refuseTraced(pid, request.memory);
     agent.furnish(arranged.clusters);
     agent.emit(arranged.clusters);
     ready = getReady(request, agent, arranged);
@@ -263,8 +270,18 @@ function mapAgent(
   thread: Pick<AgentOptions, 'withThread' | 'whyTextStays'>,
 ): Agent {
   const { pid, memory, modules } = request;
+  const { tid } = hold.callableThread();
+  const may = (calls: readonly PlannedCall[]): boolean => mayCall(pid, tid, calls);
+  const givenUp = rightsToGiveUp(pid, tid, may);
+  const mayConfine = may(CONFINEMENT_CALLS);
   const tidOffset = findTidOffset(pid, hold.threads.slice(0, COMPARED_THREADS), memory, modules);
-  return Agent.map(pid, callsOf(hold), memory, clusters, { ...request.agent, tidOffset, ...thread });
+  return Agent.map(pid, callsOf(hold), memory, clusters, {
+    ...request.agent,
+    tidOffset,
+    givenUp,
+    mayConfine,
+    ...thread,
+  });
 }
 
 /** The same by the program's own agent: a program that has not begun waits, the threads of another are called together. */
@@ -280,7 +297,15 @@ function patchInside(
   const isFree = !request.seccompFilter || hasOurFilters(pid);
   const isLocked = process.memory.mustUnlock ? 'it is locked again after each change' : undefined;
   const whyTextStays = isFree ? isLocked : FILTERED;
-  const options = { ...request.agent, tidOffset, withThread: true, whyTextStays };
+  const options = {
+    ...request.agent,
+    tidOffset,
+    withThread: true,
+    // That has been done when the program was loaded.
+    givenUp: NOTHING_GIVEN_UP,
+    mayConfine: !request.seccompFilter,
+    whyTextStays,
+  };
   const agent = Agent.map(pid, process.calls, memory, clusters, options, process.resident);
   let all: Standstill | undefined;
   try {

@@ -385,7 +385,7 @@ function isSame(bytes: Uint8Array, at: number, expected: Uint8Array, from: numbe
   return true;
 }
 
-const JMP_REL32 = 0xe9;
+export const JMP_REL32 = 0xe9;
 /** The second byte of `0F 8x`, a conditional jump of which we change the distance. */
 const isConditional = (opcode: number): boolean => (opcode & 0xf0) === 0x80;
 
@@ -395,7 +395,7 @@ export function jumpTarget(address: number, bytes: Uint8Array): number | undefin
   return address + SITE_LENGTH + new DataView(bytes.buffer, bytes.byteOffset).getInt32(1, true);
 }
 
-const INT3 = 0xcc;
+export const INT3 = 0xcc;
 
 /** True if bytes that were read are those of a site, but for somebody's breakpoint on the first of them. */
 export function isUnderBreakpoint(bytes: Uint8Array, site: Uint8Array): boolean {

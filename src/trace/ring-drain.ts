@@ -1,8 +1,11 @@
-// Takes records out of the rings, in place: the rings are mapped into safepoke as well.
-import { HEADER, LANE_STATE, type Agent } from '../agent/index.js';
+// Takes records out of the rings, which are mapped into safepoke as well. All that stands there is the target's word: each is read once, bounded
+// (lane-header.ts), and a lane that lies is closed. How far we have read, and how many threads there have been, is known here and by
+// the kernel, and never read back. Records are copied before they are looked at: nobody can change them afterwards.
+import { LANE_STATE, type Agent } from '../agent/index.js';
 import {
   PAGE,
   pageOf,
+  readCloneCount,
   readMaps,
   readStatus,
   readThreadName,
@@ -15,12 +18,12 @@ import {
   KIND_LEAF,
   KIND_LOST,
   KIND_MASK,
-  KIND_NONE,
   KIND_PLACE,
   RECORD_BYTES,
   RECORD_WORDS,
   WHAT_WORD,
 } from '../recording/index.js';
+import { LaneHeaders } from './lane-header.js';
 import { stackRange } from './thread-facts.js';
 
 /** Where drained records go. A lane here is one thread's life; its number is never used again. */
@@ -28,13 +31,15 @@ export interface DrainListener {
   /** `stack`: where the thread's own stack lies, from one address up to another; undefined: that is not known. */
   onThread(lane: number, tid: number, name: string, stack: readonly [number, number] | undefined): void;
   /**
-   * Records of a lane in order. They stand in the ring still and are gone when this returns: who keeps them, copies them. `waiting`:
+   * Records of a lane in order, of functions that there are. They are gone when this returns: who keeps them, copies them. `waiting`:
    * bytes in the ring, these among them.
    */
   onRecords(lane: number, words: Uint32Array<ArrayBuffer>, waiting: number): void;
   /** Records that the lane lost behind all that were given. */
   onLost(lane: number, records: number): void;
   onThreadEnd(lane: number): void;
+  /** A lane is not looked at any more, as what it says cannot be true. Its thread as far as it is known. */
+  onCorrupt(tid: number, why: string): void;
 }
 
 /** How often the list of threads is compared with the lanes in use. */
@@ -75,7 +80,22 @@ const MIN_AHEAD = 64 << 10;
 const MAX_AHEAD_AT_ONCE = 4 << 20;
 const AHEAD_PIECE = 256 << 10;
 
-const WORDS64_PER_HEADER = HEADER.size / 8;
+/**
+ * Empty records one behind the other: each is of a recorder that was interrupted by the next one, of which there are never so many. To look
+ * at more would make the kernel find memory for each page of a ring in which nothing is.
+ */
+const MOST_EMPTY = PAGE / RECORD_BYTES;
+/** PID_MAX_LIMIT, include/linux/threads.h */
+const MOST_TID = 1 << 22;
+/** A thread has one lane at a time, and perhaps some more while it ends. Some threads may come while we begin. */
+const LANES_PER_THREAD = 4;
+const SPARE_LANES = 16;
+
+/** What is drained. */
+export type DrainedAgent = Pick<
+  Agent,
+  'budget' | 'geometry' | 'grantRing' | 'headers' | 'mapRing' | 'recycleLane' | 'releaseRing'
+>;
 
 interface MappedRing {
   readonly mapping: OwnMapping;
@@ -92,6 +112,8 @@ interface LiveLane {
   readonly start: number;
   /** Bytes consumed, of all times. */
   tail: number;
+  /** Where it ends, once nobody records any more. */
+  finalHead: number | undefined;
   /** Records that LOST records have told of. */
   lostTold: number;
   /** The memory of so many bytes at the ring's beginning stays when they have been consumed. */
@@ -106,11 +128,17 @@ interface LiveLane {
 
 export class RingDrain {
   readonly #pid: number;
-  readonly #agent: Agent;
+  readonly #agent: DrainedAgent;
   readonly #listener: DrainListener;
   readonly #cells: Uint32Array;
-  readonly #headers: BigUint64Array;
-  readonly #headers32: Uint32Array;
+  readonly #headers: LaneHeaders;
+  /** Bytes consumed of each lane's ring, of all times. */
+  readonly #tails: Float64Array;
+  /** Records that are looked at. */
+  readonly #piece = new Uint32Array(MAX_PIECE_RECORDS * RECORD_WORDS);
+  /** Threads that the kernel had made when we began, in all, and that the process had; undefined: it does not tell. */
+  readonly #clonesBefore = readCloneCount();
+  readonly #threadsBefore: number;
   readonly #live = new Map<number, LiveLane>();
   /** Threads whose own id we know from outside, by the index of their lane. */
   readonly #preassigned: ReadonlyMap<number, number>;
@@ -122,8 +150,14 @@ export class RingDrain {
   #lastPolled = -1;
   #lastThreadCheck = 0;
   #threads = new Set<number>();
+  /** The same by their ids as they know them. */
+  #ownIds: ReadonlyMap<number, number> | undefined;
   #isFinished = false;
+  /** The lanes that the last, incomplete look has still to come to. */
+  #unfinished: LiveLane[] | undefined;
 
+  /** Lanes that were closed as what they said could not be true. */
+  corrupt = 0;
   /** Records taken, LOST records not counted. */
   records = 0;
   /** Entries taken, by function index. */
@@ -138,7 +172,7 @@ export class RingDrain {
   /** `cells`: what each cell records, as `CodeRegion.cells` has it. */
   constructor(
     pid: number,
-    agent: Agent,
+    agent: DrainedAgent,
     functions: number,
     cells: Uint32Array,
     preassigned: ReadonlyMap<number, number>,
@@ -150,8 +184,10 @@ export class RingDrain {
     this.#cells = cells;
     this.#preassigned = preassigned;
     this.#mostKept = Math.min(KEPT_BYTES, agent.budget.kept);
-    this.#headers = new BigUint64Array(agent.headers.bytes, 0, agent.geometry.lanes * WORDS64_PER_HEADER);
-    this.#headers32 = new Uint32Array(agent.headers.bytes, 0, agent.geometry.lanes * WORDS64_PER_HEADER * 2);
+    const { lanes, ringBytes } = agent.geometry;
+    this.#headers = new LaneHeaders(agent.headers.bytes, lanes, ringBytes, performance.now());
+    this.#tails = new Float64Array(lanes);
+    this.#threadsBefore = (readThreads(pid) ?? []).length;
     this.entries = new Float64Array(functions);
   }
 
@@ -160,27 +196,27 @@ export class RingDrain {
     return this.#nextId;
   }
 
-  /** Takes what is there. Returns the number of records. `final`: nobody writes any more. */
-  poll(final = false): number {
+  /** Takes some of what is there, so that it is over soon whatever threads write meanwhile. Returns the number of records. */
+  poll(): number {
     const now = performance.now();
-    if (final || now - this.#lastThreadCheck > THREAD_CHECK_MS) this.#checkThreads(now);
-    this.#findLanes();
+    if (now - this.#lastThreadCheck > THREAD_CHECK_MS) this.#checkThreads(now);
+    this.#findLanes(now);
     let taken = 0;
-    const most = final
-      ? Number.POSITIVE_INFINITY
-      : Math.max(MIN_LANE_BYTES, MAX_POLL_BYTES / this.#live.size);
+    const most = Math.max(MIN_LANE_BYTES, MAX_POLL_BYTES / this.#live.size);
     for (const lane of this.#inTurn()) {
-      taken += this.#take(lane, now, final, most);
-      const state = this.#state(lane.index);
-      if (!final && (lane.gone || state === LANE_STATE.ended) && lane.tail === this.#head(lane.index)) {
-        this.#end(lane);
-      }
-      if (final || performance.now() - now < MAX_POLL_MS) continue;
+      taken += this.#take(lane, now, false, most);
+      if (this.#live.has(lane.index) && this.#hasEnded(lane)) this.#end(lane, now);
+      if (performance.now() - now < MAX_POLL_MS) continue;
       this.#lastPolled = lane.id;
       return taken;
     }
     this.#lastPolled = -1;
     return taken;
+  }
+
+  #hasEnded(lane: LiveLane): boolean {
+    const isOver = lane.gone || this.#headers.state(lane.index) === LANE_STATE.ended;
+    return isOver && this.#headers.head(lane.index, lane.tail) === lane.tail;
   }
 
   /** All lanes, those first that the last poll did not get to. */
@@ -190,47 +226,105 @@ export class RingDrain {
     return first > 0 ? [...lanes.slice(first), ...lanes.slice(0, first)] : lanes;
   }
 
-  /** The session is over: ends every lane. Again and again does no harm: the rings' memory may be gone then. */
+  /** Nobody records any more: takes what is left, until a time. False: there is more. */
+  finishSome(until: number): boolean {
+    if (this.#isFinished) return true;
+    const now = performance.now();
+    if (this.#unfinished === undefined) {
+      this.#checkThreads(now);
+      this.#findLanes(now);
+      this.#unfinished = [...this.#live.values()];
+    }
+    for (;;) {
+      const lane = this.#unfinished.at(-1);
+      if (lane === undefined) return true;
+      const head = lane.finalHead ?? this.#headers.head(lane.index, lane.tail);
+      lane.finalHead = head;
+      this.#take(lane, now, true, MIN_LANE_BYTES, head);
+      if (!this.#live.has(lane.index) || lane.tail === head) this.#unfinished.pop();
+      if (performance.now() > until) return this.#unfinished.length === 0;
+    }
+  }
+
+  /**
+   * The session is over: ends every lane; what `finishSome` has not taken is dropped. Again and again does no harm: the rings' memory may
+   * be gone then.
+   */
   finish(): void {
     if (this.#isFinished) return;
+    if (this.#unfinished === undefined) this.finishSome(Number.POSITIVE_INFINITY);
     this.#isFinished = true;
-    this.poll(true);
-    for (const lane of [...this.#live.values()]) this.#end(lane, false);
+    const now = performance.now();
+    for (const lane of [...this.#live.values()]) {
+      const left = Math.max(0, (lane.finalHead ?? lane.tail) - lane.tail) / RECORD_BYTES;
+      if (left > 0) {
+        this.dropped += left;
+        this.#listener.onLost(lane.id, left);
+      }
+      this.#end(lane, now, false);
+    }
     // Lane 0 belongs to nobody: its header counts what had no lane.
-    this.laneless += Number(this.#headers[HEADER.dropped / 8]);
+    const laneless = this.#headers.dropped(0, now);
+    if (laneless === undefined)
+      this.#tellCorrupt(0, 'it counts more records without a lane than there can be');
+    else this.laneless += laneless;
   }
 
-  #state(index: number): number {
-    return this.#headers32[index * WORDS64_PER_HEADER * 2 + HEADER.state / 4];
+  #tellCorrupt(tid: number, why: string): void {
+    this.corrupt++;
+    this.#listener.onCorrupt(tid, why);
   }
 
-  #head(index: number): number {
-    return Number(this.#headers[index * WORDS64_PER_HEADER + HEADER.head / 8]);
+  /** Nobody looks at a lane any more that lies: what it has told so far has been bounded. */
+  #close(lane: LiveLane, why: string): void {
+    this.#live.delete(lane.index);
+    this.#retired.add(lane.index);
+    this.#agent.budget.takeBack(lane.index);
+    this.#listener.onThreadEnd(lane.id);
+    this.#tellCorrupt(lane.tid, why);
+    this.#freeRing(lane);
+  }
+
+  #freeRing(lane: LiveLane): void {
+    if (lane.ring === undefined) return;
+    lane.ring.mapping.unmap();
+    this.#agent.releaseRing(lane.index, 0, this.#agent.geometry.ringBytes);
   }
 
   #checkThreads(now: number): void {
     this.#lastThreadCheck = now;
     this.#threads = new Set(readThreads(this.#pid) ?? []);
+    this.#ownIds = undefined;
     for (const lane of this.#live.values()) {
       if (lane.tid !== 0 && !this.#threads.has(lane.tid)) lane.gone = true;
     }
   }
 
-  #findLanes(): void {
+  #findLanes(now: number): void {
     const { lanes } = this.#agent.geometry;
-    const stride = WORDS64_PER_HEADER * 2;
     let maps: ReturnType<typeof readMaps>;
-    for (let index = 1, at = stride + HEADER.state / 4; index < lanes; index++, at += stride) {
-      if (this.#headers32[at] === LANE_STATE.free || this.#live.has(index) || this.#retired.has(index))
+    for (let index = 1; index < lanes; index++) {
+      const state = this.#headers.state(index);
+      if (state === LANE_STATE.free || this.#live.has(index) || this.#retired.has(index)) continue;
+      // One look at the threads is for all lanes that are new.
+      if (maps === undefined) this.#checkThreads(now);
+      maps ??= readMaps(this.#pid) ?? [];
+      const tid = this.#tidOf(index);
+      const why = state === undefined ? 'its state is none that there is' : this.#whyNoThread();
+      if (why !== undefined) {
+        this.#retired.add(index);
+        this.#tellCorrupt(tid, why);
         continue;
-      const tail = Number(this.#headers[index * WORDS64_PER_HEADER + HEADER.tail / 8]);
+      }
+      const tail = this.#tails[index];
       const lane: LiveLane = {
         index,
         id: this.#nextId++,
-        tid: this.#tidOf(index),
+        tid,
         ring: undefined,
         start: tail,
         tail,
+        finalHead: undefined,
         lostTold: 0,
         kept: 0,
         reserved: 0,
@@ -240,12 +334,25 @@ export class RingDrain {
       };
       this.#live.set(index, lane);
       this.#grant(index);
-      maps ??= readMaps(this.#pid) ?? [];
-      const threadPointer = Number(this.#headers[index * WORDS64_PER_HEADER + HEADER.threadPointer / 8]);
+      const threadPointer = Number(this.#headers.threadPointer(index));
       const { low, size } = stackRange(maps, threadPointer, lane.tid === this.#pid);
       const stack = size > 0 ? ([low, low + size] as const) : undefined;
       this.#listener.onThread(lane.id, lane.tid, readThreadName(this.#pid, lane.tid) ?? '', stack);
     }
+  }
+
+  /**
+   * Why a lane more cannot be a thread's; undefined: it can. A thread may have ended before we could look for it; but there are no more than
+   * the process had, and the kernel has made since, of all processes.
+   */
+  #whyNoThread(): string | undefined {
+    const least = this.#threadsBefore * LANES_PER_THREAD + SPARE_LANES;
+    if (this.#nextId < least) return undefined;
+    const [before, clones] = [this.#clonesBefore, readCloneCount()];
+    if (before === undefined || clones === undefined) return undefined;
+    return this.#nextId < least + (clones - before) * LANES_PER_THREAD
+      ? undefined
+      : 'there are more of them than there have been threads';
   }
 
   #grant(index: number): void {
@@ -256,18 +363,20 @@ export class RingDrain {
     }
   }
 
-  /** Our name for the thread of a lane. In a PID namespace the program knows it by another. */
+  /** Our name for the thread of a lane; 0: the kernel knows none. In a PID namespace the program knows it by another. */
   #tidOf(index: number): number {
     const preassigned = this.#preassigned.get(index);
     if (preassigned !== undefined) return preassigned;
-    const tid = this.#headers32[index * WORDS64_PER_HEADER * 2 + HEADER.tid / 4];
+    const tid = this.#headers.tid(index);
     if (tid === 0 || this.#threads.has(tid)) return tid;
-    const threads = readThreads(this.#pid) ?? [];
-    if (threads.includes(tid)) return tid;
-    const inNamespace = threads.find(
-      (t) => readStatus(this.#pid, t)?.get('NSpid')?.split(/\s+/).at(-1) === String(tid),
+    this.#ownIds ??= new Map(
+      [...this.#threads].map((t) => [
+        Number(readStatus(this.#pid, t)?.get('NSpid')?.split(/\s+/).at(-1) ?? Number.NaN),
+        t,
+      ]),
     );
-    return inNamespace ?? tid;
+    // It may have ended since it recorded. Its number is told, and nothing else of it asked.
+    return this.#ownIds.get(tid) ?? (tid <= MOST_TID ? tid : 0);
   }
 
   #ringOf(lane: LiveLane): MappedRing {
@@ -278,15 +387,27 @@ export class RingDrain {
     return lane.ring;
   }
 
-  /** Takes at most `most` bytes, and a piece. */
-  #take(lane: LiveLane, now: number, final: boolean, most: number): number {
+  /**
+   * Takes at most `most` bytes, and a piece, of what is there at this moment, or up to `until`, which was: a thread that writes as fast as we
+   * read would keep us here for good.
+   */
+  #take(
+    lane: LiveLane,
+    now: number,
+    final: boolean,
+    most: number,
+    head = this.#headers.head(lane.index, lane.tail),
+  ): number {
     let taken = 0;
-    // What comes meanwhile waits for the next poll: a thread that writes as fast as we read would keep us here for good.
-    const head = this.#head(lane.index);
+    if (head === undefined) {
+      this.#close(lane, 'it says that it has written what it cannot have');
+      return 0;
+    }
     if (lane.ring === undefined && head === lane.tail) return 0;
     const { words } = this.#ringOf(lane);
     const ringWords = words.length;
     if (head === lane.tail && !final) this.#reserveAhead(lane, head);
+    let empty = 0;
     while (taken * RECORD_BYTES < most) {
       const waiting = (head - lane.tail) / RECORD_BYTES;
       if (waiting === 0) {
@@ -299,16 +420,28 @@ export class RingDrain {
         ringWords,
         start + MAX_PIECE_RECORDS * RECORD_WORDS,
       );
-      const end = this.#count(lane, words, start, limit);
+      const end = findUnfinished(words, start, limit);
       if (end > start) {
         lane.stuckSince = undefined;
-        this.#listener.onRecords(lane.id, words.subarray(start, end), head - lane.tail);
+        empty = 0;
+        const piece = this.#piece.subarray(0, end - start);
+        piece.set(words.subarray(start, end));
+        const good = this.#count(lane, piece);
+        if (good > 0) this.#listener.onRecords(lane.id, piece.subarray(0, good), head - lane.tail);
+        if (good < piece.length) {
+          this.#close(lane, 'it has a record of no kind or function that there is');
+          return taken + good / RECORD_WORDS;
+        }
         words.fill(0, start, end);
         taken += (end - start) / RECORD_WORDS;
         this.#advance(lane, end - start);
       }
       if (end === limit) continue;
       if (!this.#isAbandoned(lane, head, now, final)) break;
+      if (++empty > MOST_EMPTY) {
+        this.#close(lane, 'it says that it has written where nothing is');
+        return taken;
+      }
       this.abandoned++;
       this.#advance(lane, RECORD_WORDS);
     }
@@ -316,23 +449,22 @@ export class RingDrain {
   }
 
   /**
-   * Goes through records from `start`, and puts function and kind in the place of the cell that recorded; returns where the first
-   * unfinished one is. Hot: no calls, no allocation.
+   * Goes through finished records, and puts function and kind in the place of the cell that recorded; returns how many words are of such as
+   * can be. Hot: no calls, no allocation.
    */
-  #count(lane: LiveLane, words: Uint32Array, start: number, limit: number): number {
+  #count(lane: LiveLane, words: Uint32Array): number {
     const { entries } = this;
     const cells = this.#cells;
     let lost = 0;
-    let at = start;
-    for (; at < limit; at += RECORD_WORDS) {
+    let at = 0;
+    for (; at < words.length; at += RECORD_WORDS) {
       let what = words[at + WHAT_WORD];
-      if (what === 0) break;
       if ((what & KIND_MASK) === KIND_PLACE) {
         const place = what >>> KIND_BITS;
-        // A program may write what it likes.
-        what = (place < cells.length ? cells[place] : 0) || KIND_NONE;
+        what = place < cells.length ? cells[place] : 0;
+        if (what === 0) break;
         words[at + WHAT_WORD] = what;
-      }
+      } else if (what !== KIND_LOST) break;
       const kind = what & KIND_MASK;
       if (kind === KIND_ENTRY || kind === KIND_LEAF) entries[what >>> KIND_BITS]++;
       else if (kind === KIND_LOST) {
@@ -340,7 +472,7 @@ export class RingDrain {
         lost++;
       }
     }
-    this.records += (at - start) / RECORD_WORDS - lost;
+    this.records += at / RECORD_WORDS - lost;
     return at;
   }
 
@@ -370,7 +502,7 @@ export class RingDrain {
         at = end;
       }
     }
-    this.#headers[lane.index * WORDS64_PER_HEADER + HEADER.tail / 8] = BigInt(told);
+    this.#headers.tellTail(lane.index, told);
   }
 
   /** Lets a lane keep consumed memory that comes just behind what it keeps already, while there is any to keep. */
@@ -397,7 +529,7 @@ export class RingDrain {
       at + MAX_AHEAD_AT_ONCE,
       pageOf(lane.tail) + ringBytes,
     );
-    while (at < until && this.#head(lane.index) === head) {
+    while (at < until && this.#headers.head(lane.index, lane.tail) === head) {
       const offset = at % ringBytes;
       if (offset < lane.kept) {
         at += lane.kept - offset;
@@ -421,19 +553,21 @@ export class RingDrain {
     return true;
   }
 
-  #end(lane: LiveLane, mayRecycle = true): void {
-    const dropped = Number(this.#headers[lane.index * WORDS64_PER_HEADER + HEADER.dropped / 8]);
+  #end(lane: LiveLane, now: number, mayRecycle = true): void {
+    const dropped = this.#headers.dropped(lane.index, now);
+    if (dropped === undefined) {
+      this.#close(lane, 'it counts more lost records than there can be');
+      return;
+    }
     this.dropped += dropped;
     if (dropped > lane.lostTold) this.#listener.onLost(lane.id, dropped - lane.lostTold);
     this.#listener.onThreadEnd(lane.id);
     // Of an ended thread it may be exact, and must be, for the next owner of the lane goes on there.
-    this.#headers[lane.index * WORDS64_PER_HEADER + HEADER.tail / 8] = BigInt(lane.tail);
+    this.#headers.tellTail(lane.index, lane.tail);
+    this.#tails[lane.index] = lane.tail;
     this.#live.delete(lane.index);
     this.#agent.budget.takeBack(lane.index);
-    if (lane.ring !== undefined) {
-      lane.ring.mapping.unmap();
-      this.#agent.releaseRing(lane.index, 0, this.#agent.geometry.ringBytes);
-    }
+    this.#freeRing(lane);
     if (!mayRecycle) return;
     this.#retired.add(lane.index);
     try {
@@ -443,4 +577,11 @@ export class RingDrain {
       // The target has ended: nobody will want the lane.
     }
   }
+}
+
+/** Where the first record is that is not finished yet, from `start` on. Hot: no calls, no allocation. */
+function findUnfinished(words: Uint32Array, start: number, limit: number): number {
+  let at = start;
+  while (at < limit && words[at + WHAT_WORD] !== 0) at += RECORD_WORDS;
+  return at;
 }

@@ -10,6 +10,9 @@ import {
 } from '../symbols/index.js';
 import type { Module } from '../target/index.js';
 
+/** Names that are shown where none matches. */
+const NEAREST_SHOWN = 5;
+
 /** A module with those of its functions that were asked for. */
 export interface ModuleSelection {
   readonly module: Module;
@@ -34,17 +37,43 @@ export function concernsModule(pattern: Pattern, module: Module): boolean {
   return names.some((name) => pattern.matchesModule(name));
 }
 
+/** A module in whose file something is wrong that its headers did not tell. */
+export interface DamagedModule {
+  readonly module: Module;
+  readonly error: CannotError;
+}
+
 /** Lazily parsed functions of a module; a session asks several times. */
 export class ModuleFunctions {
   readonly #known = new Map<Module, readonly FunctionSymbol[]>();
+  readonly #damaged: DamagedModule[] = [];
+
+  /** Those whose files turned out to be damaged: they have no functions. */
+  get damaged(): readonly DamagedModule[] {
+    return this.#damaged;
+  }
 
   of(module: Module): readonly FunctionSymbol[] {
     let functions = this.#known.get(module);
     if (functions === undefined) {
-      functions = functionsOf(module.elf(), module.name);
+      functions = this.#read(module);
       this.#known.set(module, functions);
     }
     return functions;
+  }
+
+  #read(module: Module): readonly FunctionSymbol[] {
+    try {
+      const elf = module.elf();
+      const functions = functionsOf(elf, module.name);
+      // What follows reads these, and would end the session for one file among many.
+      if (functions.length > 0) elf.readTables();
+      return functions;
+    } catch (error) {
+      if (!(error instanceof CannotError)) throw error;
+      this.#damaged.push({ module, error });
+      return [];
+    }
   }
 }
 
@@ -74,8 +103,30 @@ export function selectFunctions(
     );
     if (selected.length > 0) selections.push({ module, all, selected });
   }
-  if (selections.length === 0) throw nothingSelected(modules, looked, functions, filters);
+  if (selections.length === 0) {
+    const damaged = functions.damaged.find(({ module }) => looked.includes(module));
+    throw damaged?.error ?? nothingSelected(modules, looked, functions, filters);
+  }
   return selections;
+}
+
+/** A line for each pattern that no function fits, beside others that some do: it is a misspelling, as a rule. */
+export function unmatchedPatterns(
+  modules: readonly Module[],
+  functions: ModuleFunctions,
+  patterns: readonly Pattern[],
+  mayComeLater = false,
+): string[] {
+  return patterns.flatMap((pattern) => {
+    const concerned = modules.filter((module) => concernsModule(pattern, module));
+    if (concerned.length === 0)
+      return mayComeLater ? [] : [`"${pattern.text}" matches nothing: the process has mapped no such module`];
+    if (concerned.some((module) => functions.of(module).some((f) => matchesFunction(pattern, f)))) return [];
+    const names = concerned.flatMap((module) => functions.of(module).flatMap((f) => f.names));
+    const nearest = [...new Set(nearestNames(pattern.text, names))].slice(0, NEAREST_SHOWN);
+    const hint = nearest.length === 0 ? '' : `; the nearest are ${nearest.join(', ')}`;
+    return [`"${pattern.text}" matches no function of ${concerned.map((m) => m.name).join(', ')}${hint}`];
+  });
 }
 
 function nothingSelected(
@@ -107,7 +158,7 @@ function nothingSelected(
     why: `none of its ${names.length} names does`,
     next:
       nearest.length > 0
-        ? `the nearest are ${[...new Set(nearest)].slice(0, 5).join(', ')}`
+        ? `the nearest are ${[...new Set(nearest)].slice(0, NEAREST_SHOWN).join(', ')}`
         : 'list what can be traced with `safepoke functions`',
   });
 }

@@ -13,6 +13,7 @@ import {
   type RecordingSink,
 } from '../recording/index.js';
 import { hastenBeside, pause, type SessionTimes } from '../target/index.js';
+import { byName, countName } from '../text/index.js';
 import { CallReader, Consumer } from './consumers.js';
 import { STAYS_SINCE, type DetachResult, type PatchedTarget } from './patched-target.js';
 import { STAYS_OPEN } from './recovery.js';
@@ -39,6 +40,10 @@ const BUSY_PART = 1 / 2;
 const WRITE_BACKLOG = 256 << 20;
 /** A time stamp is taken at the start of the recorder and published at its end; a thread may lose the processor between. */
 const ORDER_SLACK_MS = 10;
+/** So long the last records are taken before those who want to end it get a turn. */
+const FINISH_SLICE_MS = 20;
+/** Lanes of which it is said that they are corrupt; beyond that they are counted. */
+const TOLD_CORRUPT = 8;
 /** Each takes some seconds: a quarter of an hour, and the target is watched meanwhile by nobody else. */
 const RESTORE_TRIES = 150;
 /** How long a debugger that came during the session is waited for at its end. */
@@ -106,6 +111,8 @@ export class Session implements AsyncIterable<Call> {
   #writeBytes = 0;
   #switches: Switches | undefined;
   #stopWanted = false;
+  /** When it must have ended, whatever the target does. */
+  #deadline = Number.POSITIVE_INFINITY;
   #wake: (() => void) | undefined;
   #detached = false;
   #summary: SessionSummary | undefined;
@@ -144,6 +151,9 @@ export class Session implements AsyncIterable<Call> {
           this.#flushWrites();
           this.#message({ kind: 'thread-end', lane });
           for (const consumer of this.#consumers) consumer.endLane(lane);
+        },
+        onCorrupt: (tid, why) => {
+          this.#noteCorrupt(tid, why);
         },
       },
     );
@@ -224,8 +234,19 @@ export class Session implements AsyncIterable<Call> {
     this.#consumers.push(new Consumer(this.info, visitor));
   }
 
-  /** Ends the session; the target runs on as it was. Resolves as `done` does. */
-  stop(): Promise<SessionSummary> {
+  /** Ends the session for a reason of the caller's: `done` rejects with it, once the target is what it was. */
+  fail(reason: Error): void {
+    this.#writeFailure ??= reason;
+    this.#wake?.();
+  }
+
+  /**
+   * Ends the session; the target runs on as it was. Resolves as `done` does. `withinMs`: it is to end within this time, whatever the target
+   * does: records that are still in rings then are dropped, and what could not be put back is left to safepoke's thread in the target.
+   */
+  stop(withinMs = Number.POSITIVE_INFINITY): Promise<SessionSummary> {
+    this.#deadline = Math.min(this.#deadline, performance.now() + withinMs);
+    if (withinMs < Number.POSITIVE_INFINITY) this.#parts.target.agent.hurry();
     this.#stopWanted = true;
     this.#wake?.();
     return this.done;
@@ -291,7 +312,7 @@ export class Session implements AsyncIterable<Call> {
       if (isOurEnd(end.why)) {
         restored = await this.#detach();
         this.#noteCounts();
-      } else this.#drain.finish();
+      } else await this.#drainAll();
     } catch (error) {
       // The target may have ended, or become another program, under our hands: there is nothing left to restore then.
       const targetEnd = this.#parts.watch.check();
@@ -303,7 +324,7 @@ export class Session implements AsyncIterable<Call> {
       end = targetEnd === undefined ? this.#vanished() : { why: endOf(targetEnd), target: targetEnd };
       // What has failed was a look at a program that is no more.
       if (failure !== undefined && isSafepokeError(failure)) failure = undefined;
-      this.#drain.finish();
+      await this.#drainAll();
     }
     this.#flushWrites();
     const refusal = end.why === 'exec' ? undefined : this.#parts.following?.refusal;
@@ -372,6 +393,11 @@ export class Session implements AsyncIterable<Call> {
   #giveWay(): void {
     const { target, onNote } = this.#parts;
     target.agent.mindFilters();
+    if (target.agent.mindRights()) {
+      onNote(
+        'the program has given up rights that safepoke’s thread in it still had: the thread has left. Should safepoke be killed, the next session turns the code back',
+      );
+    }
     const news = target.lookForDebuggers();
     if (news === 'went') onNote('the debugger has gone: functions are traced again');
     else if (news !== undefined) {
@@ -405,9 +431,11 @@ export class Session implements AsyncIterable<Call> {
     const result = await this.#restorePatiently();
     if (result === undefined) {
       target.agent.enable(false);
-      this.#drain.finish();
+      await this.#drainAll();
       onNote(
-        'that tracer does not let go: safepoke’s code stays in the process, and records nothing; attach once more when the tracer is gone, and all is put back',
+        this.#isLate
+          ? 'there was no time to put everything back: safepoke’s thread in the process does that, as far as it can; attach once more later for the rest'
+          : 'that tracer does not let go: safepoke’s code stays in the process, and records nothing; attach once more when the tracer is gone, and all is put back',
       );
       return false;
     }
@@ -418,7 +446,7 @@ export class Session implements AsyncIterable<Call> {
       );
     }
     if (breakpoints > 0) onNote(`on ${breakpoints} sites a breakpoint of somebody else stands, and stays`);
-    this.#drain.finish();
+    await this.#drainAll();
     const kept = await this.#removePatiently();
     if (kept !== undefined) onNote(`${kept}; the code stays mapped, unused`);
     else if (!target.isRemoved) {
@@ -428,6 +456,27 @@ export class Session implements AsyncIterable<Call> {
     }
     if (target.isRemoved && target.agent.hasOpenText) onNote(STAYS_OPEN);
     return restored;
+  }
+
+  get #isLate(): boolean {
+    return performance.now() > this.#deadline;
+  }
+
+  /** Nobody records any more: empties the rings, with turns for those who want to end it sooner. */
+  async #drainAll(): Promise<void> {
+    while (!this.#drain.finishSome(performance.now() + FINISH_SLICE_MS) && !this.#isLate) {
+      this.#writeSome(0);
+      await nextTurn();
+    }
+    this.#drain.finish();
+  }
+
+  #noteCorrupt(tid: number, why: string): void {
+    const { corrupt } = this.#drain;
+    if (corrupt > TOLD_CORRUPT) return;
+    const more = corrupt === TOLD_CORRUPT ? '; further ones are only counted' : '';
+    const whose = tid === 0 ? 'an unknown thread' : `thread ${tid}`;
+    this.#parts.onNote(`the lane of ${whose} is not read any more: ${why}${more}`);
   }
 
   /** Returns why nothing can be removed, if that is not for want of time. */
@@ -449,7 +498,11 @@ export class Session implements AsyncIterable<Call> {
       }
     };
     try {
-      for (let tries = 0; !tryRemove() && target.stay !== 'still' && tries < REMOVE_TRIES; tries++) {
+      for (
+        let tries = 0;
+        !tryRemove() && target.stay !== 'still' && tries < REMOVE_TRIES && !this.#isLate;
+        tries++
+      ) {
         const ms = Math.min(REMOVE_PAUSE_MS * 2 ** tries, MAX_REMOVE_PAUSE_MS);
         await new Promise((resolve) => setTimeout(resolve, ms));
       }
@@ -475,11 +528,12 @@ export class Session implements AsyncIterable<Call> {
         if (code === 'ALREADY_TRACED') {
           if (otherSince === undefined) this.#parts.onNote(`${asError(error).message}; waiting for that`);
           otherSince ??= performance.now();
-          if (performance.now() - otherSince > OTHER_TRACER_MS) return undefined;
+          if (this.#isLate || performance.now() - otherSince > OTHER_TRACER_MS) return undefined;
           await new Promise((resolve) => setTimeout(resolve, OTHER_TRACER_PAUSE_MS));
           continue;
         }
         if (!PASSING.includes(code) || tries >= RESTORE_TRIES) throw error;
+        if (this.#isLate) return undefined;
         if (tries === 1) this.#parts.onNote(`${asError(error).message}; trying on`);
         await nextTurn();
       }
@@ -577,13 +631,13 @@ export class Session implements AsyncIterable<Call> {
     notKept: number,
   ): SessionSummary {
     const parts = this.#parts;
-    const refused: Record<string, number> = {};
-    for (const { reason } of parts.refused) refused[reason] = (refused[reason] ?? 0) + 1;
-    const calls: Record<string, number> = {};
+    const refused = new Map<string, number>();
+    for (const { reason } of parts.refused) countName(refused, reason);
+    const calls = new Map<string, number>();
     this.#drain.entries.forEach((count, index) => {
       if (count === 0) return;
       const { name } = this.info.functionAt(index);
-      calls[name] = (calls[name] ?? 0) + count;
+      countName(calls, name, count);
     });
     const isGone = !isOurEnd(why);
     return {
@@ -592,11 +646,12 @@ export class Session implements AsyncIterable<Call> {
       entry_only: parts.target.entryOnly,
       ways: parts.target.ways,
       switched: this.#switches?.count ?? 0,
-      refused,
+      refused: byName(refused),
       records: this.#drain.records,
       dropped: this.#drain.dropped + this.#drain.abandoned + this.#drain.laneless,
       laneless: this.#drain.laneless,
       abandoned: this.#drain.abandoned,
+      corrupt: this.#drain.corrupt,
       not_kept: notKept,
       threads: this.#drain.threads,
       held_us: Math.round(parts.times.held.longestUs),
@@ -609,7 +664,7 @@ export class Session implements AsyncIterable<Call> {
       exit_status: target?.kind === 'exited' ? target.status : null,
       exit_signal: target?.kind === 'killed' ? target.signal : null,
       inside: this.#tellCounts(),
-      calls,
+      calls: byName(calls),
     };
   }
 

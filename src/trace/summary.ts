@@ -19,6 +19,8 @@ export interface SessionSummary {
   readonly laneless: number;
   /** Those of `dropped` that were begun and never finished: the thread ended, or a signal handler jumped away. */
   readonly abandoned: number;
+  /** Lanes (a thread's part of the shared memory) that were not read on, as what stood there could not be true: counts are not exact then. */
+  readonly corrupt: number;
   /** Records taken that are not in the recording, as only the newest were to be kept. */
   readonly not_kept: number;
   /** Threads that recorded. */

@@ -1,5 +1,7 @@
 import type { ElfFile } from '../elf/index.js';
 
+const PT_LOAD = 1;
+
 /**
  * A set of addresses of code: one bit for each executable byte of a file. Jumps are many (half a million in 20,000
  * functions) and questions are about a few bytes, so that this is faster than to sort and search.
@@ -9,7 +11,7 @@ export class AddressSet {
 
   constructor(elf: ElfFile) {
     this.#parts = elf.segments
-      .filter(({ executable, fileSize }) => executable && fileSize > 0 && fileSize <= elf.bytes.length)
+      .filter(({ type, executable, fileSize }) => type === PT_LOAD && executable && fileSize > 0)
       .map(({ addressNumber, fileSize }) => ({
         start: addressNumber,
         end: addressNumber + fileSize,

@@ -43,7 +43,7 @@ export class CompilerSites {
     this.#elf = elf;
     this.#patchable = patchableByFunction(elf, all, indexAt);
     this.#all = all;
-    this.#hasProfiler = elf.mentions('mcount') || elf.mentions('__fentry__');
+    this.#hasProfiler = elf.mentions('mcount', '__fentry__');
     this.#indexAt = indexAt;
   }
 

@@ -100,6 +100,7 @@ interface DecodedPiece {
   readonly decoder: Decoder;
 }
 
+/** A file is read in blocks of this size (`BLOCK_BYTES` in src/elf/sparse-bytes.ts): no piece goes on into one that is not read yet. */
 const PIECE_BYTES = 256 * 1024;
 /** Functions and their cold fragments, far behind, are swept in turn: a piece for each, and some to spare. */
 const MOST_PIECES = 4;
@@ -125,7 +126,7 @@ function pieceWith(shared: DecodedPiece[], bytes: Uint8Array, start: number, lim
   const end = bytes.byteOffset + limit;
   for (const piece of shared)
     if (piece.buffer === buffer && from >= piece.from && end <= piece.to) return piece;
-  const to = Math.max(end, Math.min(buffer.byteLength, from + PIECE_BYTES));
+  const to = Math.min(buffer.byteLength, Math.ceil(end / PIECE_BYTES) * PIECE_BYTES);
   const decoder = new Decoder(64, new Uint8Array(buffer, from, to - from), DecoderOptions.None);
   const piece = { buffer, from, to, decoder };
   shared.unshift(piece);

@@ -1,7 +1,7 @@
 import { Instruction, Mnemonic, OpKind, Register, RegisterExt } from './iced.js';
 import type { ElfFile } from '../elf/index.js';
 import { Flow } from './flow.js';
-import { flowOf, forEachInstruction, int32At, leaTarget } from './instruction-flow.js';
+import { flowOf, forEachInstruction, leaTarget } from './instruction-flow.js';
 
 /** Entries that lead elsewhere (to an unnamed cold part, or beyond the table's end) before a table counts as ended. */
 const MOST_STRAYS = 16;
@@ -58,8 +58,8 @@ export function jumpTableTargets(elf: ElfFile, ranges: readonly CodeRange[]): Ju
   for (const base of bases) {
     if (isCode(elf, base)) continue;
     const distances = readTable(ranges, (index) => {
-      const entry = elf.bytesAt(BigInt(base + index * 4), 4);
-      return entry && base + int32At(entry, 0);
+      const entry = elf.int32At(base + index * 4);
+      return entry === undefined ? undefined : base + entry;
     });
     if (distances.length > 0) relativeTables++;
     const addresses = readTable(ranges, (index) => {

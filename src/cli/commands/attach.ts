@@ -25,12 +25,13 @@ export const registerAttach: RegisterCommand = (program, terminal, setStatus) =>
       .requiredOption('-p, --pid <pid>', 'the process'),
   ).action(async (options: AttachOptions) => {
     const pid = parsePid(options.pid);
-    const [{ attach }, { follow }, { statusOf }] = await Promise.all([
+    const [{ attach }, { follow }, { statusOf, statusOfSignal }] = await Promise.all([
       import('../../index.js'),
       import('./live-parts.js'),
       import('./live-session.js'),
     ]);
-    const { summary } = await follow(terminal, options, (wanted) => attach(pid, wanted));
+    const { summary, signal } = await follow(terminal, options, (wanted) => attach(pid, wanted));
+    setStatus(statusOfSignal(signal));
     const { exit_status: status, exit_signal: killer } = summary ?? { exit_status: null, exit_signal: null };
     if (status !== null) setStatus(statusOf({ kind: 'exited', status }));
     if (killer !== null) setStatus(statusOf({ kind: 'killed', signal: killer }));

@@ -1,9 +1,10 @@
-import { writeFileSync } from 'node:fs';
 import type { Command } from 'commander';
 import type { CheckResult, JudgedRow, Progress, Verdict } from '../../check/index.js';
-import { CannotError, UsageError } from '../../errors/index.js';
+import { UsageError } from '../../errors/index.js';
 import type { Machine, NmiBound, Scenario } from '../../model/index.js';
+import { FileSink } from '../../output/index.js';
 import type { Protocol } from '../../protocol/index.js';
+import { json, painted, text } from '../../text/index.js';
 import type { Terminal } from '../terminal.js';
 import type { RegisterCommand, SetStatus } from './index.js';
 
@@ -42,6 +43,7 @@ type Core = typeof import('../../core.js');
 
 export const registerCheck: RegisterCommand = (program, terminal, setStatus) => {
   describeFlags(program.command('check')).action(async (flags: CheckFlags) => {
+    await terminal.measure();
     // The checker is loaded only if it is asked for, so that `safepoke --help` stays fast.
     const core = await import('../../core.js');
     if (flags.list === true) list(core, terminal);
@@ -90,7 +92,7 @@ function list(core: Core, terminal: Terminal): void {
   for (const s of core.scenarios) lines.push(`  ${s.name.padEnd(20)}${s.summary}`);
   lines.push('', bold('Memory models'), `  ${core.memoryModels.join(', ')}`);
   lines.push('', bold('Architectures'), `  ${core.architectures.join(', ')}`);
-  terminal.data(`${lines.join('\n')}\n`);
+  terminal.data(painted(`${lines.join('\n')}\n`));
 }
 
 function wholeTable(core: Core, flags: CheckFlags, terminal: Terminal): void {
@@ -119,13 +121,13 @@ function wholeTable(core: Core, flags: CheckFlags, terminal: Terminal): void {
       });
       states += result.states;
       verdicts.push(result.verdict);
-      if (flags.json === true) terminal.data(`${JSON.stringify(jsonOf(core, result, 'real', false))}\n`);
+      if (flags.json === true) terminal.data(text`${json(jsonOf(core, result, 'real', false))}\n`);
     }
     judged.push({ row, verdicts });
   }
   if (flags.json === true) return;
   const mark = (verdict: Verdict, text: string): string => markVerdict(terminal, verdict, text);
-  terminal.data(`${core.renderTable(judged, mark).join('\n')}\n`);
+  terminal.data(painted(`${core.renderTable(judged, mark).join('\n')}\n`));
   const seconds = ((performance.now() - began) / 1000).toFixed(1);
   terminal.note(`${cells} verdicts, ${states.toLocaleString('en')} states, ${seconds} s`);
 }
@@ -156,7 +158,7 @@ function checkOne(
       terminal.note(`counterexample written to ${flags.html}`);
     }
   }
-  if (flags.json === true) terminal.data(`${JSON.stringify(jsonOf(core, result, hooks, true))}\n`);
+  if (flags.json === true) terminal.data(text`${json(jsonOf(core, result, hooks, true))}\n`);
   else {
     const { bold, dim, red, yellow } = terminal.colors;
     const lines =
@@ -166,7 +168,7 @@ function checkOne(
     const steps = timeline === undefined ? '' : `, ${timeline.rows.length} steps`;
     const reason = result.reason === undefined ? '' : `: ${result.reason}`;
     lines.push('', `${markVerdict(terminal, result.verdict, result.verdict)}${steps}${reason}`);
-    terminal.data(`${lines.join('\n')}\n`);
+    terminal.data(painted(`${lines.join('\n')}\n`));
     terminal.note(
       `${result.states.toLocaleString('en')} states, ${result.transitions.toLocaleString('en')} transitions, depth ${result.depth}, ${result.ms.toFixed(0)} ms`,
     );
@@ -263,17 +265,16 @@ function byteLimit(flags: CheckFlags): { bytes: number } {
   return { bytes: mib * BYTES_PER_MIB };
 }
 
-function write(file: string, text: string): void {
+function write(path: string, text: string): void {
+  const file = new FileSink(path, 'text');
   try {
-    writeFileSync(file, text);
+    file.write([Buffer.from(text)]);
+    file.commit();
   } catch (error) {
-    throw new CannotError('check-cannot-write', {
-      tried: `write ${file}`,
-      why: error instanceof Error ? error.message : String(error),
-      next: 'choose another file',
-      cause: error,
-    });
+    file.discard();
+    throw error;
   }
+  file.close();
 }
 
 function progressText(p: Progress): string {

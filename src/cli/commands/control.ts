@@ -1,4 +1,5 @@
 import { UsageError, control, formatCount, type ControlAnswer, type SessionStatus } from '../../index.js';
+import { concat, json, padEnd, plain, text, type Text } from '../../text/index.js';
 import { milliseconds, parseCount } from '../units.js';
 import type { RegisterCommand } from './index.js';
 import { collect } from './trace-options.js';
@@ -32,7 +33,7 @@ export const registerControl: RegisterCommand = (program, terminal) => {
       }
       if (changes && flags.status !== true && flags.json !== true) return;
       const { status } = answer;
-      terminal.data(flags.json === true ? `${JSON.stringify(status)}\n` : describeStatus(status));
+      terminal.data(flags.json === true ? text`${json(status)}\n` : describeStatus(status));
     });
 };
 
@@ -67,7 +68,7 @@ function times(n: number): string {
   return n === 1 ? 'once' : `${formatCount(n)} times`;
 }
 
-function describeStatus(status: SessionStatus): string {
+function describeStatus(status: SessionStatus): Text {
   const ways = Object.entries(status.ways).map(([way, sites]) => `${formatCount(sites)} ${way}`);
   const rows: readonly (readonly [string, string])[] = [
     ['process', String(status.pid)],
@@ -83,5 +84,6 @@ function describeStatus(status: SessionStatus): string {
     ['lent', `one thread, ${milliseconds(status.lent_us)} at longest`],
     ...describeInside(status),
   ];
-  return rows.map(([name, value]) => `${name.padEnd(10)} ${value}\n`).join('');
+  // What the peer has answered may be anything.
+  return concat(rows.map(([name, value]) => text`${padEnd(plain(name), 10)} ${plain(value)}\n`));
 }

@@ -1,4 +1,5 @@
 import type { Finding } from '../../index.js';
+import { marked, plain, text } from '../../text/index.js';
 import type { RegisterCommand } from './index.js';
 
 const MARKS: Readonly<Record<Finding['state'], string>> = {
@@ -17,8 +18,8 @@ export const registerDoctor: RegisterCommand = (program, terminal, setStatus) =>
       const { green, yellow, red } = terminal.colors;
       const paint = { ok: green, limited: yellow, missing: red };
       for (const { what, state, found, remedy } of findings) {
-        terminal.data(`${paint[state](MARKS[state])}  ${what}: ${found}\n`);
-        if (remedy !== undefined) terminal.data(`         ${remedy}\n`);
+        terminal.data(text`${marked(paint[state], plain(MARKS[state]))}  ${plain(what)}: ${plain(found)}\n`);
+        if (remedy !== undefined) terminal.data(text`         ${plain(remedy)}\n`);
       }
       if (findings.some(({ state }) => state === 'missing')) setStatus(1);
     });

@@ -1,5 +1,5 @@
 import { Option } from 'commander';
-import { UsageError } from '../../errors/index.js';
+import { UsageError, isSafepokeError } from '../../errors/index.js';
 import type { FileSink, RecordingFile, TextOutput, TextSink } from '../../output/index.js';
 import type { RegisterCommand } from './index.js';
 import { addRecordingOptions } from './recording-options.js';
@@ -13,23 +13,26 @@ interface Format {
   readonly order: 'time' | 'file';
 }
 
-const FORMATS: Readonly<Record<string, Format>> = {
+const FORMATS = {
   chrome: {
-    make: (outputs, recording, sink) => new outputs.ChromeOutput(recording.info, sink),
+    make: (outputs: Outputs, recording: RecordingFile, sink: TextSink) =>
+      new outputs.ChromeOutput(recording.info, sink),
     order: 'file',
   },
   folded: {
-    make: (outputs, recording, sink) => new outputs.FoldedOutput(recording.info, sink),
+    make: (outputs: Outputs, recording: RecordingFile, sink: TextSink) =>
+      new outputs.FoldedOutput(recording.info, sink),
     order: 'file',
   },
   jsonl: {
-    make: (outputs, recording, sink) => new outputs.JsonLinesOutput(recording.info, sink),
+    make: (outputs: Outputs, recording: RecordingFile, sink: TextSink) =>
+      new outputs.JsonLinesOutput(recording.info, sink),
     order: 'time',
   },
-};
+} as const satisfies Readonly<Record<string, Format>>;
 
 interface ExportOptions extends RecordingOptions {
-  readonly format: string;
+  readonly format: keyof typeof FORMATS;
   readonly output?: string;
 }
 
@@ -47,7 +50,7 @@ export const registerExport: RegisterCommand = (program, terminal) => {
         import('../../output/index.js'),
         import('./use-recording.js'),
       ]);
-      const format = FORMATS[options.format];
+      const format: Format = FORMATS[options.format];
       let file: FileSink | undefined;
       const batch = new outputs.TextBatch((text) => {
         if (file === undefined) terminal.data(text);
@@ -65,14 +68,19 @@ export const registerExport: RegisterCommand = (program, terminal) => {
                 next: 'choose another file for -o',
               });
             // Only now, so that a recording that cannot be read leaves an older output as it was.
-            if (options.output !== undefined) file = new outputs.FileSink(options.output);
+            if (options.output !== undefined) file = new outputs.FileSink(options.output, 'text');
             return format.make(outputs, recording, batch.write);
           },
           order: format.order,
           flush: () => batch.flush(),
         });
-      } finally {
-        file?.close();
+      } catch (error) {
+        // What could be read of a damaged recording is written; a disk that is full leaves what was there.
+        if (isSafepokeError(error) && error.code !== 'OUTPUT_UNWRITABLE') file?.commit();
+        file?.discard();
+        throw error;
       }
+      file?.commit();
+      file?.close();
     });
 };

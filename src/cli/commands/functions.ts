@@ -1,4 +1,5 @@
 import { UsageError } from '../../errors/index.js';
+import { padEnd, plain, text } from '../../text/index.js';
 import { parsePid } from './attach.js';
 import type { RegisterCommand } from './index.js';
 import { collect } from './trace-options.js';
@@ -14,6 +15,7 @@ const ADDRESS_DIGITS = 16;
 const SIZE_COLUMNS = 8;
 const KIND_COLUMNS = 16;
 const EXIT_COLUMNS = 12;
+const NOTHING = plain('');
 
 export const registerFunctions: RegisterCommand = (program, terminal) => {
   program
@@ -42,18 +44,22 @@ export const registerFunctions: RegisterCommand = (program, terminal) => {
         });
       }
       const of = options.pid === undefined ? { file: file ?? '' } : { pid: parsePid(options.pid) };
-      const { listFunctions } = await import('../../index.js');
-      const { functions } = listFunctions(of, options.filter, options.notrace);
+      const { TextBatch, listFunctions } = await import('../../index.js');
+      const { functions, unmatched } = listFunctions(of, options.filter, options.notrace);
+      for (const line of unmatched) terminal.warn(line);
       const wanted = functions.filter((f) => (f.refusal !== undefined) === (options.refused ?? false));
-      const moduleColumns = Math.max(0, ...wanted.map((f) => f.module.length));
-      const lines = wanted.map((f) => {
-        const address = f.address.toString(16).padStart(ADDRESS_DIGITS, '0');
-        const what = (f.kind ?? f.refusal?.reason ?? '').padEnd(KIND_COLUMNS);
-        const exit = f.exit === undefined ? '' : `exit: ${f.exit}`.padEnd(EXIT_COLUMNS);
-        const why = f.refusal === undefined ? '' : `  # ${f.refusal.explanation}`;
-        return `${address} ${String(f.size).padStart(SIZE_COLUMNS)} ${f.module.padEnd(moduleColumns)} ${what} ${exit}${f.name}${why}\n`;
-      });
-      terminal.data(lines.join(''));
+      const moduleColumns = wanted.reduce((most, f) => Math.max(most, plain(f.module).length), 0);
+      const batch = new TextBatch((shown) => terminal.data(shown));
+      for (const f of wanted) {
+        const address = plain(`0x${f.address.toString(16).padStart(ADDRESS_DIGITS, '0')}`);
+        const size = plain(String(f.size).padStart(SIZE_COLUMNS));
+        const module = padEnd(plain(f.module), moduleColumns);
+        const what = padEnd(plain(f.kind ?? f.refusal?.reason ?? ''), KIND_COLUMNS);
+        const exit = f.exit === undefined ? NOTHING : padEnd(plain(`exit: ${f.exit}`), EXIT_COLUMNS);
+        const why = f.refusal === undefined ? NOTHING : text`  # ${plain(f.refusal.explanation)}`;
+        batch.write(text`${address} ${size} ${module} ${what} ${exit}${plain(f.name)}${why}\n`);
+      }
+      batch.flush();
       const others = functions.length - wanted.length;
       if (options.refused !== true && others > 0) {
         terminal.note(`${wanted.length} functions can be traced; ${others} cannot: --refused lists them`);

@@ -1,4 +1,5 @@
 import type { Command } from 'commander';
+import { UsageError } from '../../errors/index.js';
 import type { Terminal } from '../terminal.js';
 
 /** Called by a command to set the exit status with which safepoke ends. */
@@ -31,5 +32,23 @@ export async function registerCommands(
   const named = [args[0] === 'help' ? args.at(1) : args.at(0)].filter((name) => commands.has(name ?? ''));
   for (const [name, load] of commands) {
     if (named.length === 0 || named.includes(name)) (await load())(program, terminal, setStatus);
+  }
+  for (const command of program.commands) refuseRepeats(command);
+}
+
+/** The last of two values would be taken, and the first silently be none. */
+function refuseRepeats(command: Command): void {
+  for (const option of command.options) {
+    // Its help says of one that it gathers values.
+    if (!(option.required || option.optional) || option.description.includes('(repeatable')) continue;
+    let given = 0;
+    command.on(`option:${option.name()}`, () => {
+      if (++given === 1) return;
+      throw new UsageError('GIVEN_TWICE', {
+        tried: `take ${option.flags} more than once`,
+        why: 'it has one value',
+        next: 'give it once',
+      });
+    });
   }
 }

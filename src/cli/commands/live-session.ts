@@ -2,10 +2,11 @@
 import { writeFileSync } from 'node:fs';
 import { constants } from 'node:os';
 import {
-  CannotError,
   ControlServer,
+  FileSink,
   GraphOutput,
   JsonLinesOutput,
+  NO_RUNTIME_FOLDER,
   TextBatch,
   filterCalls,
   formatCount,
@@ -16,17 +17,38 @@ import {
   type TargetEnd,
   type TextOutput,
 } from '../../index.js';
-import { OutputClosed, type Terminal } from '../terminal.js';
+import { CaughtSignals, ENDING_SIGNALS, awaitWritable } from '../../linux/index.js';
+import { json, text } from '../../text/index.js';
+import { OutputClosed, isInputTerminal, type Terminal } from '../terminal.js';
 import { milliseconds, parseCount, parseSize, parseTime } from '../units.js';
 import type { LiveOptions } from './trace-options.js';
 
+/** A signal that ends us has ended the session within two seconds: this, and what it then still takes to close it. */
+const END_PATIENCE_MS = 1200;
 /** Exit status of a program that a signal ended, as shells tell it. */
 const SIGNAL_STATUS = 128;
+/** By which one ends a session as a matter of course. */
+const USUAL_SIGNALS: ReadonlySet<number> = new Set(
+  (['SIGINT', 'SIGTERM', 'SIGHUP'] as const).map((name) => constants.signals[name]),
+);
+/** Further ones that a program may expect from whoever started it. */
+const PASSED_ON: ReadonlySet<number> = new Set([
+  ...USUAL_SIGNALS,
+  constants.signals.SIGQUIT,
+  constants.signals.SIGUSR2,
+]);
+/** What a terminal sends to all programs that run in its foreground. */
+const KEYS: ReadonlySet<number> = new Set([constants.signals.SIGINT, constants.signals.SIGQUIT]);
 /** OOM_SCORE_ADJ_MAX, include/uapi/linux/oom.h */
 const FIRST_TO_DIE = '1000';
 const DEFAULT_NEWEST_BYTES = 64 << 20;
 /** How often a library is looked for that is to be traced and is not loaded yet. */
 const LIBRARY_POLL_MS = 200;
+/** How often it is looked whether a signal has come. */
+const SIGNAL_POLL_MS = 20;
+const STOPPING_SIGNALS: ReadonlySet<number> = new Set(
+  [...ENDING_SIGNALS].filter((signal) => signal !== constants.signals.SIGUSR1),
+);
 /** Lines that wait for others are shown after this long all the same. */
 const FLUSH_MS = 50;
 /** Of a program with so few functions most have no symbol, as a rule. */
@@ -56,25 +78,30 @@ function sessionOptions(options: LiveOptions, terminal: Terminal): SessionOption
   };
 }
 
-/** Opens the summary's file before anything is done, so that a bad path is known in time. */
+/** Opens the summary's file before anything is done, so that a bad path is known in time. What is there stays until there is a summary. */
 function checkSummaryPath(path: string | undefined): void {
-  if (path === undefined) return;
-  try {
-    writeFileSync(path, '');
-  } catch (error) {
-    throw new CannotError('OUTPUT_UNWRITABLE', {
-      tried: `write ${path}`,
-      why: (error as NodeJS.ErrnoException).code ?? String(error),
-      next: 'choose another file for --summary',
-      cause: error,
-    });
-  }
+  if (path !== undefined) new FileSink(path, 'text').discard();
 }
 
 /** Status to exit with for a target that has ended. */
 export function statusOf(end: TargetEnd): number {
   if (end.kind === 'exited') return end.status;
   return end.kind === 'killed' ? SIGNAL_STATUS + end.signal : 0;
+}
+
+/** Status to exit with for a signal that has ended an attached session: 0 for those that are meant to. */
+export function statusOfSignal(signal: number | undefined): number {
+  return signal === undefined || USUAL_SIGNALS.has(signal) ? 0 : SIGNAL_STATUS + signal;
+}
+
+/** True if the program that was started is to get the signal as well that has ended its session. */
+export function isPassedOn(signal: number): boolean {
+  return PASSED_ON.has(signal);
+}
+
+/** True if the program has got it already, as it shares our terminal. */
+export function comesFromKeys(signal: number): boolean {
+  return KEYS.has(signal) && isInputTerminal();
 }
 
 /** What came of a session. */
@@ -148,23 +175,40 @@ export async function followOne(
   checkSummaryPath(options.summary);
   let signal: number | undefined;
   let session: Session | undefined;
-  const onSignal = (name: NodeJS.Signals): void => {
-    signal = constants.signals[name];
-    void session?.stop().catch(() => undefined);
+  let failure: Error | undefined;
+  const stop = (withinMs?: number): void => void session?.stop(withinMs).catch(() => undefined);
+  /** What nobody else has minded while the target is changed: it is restored first. */
+  const onFailure = (error: Error): void => {
+    failure ??= error;
+    stop(END_PATIENCE_MS);
   };
   // Before the target is touched: a signal that comes while it is must not end us in the middle.
-  const signals = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
-  for (const name of signals) process.on(name, onSignal);
-  const timers: NodeJS.Timeout[] = [];
+  const caught = new CaughtSignals(ENDING_SIGNALS);
+  const isEnding = (): boolean => signal !== undefined || caught.has(STOPPING_SIGNALS);
+  const takeSignals = (): void => {
+    for (let taken = caught.take(); taken !== undefined; taken = caught.take()) {
+      if (taken === constants.signals.SIGUSR1) {
+        terminal.note(`safepoke: ${describeNow(session)}`);
+        continue;
+      }
+      // Who presses a key may wait for the last records; who presses it again, or ends us, does not.
+      const isPatient = taken === constants.signals.SIGINT && signal === undefined;
+      signal ??= taken;
+      stop(isPatient ? undefined : END_PATIENCE_MS);
+    }
+  };
+  process.on('uncaughtException', onFailure);
+  terminal.waitAs({ awaitWritable, isEnding });
+  const timers: NodeJS.Timeout[] = [setInterval(takeSignals, SIGNAL_POLL_MS)];
   let control: ControlServer | undefined;
   try {
-    const isOver = (): boolean => signal !== undefined || (deadline !== undefined && deadline.msLeft < 0);
+    const isOver = (): boolean => isEnding() || (deadline !== undefined && deadline.msLeft < 0);
     session = await beginWhenLoaded(options, isOver, () => begin(wanted));
     deadline?.begin();
     const begun = session;
     offerOurselves();
-    const batch = new TextBatch((text) => {
-      terminal.data(text);
+    const batch = new TextBatch((shown) => {
+      terminal.data(shown);
     });
     let output: TextOutput | undefined;
     if (options.output === undefined) {
@@ -180,7 +224,6 @@ export async function followOne(
       begun.follow(filterCalls(output, filter));
     }
     if (deadline !== undefined) {
-      const stop = (): void => void begun.stop().catch(() => undefined);
       timers.push(setTimeout(stop, deadline.msLeft));
     }
     let closed = false;
@@ -189,9 +232,9 @@ export async function followOne(
       try {
         batch.flush();
       } catch (error) {
-        if (!(error instanceof OutputClosed)) throw error;
         closed = true;
-        void begun.stop().catch(() => undefined);
+        if (!(error instanceof OutputClosed)) failure ??= asError(error);
+        stop();
       }
     };
     timers.push(setInterval(flush, FLUSH_MS));
@@ -209,12 +252,38 @@ export async function followOne(
       }
     }
     if (summary !== undefined) tell(terminal, options, summary);
+    takeSignals();
+    rethrow(failure);
     return { session: begun, summary, signal };
   } finally {
     control?.close();
     for (const timer of timers) clearInterval(timer);
-    for (const name of signals) process.off(name, onSignal);
+    terminal.waitAs(undefined);
+    process.off('uncaughtException', onFailure);
+    caught.close();
   }
+}
+
+/** It is set by what is called from elsewhere. */
+function rethrow(failure: Error | undefined): void {
+  if (failure !== undefined) throw failure;
+}
+
+function asError(error: unknown): Error {
+  return error instanceof Error ? error : new Error(String(error));
+}
+
+function counted(n: number, what: string): string {
+  return `${formatCount(n)} ${what}${n === 1 ? '' : 's'}`;
+}
+
+/** One line for SIGUSR1. */
+function describeNow(session: Session | undefined): string {
+  if (session === undefined) return 'the session has not begun yet';
+  const { pid, on, records, dropped, threads } = session.status;
+  const { startTime, filters = [] } = session.info.header;
+  const what = filters.length === 0 ? '' : ` (${filters.join(', ')})`;
+  return `process ${pid} is traced since ${startTime}: ${counted(on, 'function')}${what}, ${counted(threads, 'thread')}, ${counted(records, 'record')}, ${formatCount(dropped)} dropped`;
 }
 
 /**
@@ -235,16 +304,27 @@ async function listen(session: Session, terminal: Terminal): Promise<ControlServ
     return await ControlServer.open(session);
   } catch (error) {
     if (!isSafepokeError(error)) throw error;
-    terminal.warn(error.message);
+    // A user without such a folder (cron, a container) has not asked to be told of it.
+    if (error.code !== NO_RUNTIME_FOLDER) terminal.warn(error.message);
     return undefined;
   }
 }
 
+function writeSummary(path: string, summary: SessionSummary): void {
+  const file = new FileSink(path, 'text');
+  try {
+    file.write([Buffer.from(text`${json(summary, 2)}\n`)]);
+    file.commit();
+  } catch (error) {
+    file.discard();
+    throw error;
+  }
+  file.close();
+}
+
 function tell(terminal: Terminal, options: LiveOptions, summary: SessionSummary): void {
-  if (options.summary !== undefined)
-    writeFileSync(options.summary, `${JSON.stringify(summary, undefined, 2)}\n`);
+  if (options.summary !== undefined) writeSummary(options.summary, summary);
   const calls = Object.values(summary.calls).reduce((sum, n) => sum + n, 0);
-  const counted = (n: number, what: string): string => `${formatCount(n)} ${what}${n === 1 ? '' : 's'}`;
   const parts = [
     `${counted(calls, 'call')} of ${counted(summary.patched, 'traced function')} in ${counted(summary.threads, 'thread')}`,
   ];
@@ -256,6 +336,11 @@ function tell(terminal: Terminal, options: LiveOptions, summary: SessionSummary)
   if (summary.laneless > 0) {
     terminal.warn(
       `${formatCount(summary.laneless)} records were not kept: they were made before the program had set up its thread, or there were too many threads`,
+    );
+  }
+  if (summary.corrupt > 0) {
+    terminal.warn(
+      `${formatCount(summary.corrupt)} lanes were not read to their end, as the program had changed them (corrupt): what is shown is not all there was`,
     );
   }
   if (summary.abandoned > 0) {

@@ -1,4 +1,3 @@
-import { constants } from 'node:os';
 import type { RegisterCommand } from './index.js';
 import { addLiveOptions, type LiveOptions } from './trace-options.js';
 
@@ -11,16 +10,16 @@ export const registerRun: RegisterCommand = (program, terminal, setStatus) => {
       .option('--inside', 'without ptrace: the program changes its own code, by an object loaded with it')
       .passThroughOptions(),
   ).action(async (command: string[], options: LiveOptions) => {
-    const [{ passOnFiles, run }, { follow }, { statusOf }] = await Promise.all([
-      import('../../index.js'),
-      import('./live-parts.js'),
-      import('./live-session.js'),
-    ]);
+    const [{ passOnFiles, run }, { follow }, { comesFromKeys, isPassedOn, statusOf, statusOfSignal }] =
+      await Promise.all([import('../../index.js'), import('./live-parts.js'), import('./live-session.js')]);
     passOnFiles();
     const { session, signal } = await follow(terminal, options, (wanted) => run(command, wanted));
+    if (signal !== undefined && !isPassedOn(signal)) {
+      setStatus(statusOfSignal(signal));
+      return;
+    }
     // At a terminal Ctrl-C reaches the program without us.
-    if (signal !== undefined && !(signal === constants.signals.SIGINT && process.stdin.isTTY))
-      session.signal(signal);
+    if (signal !== undefined && !comesFromKeys(signal)) session.signal(signal);
     setStatus(statusOf(await session.waitForTarget()));
   });
 };

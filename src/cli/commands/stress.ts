@@ -2,6 +2,7 @@ import { availableParallelism } from 'node:os';
 import { UsageError } from '../../errors/index.js';
 import { UnknownStep } from '../../protocol/index.js';
 import type { StressCase, StressResult, StressSettings } from '../../stress/index.js';
+import { json, lines, painted, text } from '../../text/index.js';
 import { parseCount } from '../units.js';
 import type { RegisterCommand } from './index.js';
 import { collect } from './trace-options.js';
@@ -40,13 +41,14 @@ export const registerStress: RegisterCommand = (program, terminal, setStatus) =>
     .option('--no-verdicts', 'do not ask the checker what it says')
     .option('--json', 'print one JSON object a line')
     .action(async (flags: StressFlags) => {
+      await terminal.measure();
       const stress = await import('../../stress/index.js');
       const settings = settingsOf(stress, flags);
       const cases = casesOf(stress, flags);
       terminal.note(
         `${settings.seconds} s each, ${settings.threads} ${settings.threads === 1 ? 'thread' : 'threads'} on ${availableParallelism()} processors, ${cases.length} to go`,
       );
-      if (flags.json !== true) terminal.data(`${stress.tableHeading().join('\n')}\n`);
+      if (flags.json !== true) terminal.data(lines(`${stress.tableHeading().join('\n')}\n`));
       const { red } = terminal.colors;
       let broken = false;
       for (const [index, stressCase] of cases.entries()) {
@@ -55,7 +57,9 @@ export const registerStress: RegisterCommand = (program, terminal, setStatus) =>
         if (flags.verdicts) result = stress.withVerdict(result, stressCase);
         broken ||= stress.isBroken(result) && (result.verdict ?? 'safe') === 'safe';
         terminal.data(
-          flags.json === true ? `${JSON.stringify(jsonOf(result))}\n` : `${stress.tableRow(result, red)}\n`,
+          flags.json === true
+            ? text`${json(jsonOf(result))}\n`
+            : painted(`${stress.tableRow(result, red)}\n`),
         );
       }
       if (broken) setStatus(EXIT_BROKEN);

@@ -1,0 +1,63 @@
+import { UsageError } from './safepoke-error.js';
+
+/** What a value of an option must be. */
+export type OptionType = 'string' | 'number' | 'boolean' | 'function' | 'strings';
+
+/** How many letters two words differ by: the edit distance of Levenshtein. */
+function distance(a: string, b: string): number {
+  let row = Array.from({ length: b.length + 1 }, (_, i) => i);
+  for (let i = 1; i <= a.length; i++) {
+    const next = [i];
+    for (let j = 1; j <= b.length; j++)
+      next.push(Math.min(row[j] + 1, next[j - 1] + 1, row[j - 1] + (a[i - 1] === b[j - 1] ? 0 : 1)));
+    row = next;
+  }
+  return row[b.length];
+}
+
+function isOf(value: unknown, type: OptionType): boolean {
+  if (type === 'strings') return Array.isArray(value) && value.every((item) => typeof item === 'string');
+  return typeof value === type && !Number.isNaN(value);
+}
+
+/**
+ * Refuses options that `what` does not have, and values that are not of the type: without that a misspelt wish is silently none.
+ *
+ * @throws UsageError UNKNOWN_OPTION, BAD_OPTION
+ */
+export function checkOptionTypes(
+  what: string,
+  options: unknown,
+  types: Readonly<Record<string, OptionType>>,
+): void {
+  const names = Object.keys(types);
+  if (typeof options !== 'object' || options === null || Array.isArray(options)) {
+    throw new UsageError('BAD_OPTION', {
+      tried: `read the options of ${what}`,
+      why: 'they are not an object',
+      next: `give an object with some of: ${names.join(', ')}`,
+    });
+  }
+  for (const [name, value] of Object.entries(options)) {
+    if (!Object.hasOwn(types, name)) {
+      const near = names.reduce((best, known) =>
+        distance(name.toLowerCase(), known.toLowerCase()) < distance(name.toLowerCase(), best.toLowerCase())
+          ? known
+          : best,
+      );
+      throw new UsageError('UNKNOWN_OPTION', {
+        tried: `use the option "${name}" of ${what}`,
+        why: 'there is no such option',
+        next: `the nearest is "${near}"; all are ${names.join(', ')}`,
+      });
+    }
+    const type = types[name];
+    if (value !== undefined && !isOf(value, type)) {
+      throw new UsageError('BAD_OPTION', {
+        tried: `use the option "${name}" of ${what}`,
+        why: `its value is not ${type === 'strings' ? 'an array of strings' : `a ${type}`}`,
+        next: type === 'strings' ? `give it as ${name}: ['...']` : 'give one',
+      });
+    }
+  }
+}
