@@ -421,6 +421,8 @@ export class Agent {
   }
 
   #mapCode(clusters: readonly Cluster[], call: RemoteCall, tid: number): void {
+    // A program of which nothing can be traced runs all the same.
+    if (clusters.length === 0) return;
     const pid = this.#pid;
     const name = this.#pageAddress + AGENT.codeName;
     new Uint8Array(this.#page.bytes, AGENT.codeName, CODE_NAME.length).set(

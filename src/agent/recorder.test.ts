@@ -72,7 +72,7 @@ function codeOf(listing: string, goesOnAt = 0): DisplacedCode {
     displacedCount: displaced.length,
     displaced,
     original: bytes,
-    function: { name: 'f' },
+    function: { name: 'f', addressNumber: 0 },
   };
 }
 
@@ -99,7 +99,7 @@ function tailCall(functionIndex: number, target: () => number): StubPlan {
       displacedCount: 1,
       displaced: [{ ...jump, target: BigInt(target()) }],
       original: Uint8Array.of(0xe9, 0, 0, 0, 0),
-      function: { name: 'g' },
+      function: { name: 'g', addressNumber: 0 },
     }),
     exits: [{ index: 0, kind: 'tail' }],
   };

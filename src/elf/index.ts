@@ -1,6 +1,7 @@
 export { parseElf } from './parse-elf.js';
 export type { ByteSource } from './byte-source.js';
 export { lowerBound } from './lower-bound.js';
+export { DWARF_RBP, DWARF_RSP, UnwindTable } from './unwind-table.js';
 export type {
   ElfFile,
   ElfSection,

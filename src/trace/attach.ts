@@ -478,7 +478,12 @@ function start({
     onNote(line);
   });
   const plan = planSites(selections, memory, !entryOnly);
-  if (plan.sites.length === 0) throw nothingTraceable(plan.refused);
+  if (plan.sites.length === 0) {
+    const nothing = nothingTraceable(plan.refused);
+    // A program that was to be run runs, as it would without us; the recording says that it has no functions.
+    if (!isChild) throw nothing;
+    onNote(`nothing of the program is traced: ${nothing.details.why}; ${nothing.details.next}`);
+  }
   for (const { module, error } of functions.damaged)
     onNote(`${module.path} cannot be traced: ${error.details.why}`);
   const tscHz = timeStamp.estimateHz();

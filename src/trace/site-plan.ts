@@ -20,6 +20,7 @@ import {
   type SiteKind,
 } from '../x86/index.js';
 import type { ModuleSelection } from './selection.js';
+import { verdictStore } from './verdict-store.js';
 
 /** Reasons that only a running process, or the whole of a module, gives; the others are RefusalReason. */
 export type SessionRefusalReason =
@@ -256,7 +257,7 @@ export function planSites(
       native = selected.filter((f) => !f.name.startsWith(V8_BUILTINS));
       for (const f of selected) if (f.name.startsWith(V8_BUILTINS)) refuse(f, 'managed-code');
     }
-    const analysis = analyseFunctions<FunctionSymbol>(module.elf(), native, all, withExits);
+    const analysis = analyseFunctions<FunctionSymbol>(module.elf(), native, all, verdictStore(), withExits);
     for (const { function: f, reason } of analysis.refusals) refuse(f, reason);
     const windowsOf = (i: number): readonly ExitWindow[] => {
       const exits = analysis.exits.at(i);

@@ -1,20 +1,20 @@
-import type { ElfFile } from '../elf/index.js';
-import { CodeMap, type SweptFunction } from './code-map.js';
+import { lowerBound, type ElfFile } from '../elf/index.js';
 import { CompilerSites, type CompilerSite } from './compiler-sites.js';
-import { describeDisplaced, endbrLength } from './displaced.js';
+import { describeDisplaced } from './displaced.js';
 import type { ExitRefusal, FunctionExits } from './exit-sites.js';
 import { ExitFinder } from './find-exits.js';
 import { withSharedDecoders } from './instruction-flow.js';
+import { ModuleLandings } from './landings.js';
 import type {
   DisplacedInstruction,
   FunctionRange,
   ProfilerCall,
   Refusal,
-  RefusalReason,
   SiteCandidate,
   SiteKind,
 } from './sites.js';
 import { refusalByName } from './unsafe-names.js';
+import { Verdicts, type EntryVerdict } from './verdicts.js';
 
 /** The verdict on each function asked for, in the order asked: in exactly one of the two lists. */
 export interface Analysis<F extends FunctionRange> {
@@ -24,145 +24,131 @@ export interface Analysis<F extends FunctionRange> {
   readonly exits: readonly (FunctionExits | ExitRefusal)[];
 }
 
+/** Where the verdicts on a file may be kept, so that it is analysed once. */
+export interface VerdictStore {
+  /** What was kept for this file with these functions; undefined if nothing that can be believed. */
+  load(elf: ElfFile, functions: readonly FunctionRange[]): Verdicts | undefined;
+  save(elf: ElfFile, functions: readonly FunctionRange[], verdicts: Verdicts): void;
+}
+
+/** Verdicts by file, for as long as somebody has the file: a session asks several times. */
+const known = new WeakMap<ElfFile, { readonly all: readonly FunctionRange[]; readonly verdicts: Verdicts }>();
+
 /**
  * Decides for each of `asked` whether and how it can be traced. `all` is every function known of the file, ascending by
- * address, fragments too: they tell where functions begin and which fragments belong to which. Reads nothing but `elf`.
+ * address, fragments too. Reads nothing but `elf`, and what `store` has kept.
  *
- * A site that the compiler prepared is used as it is. Any other function is decoded from end to end, with its cold
- * fragments and unnamed code that it jumps to, so that no jump can lead into the bytes that the site replaces. Not seen
- * are jumps from functions that were not asked for (hand-written assembly may do that), and from cold parts in files
- * without local symbols that only an exception reaches.
+ * The file is analysed as a whole, whatever is asked: the verdict on a function never depends on which others are asked for.
+ * Only names are looked at here: who asks for a function by an address alone gets what its code says.
  */
 export function analyseFunctions<F extends FunctionRange>(
   elf: ElfFile,
   asked: readonly F[],
   all: readonly FunctionRange[],
+  store?: VerdictStore,
   withExits = false,
 ): Analysis<F> {
-  return withSharedDecoders(() => analyse(elf, asked, all, withExits));
-}
-
-function analyse<F extends FunctionRange>(
-  elf: ElfFile,
-  asked: readonly F[],
-  all: readonly FunctionRange[],
-  withExits: boolean,
-): Analysis<F> {
-  const map = new CodeMap(elf, all);
-  const compilerSites = new CompilerSites(elf, all, (address) => map.indexAt(address));
-  // First everything is swept, since a jump into one function may stand in another; then each is judged.
-  const examined = asked.map((range) => examine(elf, map, compilerSites, range));
+  const verdicts = verdictsOf(elf, all, store);
+  const starts = Float64Array.from(all, ({ addressNumber }) => addressNumber);
+  const sites = new CompilerSites(elf, all);
   const candidates: SiteCandidate<F>[] = [];
   const refusals: Refusal<F>[] = [];
-  for (let index = 0; index < asked.length; index++) {
-    const range = asked[index];
-    const verdict = judge(elf, map, range, examined[index]);
+  for (const range of asked) {
+    const index = lowerBound(starts, range.addressNumber);
+    const isKnown = starts[index] === range.addressNumber;
+    const byName = range.kind === 'function' ? refusalByName(range.names) : undefined;
+    const verdict = byName ?? (isKnown ? verdicts.at(index) : 'not-code');
     if (typeof verdict === 'string') refusals.push({ function: range, reason: verdict });
-    else candidates.push(verdict);
+    else candidates.push(new Candidate(elf, range, verdict, sites));
   }
   if (!withExits) return { candidates, refusals, exits: [] };
-  for (const { function: range, kind, addressNumber } of candidates)
-    if (kind !== 'relocated') map.sweep(range, addressNumber);
-  const finder = new ExitFinder(elf, map);
-  const found = candidates.map((candidate) => finder.find(candidate, map.partsOf(candidate.function)));
+  const finder = exitFinderOf(elf, all);
+  const found = withSharedDecoders(() => candidates.map((candidate) => finder.find(candidate)));
   return { candidates, refusals, exits: found };
 }
 
-/** A site that still has to be compared with where code jumps to. */
-interface PossibleSite {
-  /** Of the function, in the file. */
-  readonly start: number;
-  /** Of the site, in the function. */
-  readonly offset: number;
-  readonly length: number;
-  readonly count: number;
-  readonly prepared: CompilerSite | undefined;
-  readonly swept: SweptFunction | undefined;
+/** As `known`. */
+const finders = new WeakMap<
+  ElfFile,
+  { readonly all: readonly FunctionRange[]; readonly finder: ExitFinder }
+>();
+
+function exitFinderOf(elf: ElfFile, all: readonly FunctionRange[]): ExitFinder {
+  const before = finders.get(elf);
+  if (before?.all === all) return before.finder;
+  const finder = new ExitFinder(elf, ModuleLandings.of(elf, all));
+  finders.set(elf, { all, finder });
+  return finder;
 }
 
-function examine(
-  elf: ElfFile,
-  map: CodeMap,
-  compilerSites: CompilerSites,
-  range: FunctionRange,
-): PossibleSite | RefusalReason {
-  if (range.kind === 'fragment') return 'cold-fragment';
-  if (range.kind === 'ifunc') return 'ifunc-resolver';
-  const byName = refusalByName(range.names);
-  if (byName !== undefined) return byName;
-  const { addressNumber, size } = range;
-  const { bytes } = elf;
-  const start = elf.codeOffset(addressNumber, Math.max(size, 1));
-  if (start < 0) return 'not-code';
-
-  const prepared = compilerSites.find(range, start);
-  if (prepared !== undefined) {
-    const { offset, length, count } = prepared;
-    return { start, offset, length, count, prepared, swept: undefined };
+function verdictsOf(elf: ElfFile, all: readonly FunctionRange[], store: VerdictStore | undefined): Verdicts {
+  const before = known.get(elf);
+  if (before?.all === all) return before.verdicts;
+  let verdicts = store?.load(elf, all);
+  if (verdicts === undefined) {
+    verdicts = withSharedDecoders(() => Verdicts.of(elf, all));
+    store?.save(elf, all, verdicts);
   }
-  const offset = endbrLength(bytes, start);
-  const displaced = describeDisplaced(bytes, start + offset, addressNumber - start, start + size);
-  if (typeof displaced === 'string') return displaced;
-  const swept = map.sweep(range, addressNumber + offset);
-  if (!swept.decodable) return 'not-relocatable';
-  if (!swept.tablesFound) return 'jump-table';
-  const last = displaced[displaced.length - 1];
-  return { start, offset, length: last.offset + last.length, count: displaced.length, prepared, swept };
-}
-
-function judge<F extends FunctionRange>(
-  elf: ElfFile,
-  map: CodeMap,
-  range: F,
-  site: PossibleSite | RefusalReason,
-): SiteCandidate<F> | RefusalReason {
-  if (typeof site === 'string') return site;
-  const { start, offset, length, count, prepared, swept } = site;
-  const address = range.addressNumber + offset;
-  if (map.functionStartsWithin(address + 1, address + length)) return 'overlaps';
-  if (swept !== undefined && map.leadsInto(address + 1, address + length)) return 'branched-into';
-  const reentered = swept?.reentered ?? false;
-  return new Candidate(elf, range, start + offset, address, length, count, reentered, prepared);
+  known.set(elf, { all, verdicts });
+  return verdicts;
 }
 
 /** Keeps little and finds the rest in the file when it is asked for: there may be 10^5 of them. */
 class Candidate<F extends FunctionRange> implements SiteCandidate<F> {
   readonly function: F;
+  readonly kind: SiteKind;
+  readonly addressNumber: number;
+  readonly displacedLength: number;
+  readonly displacedCount: number;
+  readonly isWhole: boolean;
+  readonly usesOwnReturn: boolean;
 
   constructor(
     private readonly elf: ElfFile,
     range: F,
-    readonly originalAt: number,
-    readonly addressNumber: number,
-    readonly displacedLength: number,
-    readonly displacedCount: number,
-    readonly reentered: boolean,
-    private readonly prepared: CompilerSite | undefined,
+    verdict: EntryVerdict,
+    private readonly sites: CompilerSites,
   ) {
     this.function = range;
-  }
-
-  get kind(): SiteKind {
-    return this.prepared?.kind ?? 'relocated';
+    this.kind = verdict.kind;
+    this.addressNumber = range.addressNumber + verdict.offset;
+    this.displacedLength = verdict.length;
+    this.displacedCount = verdict.count;
+    this.isWhole = verdict.isWhole;
+    this.usesOwnReturn = verdict.usesOwnReturn;
   }
 
   get address(): bigint {
     return BigInt(this.addressNumber);
   }
 
+  get originalAt(): number {
+    return this.elf.codeOffset(this.addressNumber, this.displacedLength);
+  }
+
   get original(): Uint8Array {
-    return this.elf.bytes.subarray(this.originalAt, this.originalAt + this.displacedLength);
+    const { originalAt } = this;
+    return this.elf.bytes.subarray(originalAt, originalAt + this.displacedLength);
   }
 
   get displaced(): readonly DisplacedInstruction[] {
-    if (this.prepared?.displaced !== undefined) return this.prepared.displaced;
+    const prepared = this.#prepared();
+    if (prepared?.displaced !== undefined) return prepared.displaced;
     const { elf, originalAt, addressNumber, displacedLength } = this;
     const end = originalAt + displacedLength;
-    const displaced = describeDisplaced(elf.bytes, originalAt, addressNumber - originalAt, end);
+    const wanted = this.isWhole ? displacedLength : undefined;
+    const displaced = describeDisplaced(elf.bytes, originalAt, addressNumber - originalAt, end, end, wanted);
     return typeof displaced === 'string' ? [] : displaced;
   }
 
   get profilerCall(): ProfilerCall | undefined {
-    return this.prepared?.profilerCall;
+    return this.#prepared()?.profilerCall;
+  }
+
+  #prepared(): CompilerSite | undefined {
+    if (this.kind === 'relocated') return undefined;
+    const { elf } = this;
+    const start = elf.codeOffset(this.function.addressNumber, Math.max(this.function.size, 1));
+    return start < 0 ? undefined : this.sites.find(this.function, elf.bytes, start);
   }
 }

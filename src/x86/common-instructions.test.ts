@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
-import { common, decodeCommon } from './common-instructions.js';
+import { FRAME_POINTER, OTHER_BASE, STACK_POINTER, common, decodeCommon } from './common-instructions.js';
 import { Code, Decoder, DecoderOptions, Instruction, Mnemonic, Register } from './iced.js';
 import { flowOf, isNop } from './instruction-flow.js';
 
@@ -34,6 +34,16 @@ function compare(): boolean {
     assert.equal(offsets.displacementSize, 4, what);
     offsets.free();
   }
+  const isAlone = instruction.memoryIndex === Register.None;
+  const { memoryBase } = instruction;
+  const bases = new Map([
+    [Register.RSP, STACK_POINTER],
+    [Register.RBP, FRAME_POINTER],
+  ]);
+  const base = isAlone ? (bases.get(memoryBase) ?? OTHER_BASE) : OTHER_BASE;
+  assert.equal(common.base, base, what);
+  if (base !== OTHER_BASE)
+    assert.equal(common.baseOffset, Number(BigInt.asIntN(64, instruction.memoryDisplacement)), what);
   own.free();
   return true;
 }

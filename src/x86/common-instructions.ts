@@ -21,7 +21,27 @@ export const common: {
   isNop: boolean;
   /** True for `pop r` and `leave`. */
   endsFrame: boolean;
-} = { end: 0, flow: Flow.next, displacement: -1, isNop: false, endsFrame: false };
+  /** `STACK_POINTER` or `FRAME_POINTER` where an operand is addressed by that register and a displacement alone, else `OTHER_BASE`. */
+  base: number;
+  /** The displacement then. */
+  baseOffset: number;
+  /** Index of the ModRM byte; -1: there is none, or the tables do not know the instruction. */
+  modrm: number;
+} = {
+  end: 0,
+  flow: Flow.next,
+  displacement: -1,
+  isNop: false,
+  endsFrame: false,
+  base: 0,
+  baseOffset: 0,
+  modrm: -1,
+};
+
+/** Numbers of rsp and rbp as ModRM and SIB have them. */
+export const STACK_POINTER = 4;
+export const FRAME_POINTER = 5;
+export const OTHER_BASE = 0;
 
 /** How an opcode goes on. The lower bits are `Flow`. */
 const FLOW_MASK = 0xf;
@@ -119,6 +139,7 @@ define(TWO_BYTE, 0xd6, 0xd6, MODRM | NOT_PLAIN | WITH_66 | MEMORY_ONLY); // movq
 define(TWO_BYTE, 0xef, 0xef, MODRM | NOT_PLAIN | WITH_66); // pxor
 
 const REX_W = 8;
+const REX_X = 2;
 const REX_B = 1;
 
 /**
@@ -165,7 +186,11 @@ export function decodeCommon(bytes: Uint8Array, start: number, limit: number): b
   let isNop = (properties & NOP) !== 0;
   if (isNop && !isTwoByte && (rex & REX_B) !== 0) isNop = false;
   let displacement = -1;
+  let base = OTHER_BASE;
+  let baseOffset = 0;
+  let modrmAt = -1;
   if ((properties & MODRM) !== 0) {
+    modrmAt = at;
     const modrm = bytes[at++];
     const mod = modrm >> 6;
     const rm = modrm & 7;
@@ -175,10 +200,19 @@ export function decodeCommon(bytes: Uint8Array, start: number, limit: number): b
       displacement = at;
       at += 4;
     } else {
-      const hasNoBase = rm === 4 && (bytes[at] & 7) === 5;
-      if (rm === 4) at++;
-      if (mod === 1) at += 1;
-      else if (mod === 2 || hasNoBase) at += 4;
+      const hasNoBase = mod === 0 && rm === 4 && (bytes[at] & 7) === 5;
+      if (rm === 4) {
+        // SIB 24: rsp and no index, unless REX says r12 or an index. 25: rbp.
+        const sib = bytes[at++] & 0x3f;
+        if ((sib === 0x24 || (sib === 0x25 && mod !== 0)) && (rex & (REX_B | REX_X)) === 0) base = sib & 7;
+      } else if (rm === 5 && (rex & REX_B) === 0) base = FRAME_POINTER;
+      if (mod === 1) {
+        baseOffset = (bytes[at] << 24) >> 24;
+        at += 1;
+      } else if (mod === 2 || hasNoBase) {
+        if (base !== OTHER_BASE) baseOffset = int32(bytes, at);
+        at += 4;
+      }
     }
     if ((properties & GROUP) !== 0) {
       const reg = (modrm >> 3) & 7;
@@ -203,5 +237,12 @@ export function decodeCommon(bytes: Uint8Array, start: number, limit: number): b
   common.displacement = displacement;
   common.isNop = isNop;
   common.endsFrame = (properties & ENDS_FRAME) !== 0;
+  common.base = base;
+  common.baseOffset = baseOffset;
+  common.modrm = modrmAt;
   return true;
+}
+
+function int32(bytes: Uint8Array, at: number): number {
+  return bytes[at] | (bytes[at + 1] << 8) | (bytes[at + 2] << 16) | (bytes[at + 3] << 24);
 }

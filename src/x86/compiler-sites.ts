@@ -1,4 +1,4 @@
-import type { ElfFile } from '../elf/index.js';
+import { lowerBound, type ElfFile } from '../elf/index.js';
 import { common } from './common-instructions.js';
 import { describeDisplaced, endbrLength } from './displaced.js';
 import { Flow } from './flow.js';
@@ -38,8 +38,13 @@ export class CompilerSites {
   readonly #hasProfiler: boolean;
   readonly #indexAt: (address: number) => number;
 
-  /** `all`: every function known of the file, ascending; `indexAt` finds the last one at or before an address. */
-  constructor(elf: ElfFile, all: readonly FunctionRange[], indexAt: (address: number) => number) {
+  /** `all`: every function known of the file, ascending. */
+  constructor(elf: ElfFile, all: readonly FunctionRange[]) {
+    let starts: Float64Array | undefined;
+    const indexAt = (address: number): number => {
+      starts ??= Float64Array.from(all, (range) => range.addressNumber);
+      return lowerBound(starts, address + 1) - 1;
+    };
     this.#elf = elf;
     this.#patchable = patchableByFunction(elf, all, indexAt);
     this.#all = all;
@@ -47,9 +52,8 @@ export class CompilerSites {
     this.#indexAt = indexAt;
   }
 
-  /** What is prepared in the function that begins at `start` in the file; undefined if nothing, or nothing that can be used. */
-  find(range: FunctionRange, start: number): CompilerSite | undefined {
-    const { bytes } = this.#elf;
+  /** What is prepared in the function that begins at `start` in `bytes`; undefined if nothing, or nothing that can be used. */
+  find(range: FunctionRange, bytes: Uint8Array, start: number): CompilerSite | undefined {
     const first = this.#patchable.get(range.addressNumber);
     const behindEndbr = endbrLength(bytes, start);
     if (first !== undefined) {

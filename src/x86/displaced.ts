@@ -4,9 +4,9 @@ import { Code, Decoder, DecoderOptions, OpKind, Register, type Instruction } fro
 import { branchTarget, decodeFlow, decodeRare, int32At, isPrefix } from './instruction-flow.js';
 import { SITE_LENGTH, type DisplacedInstruction, type RefusalReason } from './sites.js';
 
-/** The longest instruction is 15 bytes, and one may begin at the last byte of the site. */
-const MOST_DISPLACED = SITE_LENGTH - 1 + 15;
-
+/** Intel SDM volume 2A, 2.3.11. */
+const LONGEST_INSTRUCTION = 15;
+const INT3 = 0xcc;
 const OPERAND_SIZE_PREFIX = 0x66;
 const ENDBR64 = [0xf3, 0x0f, 0x1e, 0xfa] as const;
 
@@ -16,28 +16,79 @@ export function endbrLength(bytes: Uint8Array, at: number): number {
   return ENDBR64.every((byte, i) => bytes[at + i] === byte) ? ENDBR64.length : 0;
 }
 
+/** How much code a site displaces. */
+export interface DisplacedExtent {
+  /** Bytes of the site, padding that is needed behind the last instruction included. */
+  readonly length: number;
+  /** Instructions. */
+  readonly count: number;
+}
+
 /**
- * The instructions that a site at `site` in `bytes` displaces, or why it cannot. `address` is where `bytes` lie; the function
- * ends at `end` in them.
+ * The extent of the whole instructions that a site of `wanted` bytes at `site` in `bytes` displaces, or why it cannot. The function
+ * ends at `end`. Where the last instruction goes nowhere on, padding behind it, up to `padded`, may be a part of the site.
  */
+export function measureDisplaced(
+  bytes: Uint8Array,
+  site: number,
+  end: number = bytes.length,
+  padded: number = end,
+  wanted: number = SITE_LENGTH,
+): DisplacedExtent | RefusalReason {
+  const limit = Math.min(site + wanted - 1 + LONGEST_INSTRUCTION, end);
+  let count = 0;
+  let start = site;
+  while (start < site + wanted) {
+    if (start >= limit) return 'too-short';
+    const rare = decodeFlow(bytes, start, limit);
+    const { flow, end: next } = common;
+    if (flow === Flow.invalid) {
+      // Cut off by the end of the function, or no instruction at all.
+      return limit < site + wanted - 1 + LONGEST_INSTRUCTION ? 'too-short' : 'not-relocatable';
+    }
+    const why = obstacle(bytes, start, next - site >= wanted, rare);
+    if (why !== undefined) return why;
+    count++;
+    start = next;
+    const endsFlow = flow === Flow.end || flow === Flow.jump || flow === Flow.indirectJump;
+    if (endsFlow && wanted === SITE_LENGTH && start < site + wanted) {
+      if (isPadding(bytes, start, Math.min(site + wanted, padded)) && site + wanted <= padded)
+        return { length: wanted, count };
+      // What stands behind is reached from elsewhere: it is displaced with the rest if nothing lands on it.
+    }
+  }
+  return { length: start - site, count };
+}
+
+/** True if nothing but nops and int3 stands from `from` on, up to `to` or beyond. */
+function isPadding(bytes: Uint8Array, from: number, to: number): boolean {
+  for (let at = from; at < to;) {
+    if (bytes[at] === INT3) {
+      at++;
+      continue;
+    }
+    decodeFlow(bytes, at, bytes.length);
+    if (common.flow === Flow.invalid || !common.isNop) return false;
+    at = common.end;
+  }
+  return true;
+}
+
+/** The same instructions, described. `address` is where `bytes` lie. */
 export function describeDisplaced(
   bytes: Uint8Array,
   site: number,
   address: number,
   end: number = bytes.length,
+  padded: number = end,
+  wanted: number = SITE_LENGTH,
 ): DisplacedInstruction[] | RefusalReason {
+  const extent = measureDisplaced(bytes, site, end, padded, wanted);
+  if (typeof extent === 'string') return extent;
   const displaced: DisplacedInstruction[] = [];
-  const limit = Math.min(site + MOST_DISPLACED, end);
-  for (let start = site; start < site + SITE_LENGTH; start = common.end) {
-    if (start >= limit) return 'too-short';
-    const rare = decodeFlow(bytes, start, limit);
-    if (common.flow === Flow.invalid) {
-      // Cut off by the end of the function, or no instruction at all.
-      return limit < site + MOST_DISPLACED ? 'too-short' : 'not-relocatable';
-    }
-    const described = describe(bytes, start, site, address, rare);
-    if (typeof described === 'string') return described;
-    displaced.push(described);
+  for (let start = site; displaced.length < extent.count; start = common.end) {
+    const rare = decodeFlow(bytes, start, Math.min(start + LONGEST_INSTRUCTION, bytes.length));
+    displaced.push(describe(bytes, start, site, address, rare));
   }
   return displaced;
 }
@@ -53,9 +104,9 @@ export function describeRun(
   for (let start = from; start < end; start = from + lastEnd(displaced)) {
     const rare = decodeFlow(bytes, start, end);
     if (common.flow === Flow.invalid) return 'not-relocatable';
-    const described = describe(bytes, start, from, base, rare);
-    if (typeof described === 'string') return described;
-    displaced.push(described);
+    const why = obstacle(bytes, start, common.end === end, rare);
+    if (why !== undefined) return why;
+    displaced.push(describe(bytes, start, from, base, rare));
   }
   return displaced;
 }
@@ -65,42 +116,59 @@ function lastEnd(displaced: readonly DisplacedInstruction[]): number {
   return offset + length;
 }
 
-/** Describes the instruction that was decoded last. */
-function describe(
+/** Why the instruction that was decoded last cannot run elsewhere; undefined if it can. */
+function obstacle(
   bytes: Uint8Array,
   start: number,
-  site: number,
-  address: number,
+  isLast: boolean,
   rare: Instruction | undefined,
-): DisplacedInstruction | RefusalReason {
-  const { end, flow, isNop } = common;
-  const offset = start - site;
-  const length = end - start;
-  const isLast = end - site >= SITE_LENGTH;
-  const endsFlow = flow === Flow.end || flow === Flow.jump || flow === Flow.indirectJump;
-  let form: DisplacedInstruction['form'] = 'verbatim';
-  if (isNop) return { offset, length, form: 'nop', fixOffset: 0, target: undefined, endsFlow };
+): RefusalReason | undefined {
+  const { end, flow } = common;
   if (flow === Flow.jump || flow === Flow.conditionalJump || flow === Flow.call) {
     // With an operand size prefix processors of the two makers disagree on where the instruction ends.
     if (hasOperandSizePrefix(bytes, start)) return 'not-relocatable';
-    if (flow === Flow.call && !isLast) return 'call-in-prologue';
-    form = flow === Flow.call ? 'call' : 'branch';
-    const target = BigInt(address + branchTarget(bytes, start, end));
-    return { offset, length, form, fixOffset: 0, target, endsFlow };
+    return flow === Flow.call && !isLast ? 'call-in-prologue' : undefined;
   }
   if (flow === Flow.indirectCall) {
     const call = rare ?? decodeRare(bytes, start, end);
     // The stub pushes the return address first, which moves what is addressed through the stack pointer.
     if (!isLast || usesStackPointer(call)) return 'call-in-prologue';
     if (call.code !== Code.Call_rm64 || hasOperandSizePrefix(bytes, start)) return 'not-relocatable';
-    form = 'indirect-call';
   }
-  const displacement = rare === undefined ? common.displacement : displacementOf(rare, bytes, start, end);
-  if (displacement === undefined) return 'not-relocatable';
-  if (displacement < 0) return { offset, length, form, fixOffset: 0, target: undefined, endsFlow };
-  if (form === 'verbatim') form = 'rip-relative';
+  if (rare?.isIpRelMemoryOperand === true && displacementOf(rare, bytes, start, end) === undefined)
+    return 'not-relocatable';
+  return undefined;
+}
+
+/** Describes the instruction that was decoded last, in whose way nothing stands. */
+function describe(
+  bytes: Uint8Array,
+  start: number,
+  site: number,
+  address: number,
+  rare: Instruction | undefined,
+): DisplacedInstruction {
+  const { end, flow, isNop } = common;
+  const offset = start - site;
+  const length = end - start;
+  const endsFlow = flow === Flow.end || flow === Flow.jump || flow === Flow.indirectJump;
+  const plain = { offset, length, fixOffset: 0, target: undefined, endsFlow };
+  if (isNop) return { ...plain, form: 'nop' };
+  if (flow === Flow.jump || flow === Flow.conditionalJump || flow === Flow.call) {
+    const target = BigInt(address + branchTarget(bytes, start, end));
+    return { ...plain, form: flow === Flow.call ? 'call' : 'branch', target };
+  }
+  const form = flow === Flow.indirectCall ? 'indirect-call' : 'verbatim';
+  const displacement =
+    rare === undefined ? common.displacement : (displacementOf(rare, bytes, start, end) ?? -1);
+  if (displacement < 0) return { ...plain, form };
   const target = BigInt(address + end + int32At(bytes, displacement));
-  return { offset, length, form, fixOffset: displacement - start, target, endsFlow };
+  return {
+    ...plain,
+    form: form === 'verbatim' ? 'rip-relative' : form,
+    fixOffset: displacement - start,
+    target,
+  };
 }
 
 /**

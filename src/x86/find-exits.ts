@@ -3,13 +3,15 @@
 // last instructions are a *block* that is given to each of its predecessors: their stubs execute a copy of it, and the block itself
 // stays as it is, reached by nobody.
 import type { ElfFile } from '../elf/index.js';
-import type { CodeMap } from './code-map.js';
+import { Trait } from './code-ranges.js';
+import { Mark } from './code-regions.js';
 import { common } from './common-instructions.js';
 import { describeRun } from './displaced.js';
 import type { ExitBlock, ExitKind, ExitMark, ExitRefusal, ExitWindow, FunctionExits } from './exit-sites.js';
 import { Flow } from './flow.js';
 import { branchTarget, decodeFlow, isPrefix } from './instruction-flow.js';
-import { SITE_LENGTH, type FunctionRange, type SiteCandidate } from './sites.js';
+import type { ModuleLandings } from './landings.js';
+import { SITE_LENGTH, type SiteCandidate } from './sites.js';
 
 const RET = 0xc3;
 const RET_IMM16 = 0xc2;
@@ -76,20 +78,55 @@ class Part {
   }
 }
 
+/** A range of code that belongs to a function. */
+interface CodeRange {
+  readonly addressNumber: number;
+  readonly size: number;
+}
+
+/** Traits of a range of which it is not known where all exits are, or what the stack is like there. */
+const REFUSED: readonly (readonly [trait: number, why: ExitRefusal])[] = [
+  [Trait.undecodable | Trait.openJump, 'computed-jump'],
+  [Trait.fallsThrough, 'falls-through'],
+  [Trait.enteredInside | Trait.leavesInside, 'landing'],
+  [Trait.oddStack | Trait.ownReturn, 'odd-stack'],
+];
+
 /** Finds where functions of one file are left. */
 export class ExitFinder {
   readonly #elf: ElfFile;
-  readonly #map: CodeMap;
+  readonly #landings: ModuleLandings;
+  /** Ranges by the function that they are fragments of, as indexes. */
+  readonly #fragments = new Map<number, number[]>();
+  /** Kinds of indirect jumps by their addresses. */
+  readonly #jumpKinds = new Map<number, string>();
 
-  /** `map` has swept all functions that count. */
-  constructor(elf: ElfFile, map: CodeMap) {
+  constructor(elf: ElfFile, landings: ModuleLandings) {
     this.#elf = elf;
-    this.#map = map;
+    this.#landings = landings;
+    landings.ranges.owners.forEach((owner, index) => {
+      if (owner === index) return;
+      const others = this.#fragments.get(owner);
+      if (others === undefined) this.#fragments.set(owner, [index]);
+      else others.push(index);
+    });
+    landings.indirect.forEach(({ address }, i) => {
+      this.#jumpKinds.set(address, landings.jumpKinds[i]);
+    });
   }
 
-  /** All exits of a function whose site at the entry is known; `ranges` are its range and its fragments. */
-  find(candidate: SiteCandidate, ranges: readonly FunctionRange[]): FunctionExits | ExitRefusal {
-    return new OneFunction(this.#elf, this.#map, candidate, ranges).find();
+  /** All exits of a function whose site at the entry is known. */
+  find(candidate: SiteCandidate): FunctionExits | ExitRefusal {
+    const { ranges } = this.#landings;
+    const index = ranges.startingAt(candidate.function.addressNumber);
+    if (index < 0) return 'landing';
+    const parts = [index, ...(this.#fragments.get(index) ?? [])];
+    for (const part of parts) for (const [trait, why] of REFUSED) if (ranges.has(part, trait)) return why;
+    const code = parts.map((part) => ({
+      addressNumber: ranges.starts[part],
+      size: ranges.ends[part] - ranges.starts[part],
+    }));
+    return new OneFunction(this.#elf, this.#landings, this.#jumpKinds, candidate, code).find();
   }
 }
 
@@ -104,9 +141,10 @@ class OneFunction {
 
   constructor(
     private readonly elf: ElfFile,
-    private readonly map: CodeMap,
+    private readonly landings: ModuleLandings,
+    private readonly jumpKinds: ReadonlyMap<number, string>,
     private readonly candidate: SiteCandidate,
-    private readonly ranges: readonly FunctionRange[],
+    private readonly ranges: readonly CodeRange[],
   ) {}
 
   find(): FunctionExits | ExitRefusal {
@@ -147,7 +185,7 @@ class OneFunction {
         if (flow === Flow.invalid || end > part.limit) return 'falls-through';
         const isDirect = flow === Flow.jump || flow === Flow.conditionalJump;
         const target = isDirect ? part.base + branchTarget(bytes, start, end) : undefined;
-        const exit = this.#exitOf(start, flow, target);
+        const exit = this.#exitOf(start, part.base, flow, target);
         if (exit === 'odd') return 'computed-jump';
         const isMovable = flow === Flow.next || flow === Flow.leaRelative || isDirect || exit !== undefined;
         const isSyscall = bytes[start] === SYSCALL[0] && bytes[start + 1] === SYSCALL[1];
@@ -180,14 +218,14 @@ class OneFunction {
   }
 
   /** `odd`: perhaps. */
-  #exitOf(start: number, flow: Flow, target: number | undefined): ExitKind | 'odd' | undefined {
+  #exitOf(start: number, base: number, flow: Flow, target: number | undefined): ExitKind | 'odd' | undefined {
     const { bytes } = this.elf;
     if (target !== undefined) {
       const isInside = this.ranges.some(
         ({ addressNumber, size }) => target >= addressNumber && target < addressNumber + size,
       );
       if (isInside) return undefined;
-      return this.map.isEntry(target) ? 'tail' : 'odd';
+      return this.#isEntry(target) ? 'tail' : 'odd';
     }
     if (flow !== Flow.end && flow !== Flow.indirectJump) return undefined;
     let at = start;
@@ -195,13 +233,30 @@ class OneFunction {
     if (flow === Flow.end) return bytes[at] === RET || bytes[at] === RET_IMM16 ? 'return' : undefined;
     if (bytes[at] !== JMP_INDIRECT) return 'odd';
     if (bytes[at + 1] === RIP_RELATIVE_JMP) return 'tail';
-    return this.#hasLabels() || hasIndex(bytes, at + 1) ? 'odd' : 'tail';
+    // A table's jumps stay within; what is in a register, or at a known place, may do either.
+    const kind = this.jumpKinds.get(base + start);
+    if (kind === 'table') return undefined;
+    return kind === undefined || kind === 'open' || this.#hasLabels() || hasIndex(bytes, at + 1)
+      ? 'odd'
+      : 'tail';
+  }
+
+  /** True if a function begins there that is no part of another. */
+  #isEntry(address: number): boolean {
+    const { ranges } = this.landings;
+    const index = ranges.startingAt(address);
+    return index >= 0 && !ranges.has(index, Trait.fragment);
+  }
+
+  /** True if something lands there that is no direct jump of this function's. */
+  #landsOtherwise(from: number, to: number): boolean {
+    return (this.landings.regions.marksWithin(from, to) & (Mark.foreign | Mark.called)) !== 0;
   }
 
   /** True if somebody knows an address within the function: a computed jump may stay in it. */
   #hasLabels(): boolean {
     this.#labels ??= this.ranges.some(({ addressNumber, size }, i) =>
-      this.map.landsOtherwise(addressNumber + (i === 0 ? 1 : 0), addressNumber + size),
+      this.#landsOtherwise(addressNumber + (i === 0 ? 1 : 0), addressNumber + size),
     );
     return this.#labels;
   }
@@ -209,7 +264,7 @@ class OneFunction {
   /** True if something lands on a step. */
   #isLanded(part: Part, step: number): boolean {
     const { start, end } = part.steps[step];
-    return this.map.leadsInto(part.base + start, part.base + end);
+    return this.landings.landsWithin(part.base + start, part.base + end);
   }
 
   /** True if the stub of the entry, or of a range that is chosen already, executes a step. */
@@ -281,7 +336,7 @@ class OneFunction {
     const landed = steps.slice(first + 1, exit + 1).some((_, i) => this.#isLanded(part, first + 1 + i));
     if (landed || end - steps[first].start > LONGEST_BLOCK) return 'landing';
     // Somebody may come who is no jump of this function's: a table, an address in data, a call.
-    if (this.map.landsOtherwise(address, address + 1) || address === this.candidate.function.addressNumber)
+    if (this.#landsOtherwise(address, address + 1) || address === this.candidate.function.addressNumber)
       return 'landing';
     const displaced = describeRun(this.elf.bytes, steps[first].start, end, base);
     if (typeof displaced === 'string') return 'no-room';
@@ -326,13 +381,13 @@ class OneFunction {
     const { bytes } = this.elf;
     let end = at;
     while (end < at + SITE_LENGTH) {
-      if (this.map.leadsInto(base + end, base + end + 1)) return end;
-      if (this.map.functionStartsWithin(base + end, base + end + 1)) return end;
+      if (this.landings.landsWithin(base + end, base + end + 1)) return end;
+      if (this.landings.startsWithin(base + end, base + end + 1)) return end;
       if (this.elf.codeOffset(base + end, 1) < 0) return end;
       if (bytes[end] === INT3) end++;
       else {
         decodeFlow(bytes, end, Math.max(limit, end + 16));
-        if (!common.isNop || this.map.leadsInto(base + end, base + common.end)) return end;
+        if (!common.isNop || this.landings.landsWithin(base + end, base + common.end)) return end;
         end = common.end;
       }
     }

@@ -9,6 +9,7 @@ export const {
   BlockEncoder,
   BlockEncoderOptions,
   Code,
+  ConditionCode,
   Decoder,
   DecoderOptions,
   FlowControl,

@@ -9,7 +9,11 @@ export type {
   SiteKind,
 } from './sites.js';
 export { analyseFunctions } from './analyse-functions.js';
-export type { Analysis } from './analyse-functions.js';
+export type { Analysis, VerdictStore } from './analyse-functions.js';
+export { VERDICTS_VERSION, Verdicts, type EntryVerdict } from './verdicts.js';
+export { ModuleLandings } from './landings.js';
+export { Mark } from './code-regions.js';
+export { Trait } from './code-ranges.js';
 export type { ExitBlock, ExitKind, ExitMark, ExitRefusal, ExitWindow, FunctionExits } from './exit-sites.js';
 export { CELL_SIZE, emitSite, relocateSite, relocatedBound, stubShift } from './relocate-site.js';
 export type { DisplacedCode, RecordedEvent, Recording, RelocatedCode } from './relocate-site.js';

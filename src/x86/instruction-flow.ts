@@ -1,5 +1,5 @@
-import { Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic } from './iced.js';
-import { common, decodeCommon } from './common-instructions.js';
+import { Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, Register } from './iced.js';
+import { FRAME_POINTER, OTHER_BASE, STACK_POINTER, common, decodeCommon } from './common-instructions.js';
 import { Flow } from './flow.js';
 
 const UNKNOWN = 0xff;
@@ -147,7 +147,18 @@ export function decodeFlow(bytes: Uint8Array, start: number, limit: number): Ins
     common.flow === Flow.leaRelative && isRelativeLea(bytes, common.end) ? common.end - 4 : -1;
   common.isNop = isNop(instruction);
   common.endsFrame = instruction.mnemonic === Mnemonic.Pop || instruction.mnemonic === Mnemonic.Leave;
+  common.modrm = -1;
+  common.base = baseOf(instruction);
+  if (common.base !== OTHER_BASE)
+    common.baseOffset = Number(BigInt.asIntN(64, instruction.memoryDisplacement));
   return instruction;
+}
+
+function baseOf(instruction: Instruction): number {
+  const base = instruction.memoryBase;
+  if ((base !== Register.RSP && base !== Register.RBP) || instruction.memoryIndex !== Register.None)
+    return OTHER_BASE;
+  return base === Register.RSP ? STACK_POINTER : FRAME_POINTER;
 }
 
 /** One instruction as iced-x86 has it, as if it lay at address 0. */

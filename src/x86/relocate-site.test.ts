@@ -36,7 +36,8 @@ function siteOver(...code: number[]): SiteCandidate {
     displacedCount: displaced.length,
     original: bytes.slice(0, displacedLength),
     displaced,
-    reentered: false,
+    isWhole: false,
+    usesOwnReturn: false,
     profilerCall: undefined,
   };
 }

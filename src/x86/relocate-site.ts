@@ -58,7 +58,11 @@ export interface Recording {
 export type DisplacedCode = Pick<
   SiteCandidate,
   'addressNumber' | 'displacedLength' | 'displacedCount' | 'displaced' | 'original'
-> & { readonly function: { readonly name: string } };
+> & {
+  /** As `SiteCandidate.isWhole`. */
+  readonly isWhole?: boolean;
+  readonly function: { readonly name: string; readonly addressNumber: number };
+};
 
 /**
  * The code for one stub. `stubAddress` is where `bytes` will lie in the process, within 2 GiB of all that the
@@ -71,6 +75,7 @@ export type DisplacedCode = Pick<
  *   `loop 1f; jmp 2f; 1: jmp target; 2:`
  * - `call target` becomes `push [rip+constant]; jmp target`: the callee returns to where the original call returns, so
  *   that no return address in the stub is ever on the stack, where an unwinder would find it
+ * - where the whole function is copied, jumps within it go to the copies
  * - at the end `jmp rel32` to the first instruction behind the site
  *
  * For a `call-site` that is the profiler's call.
@@ -127,15 +132,37 @@ export function emitSite(
   recording?: Recording,
 ): number {
   stub.begin(candidate, stubAddress, into, at);
-  const { displaced, original } = candidate;
-  const back = candidate.addressNumber + loadBias + candidate.displacedLength;
+  if (candidate.isWhole === true) {
+    // Where each copy will be: instructions take the same room wherever they lead.
+    const copies = new Map<number, number>();
+    emitDisplaced(candidate, loadBias, recording, (offset) => {
+      copies.set(candidate.addressNumber + offset, stubAddress + stub.length);
+    });
+    // A jump to the entry may go to its endbr64, which stays where it is. A turn of the loop is no call.
+    copies.set(candidate.function.addressNumber, copies.get(candidate.addressNumber) ?? stubAddress);
+    stub.begin(candidate, stubAddress, into, at, copies);
+  }
+  emitDisplaced(candidate, loadBias, recording, (originalOffset) => {
+    boundaries?.push({ originalOffset, newOffset: stub.length });
+  });
+  return stub.finish();
+}
+
+/** All that comes before the constants. `onInstruction` is told of each that is displaced, by its offset, before it is emitted. */
+function emitDisplaced(
+  { displaced, original, addressNumber, displacedLength }: DisplacedCode,
+  loadBias: number,
+  recording: Recording | undefined,
+  onInstruction: (offset: number) => void,
+): void {
+  const back = addressNumber + loadBias + displacedLength;
   if (recording?.begins !== undefined) stub.emitRecord(recording, recording.begins);
   // Of conditional jumps out of the function: they lead to a place behind all else, where that is recorded.
   const taken: { readonly fix: number; readonly target: number; readonly mark: ExitMark }[] = [];
   let next = 0;
   for (let i = 0; i < displaced.length; i++) {
     const instruction = displaced[i];
-    boundaries?.push({ originalOffset: instruction.offset, newOffset: stub.length });
+    onInstruction(instruction.offset);
     const mark = recording?.exits[next];
     if (recording === undefined || mark?.index !== i) {
       relocateOne(stub, instruction, original, loadBias, back);
@@ -174,7 +201,6 @@ export function emitSite(
     stub.emit(JMP_REL32);
     stub.emitDistance(target);
   }
-  return stub.finish();
 }
 
 /** A copy of a block, which records before its last instruction. */
@@ -207,7 +233,7 @@ function relocateOne(
       emitRipRelative(code, original, offset, end, fixOffset, target ?? 0);
       return;
     case 'branch':
-      emitBranch(code, original, offset, target ?? 0);
+      emitBranch(code, original, offset, code.copyOf(Number(instruction.target)) ?? target ?? 0);
       return;
     case 'call':
       code.emitPush(back);
@@ -273,15 +299,28 @@ class StubCode {
   #at = 0;
   #address = 0;
   #candidate: DisplacedCode | undefined;
+  #copies: ReadonlyMap<number, number> | undefined;
   readonly #constants: { readonly value: number; readonly fix: number }[] = [];
 
-  begin(candidate: DisplacedCode, address: number, into: Uint8Array, at: number): void {
+  /** `copies`: where in the stub is what stands at an address of the file, if jumps there are to go to it. */
+  begin(
+    candidate: DisplacedCode,
+    address: number,
+    into: Uint8Array,
+    at: number,
+    copies?: ReadonlyMap<number, number>,
+  ): void {
+    this.#copies = copies;
     this.#into = into;
     this.#start = at;
     this.#at = at;
     this.#address = address;
     this.#candidate = candidate;
     this.#constants.length = 0;
+  }
+
+  copyOf(address: number): number | undefined {
+    return this.#copies?.get(address);
   }
 
   get length(): number {

@@ -15,6 +15,8 @@ export interface FunctionRange {
   readonly address: bigint;
   readonly addressNumber: number;
   readonly size: number;
+  /** False where `size` is only the distance to the next symbol. */
+  readonly sizeKnown?: boolean;
   readonly kind: 'function' | 'ifunc' | 'fragment';
 }
 
@@ -71,8 +73,13 @@ export interface SiteCandidate<F extends FunctionRange = FunctionRange> {
   /** Number of `displaced`. */
   readonly displacedCount: number;
   readonly displaced: readonly DisplacedInstruction[];
-  /** True if code in the module jumps to `address`: each such jump is seen as one more call. */
-  readonly reentered: boolean;
+  /**
+   * True if the stub runs the whole function, as a loop begins at its entry: jumps within `displacedLength` go to their copy, so that
+   * a turn of the loop is no call.
+   */
+  readonly isWhole: boolean;
+  /** True if the function reads or changes its own return address, which must be what the caller pushed. */
+  readonly usesOwnReturn: boolean;
   /** For `call-site` only. */
   readonly profilerCall: ProfilerCall | undefined;
 }
@@ -81,7 +88,8 @@ export interface SiteCandidate<F extends FunctionRange = FunctionRange> {
 export type RefusalReason =
   | 'too-short'
   | 'branched-into'
-  | 'jump-table'
+  | 're-entered'
+  | 'computed-jump'
   | 'cold-fragment'
   | 'ifunc-resolver'
   | 'call-in-prologue'
@@ -94,8 +102,10 @@ export type RefusalReason =
 export const REFUSAL_EXPLANATIONS: Readonly<Record<RefusalReason, string>> = {
   'too-short': 'its code is shorter than the 5 bytes of a jump',
   'branched-into': 'code jumps into the middle of its first instructions, which the site would replace',
-  'jump-table': 'it has a switch whose jump table could not be found, so that its jumps are not all known',
-  'cold-fragment': 'it is a part of another function that the compiler moved away, and is never called',
+  're-entered':
+    'a loop of it begins at its entry, where turns cannot be told from calls, and is too large to be copied',
+  'computed-jump': 'it computes a jump whose targets could not be found, so that its jumps are not all known',
+  'cold-fragment': 'it is a part of another function that was moved away: jumps lead to it, and no call',
   'ifunc-resolver': 'the code is a resolver that the loader runs; the function is what it returns',
   'call-in-prologue': 'a call among its first instructions would return into the middle of the site',
   'not-relocatable': 'its instructions cannot all be decoded, or its first ones cannot run elsewhere',

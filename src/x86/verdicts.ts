@@ -1,0 +1,212 @@
+// The verdict on each function of a file: as numbers, since there may be a million, and as bytes, to be kept.
+import type { ElfFile } from '../elf/index.js';
+import { CodeRanges, Trait } from './code-ranges.js';
+import { Mark } from './code-regions.js';
+import { CompilerSites, type CompilerSite } from './compiler-sites.js';
+import { endbrLength, measureDisplaced, type DisplacedExtent } from './displaced.js';
+import { ModuleLandings } from './landings.js';
+import { SITE_LENGTH, type FunctionRange, type RefusalReason, type SiteKind } from './sites.js';
+
+/** Longer functions are not copied as a whole for the sake of a loop at their entry. */
+const LONGEST_COPIED = 4096;
+
+/** What stands for each verdict in the table. The order is that of the kept bytes: with it changes `VERDICTS_VERSION`. */
+const CODES: readonly (SiteKind | RefusalReason)[] = [
+  'relocated',
+  'patchable',
+  'fentry',
+  'call-site',
+  'too-short',
+  'branched-into',
+  're-entered',
+  'computed-jump',
+  'cold-fragment',
+  'ifunc-resolver',
+  'call-in-prologue',
+  'not-relocatable',
+  'not-code',
+  'overlaps',
+];
+const SITE_KINDS = 4;
+/** Raised with every change of what the analysis answers or how it is written down. */
+export const VERDICTS_VERSION = 1;
+
+const IS_WHOLE = 1;
+const OWN_RETURN = 2;
+/** Bytes of each verdict: code, flags, and three numbers of 16 bits. */
+const BYTES = 8;
+const MOST_IN_16_BITS = 0xffff;
+
+/** Where the site of a function would be, by offsets from its address. */
+export interface EntryVerdict {
+  readonly kind: SiteKind;
+  readonly offset: number;
+  readonly length: number;
+  readonly count: number;
+  readonly isWhole: boolean;
+  readonly usesOwnReturn: boolean;
+}
+
+/** One verdict for each function of a file, in their order. */
+export class Verdicts {
+  readonly #bytes: Uint8Array;
+  readonly #view: DataView;
+
+  private constructor(bytes: Uint8Array) {
+    this.#bytes = bytes;
+    this.#view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  }
+
+  /** Analyses the file. `functions`: all that are known of it, ascending. */
+  static of(elf: ElfFile, functions: readonly FunctionRange[]): Verdicts {
+    const verdicts = new Verdicts(new Uint8Array(functions.length * BYTES));
+    const judge = new EntryJudge(elf, functions, ModuleLandings.of(elf, functions));
+    functions.forEach((range, i) => {
+      verdicts.#set(i, judge.judge(range));
+    });
+    return verdicts;
+  }
+
+  /** What `toBytes` gave for a file with `count` functions; undefined if the bytes are anything else. */
+  static fromBytes(bytes: Uint8Array, count: number): Verdicts | undefined {
+    if (bytes.length !== count * BYTES) return undefined;
+    const verdicts = new Verdicts(bytes);
+    for (let i = 0; i < count; i++) {
+      const code = bytes[i * BYTES];
+      if (code >= CODES.length || bytes[i * BYTES + 1] > (IS_WHOLE | OWN_RETURN)) return undefined;
+      const verdict = verdicts.at(i);
+      if (typeof verdict === 'string') continue;
+      if (verdict.length < SITE_LENGTH || verdict.count < 1 || verdict.count > verdict.length)
+        return undefined;
+    }
+    return verdicts;
+  }
+
+  toBytes(): Uint8Array {
+    return this.#bytes;
+  }
+
+  get count(): number {
+    return this.#bytes.length / BYTES;
+  }
+
+  at(index: number): EntryVerdict | RefusalReason {
+    const at = index * BYTES;
+    const code = CODES[this.#bytes[at]];
+    if (this.#bytes[at] >= SITE_KINDS) return code as RefusalReason;
+    const flags = this.#bytes[at + 1];
+    return {
+      kind: code as SiteKind,
+      offset: this.#view.getUint16(at + 2, true),
+      length: this.#view.getUint16(at + 4, true),
+      count: this.#view.getUint16(at + 6, true),
+      isWhole: (flags & IS_WHOLE) !== 0,
+      usesOwnReturn: (flags & OWN_RETURN) !== 0,
+    };
+  }
+
+  #set(index: number, verdict: EntryVerdict | RefusalReason): void {
+    const at = index * BYTES;
+    if (typeof verdict === 'string') {
+      this.#bytes[at] = CODES.indexOf(verdict);
+      return;
+    }
+    const { kind, offset, length, count, isWhole, usesOwnReturn } = verdict;
+    this.#bytes[at] = CODES.indexOf(kind);
+    this.#bytes[at + 1] = (isWhole ? IS_WHOLE : 0) | (usesOwnReturn ? OWN_RETURN : 0);
+    this.#view.setUint16(at + 2, offset, true);
+    this.#view.setUint16(at + 4, length, true);
+    this.#view.setUint16(at + 6, count, true);
+  }
+}
+
+class EntryJudge {
+  readonly #compilerSites: CompilerSites;
+  /** Functions of which other ranges are parts. */
+  readonly #hasParts = new Set<number>();
+
+  constructor(
+    elf: ElfFile,
+    functions: readonly FunctionRange[],
+    private readonly landings: ModuleLandings,
+  ) {
+    this.#compilerSites = new CompilerSites(elf, functions);
+    const { owners, count } = landings.ranges;
+    for (let i = 0; i < count; i++) if (owners[i] !== i) this.#hasParts.add(owners[i]);
+  }
+
+  judge(range: FunctionRange): EntryVerdict | RefusalReason {
+    const { landings } = this;
+    const { addressNumber: start, size } = range;
+    const { ranges, regions } = landings;
+    if (range.kind === 'ifunc') return 'ifunc-resolver';
+    const region = regions.at(start);
+    if (region === undefined || start + Math.max(size, 1) > region.end) return 'not-code';
+    const index = ranges.startingAt(start);
+    const has = (trait: number): boolean => index >= 0 && ranges.has(index, trait);
+    if (range.kind === 'fragment' || has(Trait.fragment)) return 'cold-fragment';
+    const { bytes } = region;
+    const first = start - region.start;
+    const prepared = this.#compilerSites.find(range, bytes, first);
+    const offset = prepared?.offset ?? endbrLength(bytes, first);
+    const site = start + offset;
+    let extent: DisplacedExtent | RefusalReason | CompilerSite;
+    if (prepared === undefined) {
+      extent = measureDisplaced(
+        bytes,
+        first + offset,
+        first + size,
+        this.#paddedEnd(ranges, start + size) - region.start,
+      );
+      if (typeof extent === 'string') return extent;
+      if (has(Trait.undecodable)) return 'not-relocatable';
+      if (has(Trait.openJump)) return 'computed-jump';
+    } else extent = prepared;
+    // Only the site's own bytes change: behind them everybody may land, on what has always stood there.
+    if (landings.startsWithin(site + 1, site + SITE_LENGTH)) return 'overlaps';
+    const isWhole = has(Trait.reentered);
+    if (landings.landsWithin(site + 1, site + SITE_LENGTH)) return 'branched-into';
+    if (isWhole) {
+      const whole =
+        prepared === undefined ? this.#whole(index, bytes, first, offset, region.start) : undefined;
+      if (whole === undefined) return 're-entered';
+      extent = whole;
+    }
+    const { length, count } = extent;
+    if (offset > MOST_IN_16_BITS || length > MOST_IN_16_BITS) return 'not-relocatable';
+    const kind = prepared?.kind ?? 'relocated';
+    return { kind, offset, length, count, isWhole, usesOwnReturn: has(Trait.ownReturn) };
+  }
+
+  /** Where padding behind a function ends at the latest: the next range, or the end of the code. */
+  #paddedEnd({ starts, count }: CodeRanges, end: number): number {
+    const next = this.landings.firstRangeFrom(end);
+    const region = this.landings.regions.at(end - 1);
+    return Math.min(next < count ? starts[next] : Infinity, region?.end ?? end);
+  }
+
+  /** All instructions of a function from its site on, if it can be copied so that nobody ever comes back into the original. */
+  #whole(
+    index: number,
+    bytes: Uint8Array,
+    first: number,
+    offset: number,
+    base: number,
+  ): DisplacedExtent | undefined {
+    const { ranges, regions } = this.landings;
+    const site = first + offset;
+    const end = ranges.ends[index] - base;
+    const wanted = end - site;
+    if (wanted < SITE_LENGTH || wanted > LONGEST_COPIED) return undefined;
+    if (ranges.has(index, Trait.indirect | Trait.fallsThrough) || this.#hasParts.has(index)) return undefined;
+    const region = regions.at(base);
+    for (let at = site + 1; at < end; at++) {
+      const marks = region?.marks[at] ?? 0;
+      if ((marks & Mark.foreign) !== 0) return undefined;
+      // A jump behind a prefix leads to no instruction of which there is a copy.
+      if ((marks & Mark.known) !== 0 && (marks & Mark.instruction) === 0) return undefined;
+    }
+    const extent = measureDisplaced(bytes, site, end, end, wanted);
+    return typeof extent === 'string' ? undefined : extent;
+  }
+}
