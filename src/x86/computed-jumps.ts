@@ -362,10 +362,11 @@ class Judge {
     return false;
   }
 
-  /** True if a table of whole addresses has one within the function, behind its entry. */
+  /** True if a table of whole addresses has one within the function, behind its entry; marks what it has. */
   #leadsInside(value: Value): boolean {
     if (value.kind !== 'entry') return false;
     const owner = this.ranges.owners[this.#range];
+    let found = false;
     for (const table of value.tables) {
       let strays = 0;
       for (let index = 0; index < MOST_ENTRIES && strays < MOST_STRAYS; index++) {
@@ -373,11 +374,14 @@ class Judge {
         if (target === undefined) break;
         const range = this.ranges.indexAt(target);
         const isInside = range >= 0 && this.ranges.owners[range] === owner;
-        if (isInside && !this.ranges.isEntry(owner, target, this.regions)) return true;
-        strays++;
+        if (isInside && !this.ranges.isEntry(owner, target, this.regions)) {
+          this.regions.mark(target, Mark.entry);
+          found = true;
+          strays = 0;
+        } else strays++;
       }
     }
-    return false;
+    return found;
   }
 
   #readTable(table: number, base: number, width: number, isSigned: boolean): number {

@@ -4,7 +4,8 @@ import { Trait } from './code-ranges.js';
 import { planExits, type EntryWindow, type ExitPlan } from './exit-sites.js';
 import { withSharedDecoders } from './instruction-flow.js';
 import { ModuleLandings } from './landings.js';
-import type { FunctionRange, RefusalReason } from './sites.js';
+import { describeDisplaced } from './displaced.js';
+import type { DisplacedInstruction, FunctionRange, RefusalReason } from './sites.js';
 import { EntryJudge, Verdicts, type EntryVerdict } from './verdicts.js';
 
 /** What is known of a file: who lands where, where functions are entered, where they leave. */
@@ -39,6 +40,22 @@ export function planModule(elf: ElfFile, functions: readonly FunctionRange[]): M
   });
 }
 
+/**
+ * The instructions that a site or an exit displaces: those in `length` bytes at an address of the file. Empty where they are no whole
+ * instructions.
+ */
+export function displacedAt(
+  { landings }: ModulePlan,
+  address: number,
+  length: number,
+): readonly DisplacedInstruction[] {
+  const region = landings.regions.at(address);
+  if (region === undefined || address + length > region.end) return [];
+  const at = address - region.start;
+  const found = describeDisplaced(region.bytes, at, region.start, at + length, at + length, length);
+  return typeof found === 'string' ? [] : found;
+}
+
 /** A function that only the unwind table knows: nobody can ask for it, but its bytes count. */
 function unnamed(start: number, end: number): FunctionRange {
   return { name: '', names: [], address: BigInt(start), addressNumber: start, size: end - start, kind: 'function' };
@@ -61,8 +78,12 @@ export interface ExitShares {
 
 const ORDER = ['at', 'entry', 'behind', 'hole', 'branches', 'made', 'copy'] as const;
 
-/** Counts what `planModule` has found. */
-export function exitShares({ landings, exits }: ModulePlan, hasEntry: (address: number) => boolean): ExitShares {
+/** Counts what `planModule` has found, of the functions at addresses that count. */
+export function exitShares(
+  { landings, exits }: ModulePlan,
+  hasEntry: (address: number) => boolean,
+  counts: (address: number) => boolean = () => true,
+): ExitShares {
   const { ranges } = landings;
   const fits = { at: 0, behind: 0, hole: 0, branches: 0, made: 0, copy: 0 };
   const reasons = new Map<string, number>();
@@ -71,7 +92,7 @@ export function exitShares({ landings, exits }: ModulePlan, hasEntry: (address: 
   let oneStore = 0;
   let count = 0;
   for (let i = 0; i < ranges.count; i++) {
-    if (ranges.has(i, Trait.fragment)) continue;
+    if (ranges.has(i, Trait.fragment) || !counts(ranges.starts[i])) continue;
     functions++;
     const found = exits.exitsOf(ranges.starts[i]);
     if (typeof found === 'string') {

@@ -267,10 +267,14 @@ class ExitPlanner {
     return (bytes[at] === 0xff && bytes[at + 1] === 0x25) || bytes[at] === 0x68;
   }
 
-  /** True if the address of something within a function was taken. */
+  /** True if the address of something within a function was taken, other than by tables that its jumps are known to read. */
   #hasLabels(owner: number): boolean {
     const { starts, ends } = this.#ranges;
-    return (this.landings.regions.marksWithin(starts[owner] + 5, ends[owner]) & Mark.called) !== 0;
+    const region = this.#regionAt(starts[owner]);
+    const end = ends[owner] - region.start;
+    for (let at = starts[owner] - region.start + SITE_LENGTH; at < end; at++)
+      if ((region.marks[at] & (Mark.called | Mark.entry)) === Mark.called) return true;
+    return false;
   }
 
   /** Padding behind what does not come back, in pieces of five bytes that nobody owns and on which nobody lands. */
@@ -356,9 +360,9 @@ class ExitPlanner {
     return (
       this.#together(found, owner, entry) ??
       this.#straight(found, owner, entry, false) ??
-      this.#short(found, owner, entry) ??
+      this.#short(found, owner, entry, false) ??
       this.#straight(found, owner, entry, true) ??
-      undefined
+      this.#short(found, owner, entry, true)
     );
   }
 
@@ -424,8 +428,13 @@ class ExitPlanner {
     }
   }
 
-  /** A short jump to a hole. */
-  #short(found: Found, owner: number, entry: EntryWindow | undefined): ExitSite | undefined {
+  /** A short jump to a hole: one that is there, or one that is made for it. */
+  #short(
+    found: Found,
+    owner: number,
+    entry: EntryWindow | undefined,
+    mayMake: boolean,
+  ): ExitSite | undefined {
     const region = this.#regionAt(found.exit);
     const { start } = region;
     const exit = found.exit - start;
@@ -440,12 +449,12 @@ class ExitPlanner {
         const address = start + at;
         const displaced = found.exit + found.length - address;
         this.#own(address, SHORT_JUMP, true);
-        const hole = this.#hole(address + SHORT_JUMP);
+        const hole = mayMake ? undefined : this.#hole(address + SHORT_JUMP);
         if (hole !== undefined) {
           this.#own(hole, SITE_LENGTH, true);
           return this.#site(found, 'hole', address, displaced, count, hole);
         }
-        const made = this.#makeHole(found.range, owner, address + SHORT_JUMP);
+        const made = mayMake ? this.#makeHole(found.range, owner, address + SHORT_JUMP) : undefined;
         if (made !== undefined) return this.#site(found, 'made', address, displaced, count, made.hole, made.of);
         this.#own(address, SHORT_JUMP, false);
       }

@@ -14,6 +14,21 @@ export { VERDICTS_VERSION, Verdicts, type EntryVerdict } from './verdicts.js';
 export { ModuleLandings } from './landings.js';
 export { Mark } from './code-regions.js';
 export { Trait } from './code-ranges.js';
+export {
+  displacedAt,
+  exitShares,
+  planModule,
+  type ExitShares,
+  type ModulePlan,
+} from './exit-plan.js';
+export {
+  NO_EXIT_EXPLANATIONS,
+  type ExitFit,
+  type ExitKind,
+  type ExitPlan,
+  type ExitSite,
+  type NoExitReason,
+} from './exit-sites.js';
 export { emitSite, relocateSite, relocatedBound } from './relocate-site.js';
 export type { RelocatedCode } from './relocate-site.js';
 export { assemble, disassemble, type Assembly } from './assembler.js';
