@@ -107,7 +107,14 @@ function row(name: string, shares: ExitShares): string[] {
     return percent(sum, functions);
   });
   const rest = [...reasons].sort((a, b) => b[1] - a[1]).map(([reason, n]) => `${n} ${reason}`);
-  return [name, String(functions), ...columns, percent(both, functions), percent(oneStore, exits), rest.join(', ')];
+  return [
+    name,
+    String(functions),
+    ...columns,
+    percent(both, functions),
+    percent(oneStore, exits),
+    rest.join(', '),
+  ];
 }
 
 /** A table of the programs that are there, and of one that is compiled into `directory` with each compiler and flag. */

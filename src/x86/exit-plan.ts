@@ -58,7 +58,14 @@ export function displacedAt(
 
 /** A function that only the unwind table knows: nobody can ask for it, but its bytes count. */
 function unnamed(start: number, end: number): FunctionRange {
-  return { name: '', names: [], address: BigInt(start), addressNumber: start, size: end - start, kind: 'function' };
+  return {
+    name: '',
+    names: [],
+    address: BigInt(start),
+    addressNumber: start,
+    size: end - start,
+    kind: 'function',
+  };
 }
 
 /** How many functions of a file have exits, and by what. */

@@ -35,7 +35,11 @@ function exitsOf({ plan, functions }: Planned, name: string): readonly ExitSite[
 /** Code, and for each exit what it is and how it fits, or why not. */
 const cases: readonly (readonly [name: string, code: string, ...exits: string[]])[] = [
   ['padded', 'mov %rdi,%rax; imul $3,%rax; ret', 'return at'],
-  ['pops', 'push %rbx; call padded; call padded; lea 1(%rax),%rax; pop %rbx; ret; 1: call padded; jmp 1b', 'return behind'],
+  [
+    'pops',
+    'push %rbx; call padded; call padded; lea 1(%rax),%rax; pop %rbx; ret; 1: call padded; jmp 1b',
+    'return behind',
+  ],
   ['bytes', 'lea (%rdi,%rdi),%rax; lea 1(%rax),%rax; ret $8', 'return at'],
   ['repeated', 'lea (%rdi,%rdi),%rax; lea 1(%rax),%rax; rep; ret', 'return at'],
   ['tiny', 'mov %edi,%eax; ret', 'return entry'],
@@ -44,20 +48,35 @@ const cases: readonly (readonly [name: string, code: string, ...exits: string[]]
   ['jumps_by_slot', 'lea 1(%rdi),%rdi; lea 1(%rdi),%rdi; jmp *slot(%rip)', 'tail at'],
   ['jumps_if', 'lea 1(%rdi),%rdi; test %edi,%edi; jne pops; lea 2(%rdi),%rax; ret', 'tail? at', 'return at'],
   // A branch leads to a ret with code behind it: by a hole, by a copy; with a call in it, by the neighbour's or its own entry.
-  ['by_hole', 'push %rbx; call padded; test %eax,%eax; js 2f; 1: pop %rbx; ret; 2: call padded; jmp 1b; .p2align 4', 'return hole'],
-  ['by_copy', 'test %rdi,%rdi; mov %rsi,%rax; je 1f; imul %rdi,%rax; 1: ret; 2: lea 9(%rax),%rax; test %eax,%eax; jne 1b; jmp 2b', 'return copy'],
+  [
+    'by_hole',
+    'push %rbx; call padded; test %eax,%eax; js 2f; 1: pop %rbx; ret; 2: call padded; jmp 1b; .p2align 4',
+    'return hole',
+  ],
+  [
+    'by_copy',
+    'test %rdi,%rdi; mov %rsi,%rax; je 1f; imul %rdi,%rax; 1: ret; 2: lea 9(%rax),%rax; test %eax,%eax; jne 1b; jmp 2b',
+    'return copy',
+  ],
   ['never', 'push %rax; 1: call padded; jmp 1b'],
   ['falls', 'lea 1(%rdi),%rax; lea 1(%rax),%rax', 'falls-through'],
   ['middle', 'lea 1(%rdi),%rax; imul $3,%rax; .Lmiddle: add $1,%rax; ret', 'entered-inside'],
   ['into_middle', 'lea 2(%rdi),%rax; imul $5,%rax; jmp .Lmiddle', 'leaves-inside'],
   ['own', 'mov (%rsp),%rax; movzbl (%rax),%eax; ret', 'own-return'],
   ['unbalanced', 'push %rdi; lea 1(%rdi),%rax; lea 1(%rax),%rax; ret', 'odd-stack'],
-  ['switches', 'mov %rsi,%rax; lea 1(%rax),%rax; movslq (%rdi),%rdx; add %rax,%rdx; jmp *%rdx', 'computed-jump'],
+  [
+    'switches',
+    'mov %rsi,%rax; lea 1(%rax),%rax; movslq (%rdi),%rdx; add %rax,%rdx; jmp *%rdx',
+    'computed-jump',
+  ],
 ];
 
 test('each exit of each kind of code is found, and fits, or does not, as its bytes say', () => {
   const code = cases
-    .map(([name, text]) => `.p2align 4\\n.globl ${name}\\n.type ${name},@function\\n${name}: ${text}\\n.size ${name},.-${name}\\n`)
+    .map(
+      ([name, text]) =>
+        `.p2align 4\\n.globl ${name}\\n.type ${name},@function\\n${name}: ${text}\\n.size ${name},.-${name}\\n`,
+    )
     .join('');
   const source = `__asm__(".text\\n${code}.data\\nslot: .quad 0\\n.text\\n"); int main(void) { return 0; }`;
   const file = planned(compile(source, '-no-pie'));
@@ -76,8 +95,16 @@ test('each exit of each kind of code is found, and fits, or does not, as its byt
 /** The same where no padding is within reach of a short jump. */
 const tight: typeof cases = [
   // Not padded: the bytes behind are pushed.
-  ['by_branch', 'push %rbx; 1: call 3f; dec %eax; jg 1b; pop %rbx; ret; 3: push %rbx; 2: call 1b; jmp 2b', 'return branches'],
-  ['by_neighbour', 'push %rbx; call by_branch; test %eax,%eax; js 2f; 1: pop %rbx; ret; 2: push %rbx; call by_branch; pop %rbx; jmp 1b', 'return made'],
+  [
+    'by_branch',
+    'push %rbx; 1: call 3f; dec %eax; jg 1b; pop %rbx; ret; 3: push %rbx; 2: call 1b; jmp 2b',
+    'return branches',
+  ],
+  [
+    'by_neighbour',
+    'push %rbx; call by_branch; test %eax,%eax; js 2f; 1: pop %rbx; ret; 2: push %rbx; call by_branch; pop %rbx; jmp 1b',
+    'return made',
+  ],
   ['neighbour', 'lea 1(%rdi),%rax; lea 1(%rax),%rax; lea 1(%rax),%rax; jmp by_branch', 'tail entry'],
 ];
 
@@ -85,7 +112,10 @@ test('where there is no padding, exits grow over branches, or have their hole at
   const filler = (name: string): string =>
     `.type ${name},@function\\n${name}: .rept 60; push %rax; push %rbx; call ${name}; .endr; jmp ${name}\\n.size ${name},.-${name}\\n`;
   const code = tight
-    .map(([name, text]) => `.globl ${name}\\n.type ${name},@function\\n${name}: ${text}\\n.size ${name},.-${name}\\n`)
+    .map(
+      ([name, text]) =>
+        `.globl ${name}\\n.type ${name},@function\\n${name}: ${text}\\n.size ${name},.-${name}\\n`,
+    )
     .join('');
   const source = `__asm__(".text\\n${filler('before')}${code}${filler('behind')}"); int main(void) { return 0; }`;
   const file = planned(compile(source, '-no-pie'));
@@ -147,7 +177,11 @@ function assertSound({ plan, functions }: Planned): void {
   assert.ok(owners.size > 0);
 }
 
-for (const path of ['/lib/x86_64-linux-gnu/libc.so.6', '/lib/x86_64-linux-gnu/libcrypto.so.3', '/usr/bin/redis-server']) {
+for (const path of [
+  '/lib/x86_64-linux-gnu/libc.so.6',
+  '/lib/x86_64-linux-gnu/libcrypto.so.3',
+  '/usr/bin/redis-server',
+]) {
   test(`every byte of ${path} has one owner, and nobody lands within a window`, () => {
     assertSound(planned(new Uint8Array(readFileSync(realpathSync(path)))));
   });

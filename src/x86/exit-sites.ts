@@ -187,11 +187,18 @@ class ExitPlanner {
     const leads = new Set<number>();
     for (const { range } of leaving) leads.add(range);
     for (const { range } of indirect) leads.add(range);
-    for (let k = 0; k < ends.ranges.length; k++) if (this.#isReturn(ends.addresses[k])) leads.add(ends.ranges[k]);
+    for (let k = 0; k < ends.ranges.length; k++)
+      if (this.#isReturn(ends.addresses[k])) leads.add(ends.ranges[k]);
     for (let k = 0; k < ends.ranges.length; k++) {
       const exit = ends.addresses[k];
       if (!this.#isReturn(exit)) continue;
-      this.#add({ kind: 'return', isConditional: false, range: ends.ranges[k], exit, length: ends.lengths[k] });
+      this.#add({
+        kind: 'return',
+        isConditional: false,
+        range: ends.ranges[k],
+        exit,
+        length: ends.lengths[k],
+      });
     }
     for (const { range, address, length, target, isConditional } of leaving) {
       if (range < 0) continue;
@@ -202,6 +209,10 @@ class ExitPlanner {
         if (leads.has(to)) this.#refuse(range, 'leaves-inside');
         continue;
       }
+      // clang ends functions so where it knows that nobody comes: behind them is nothing of theirs, and something is on the stack.
+      const isEnd =
+        target === ranges.ends[range] && this.landings.depths.isCallFrame(range, address) === false;
+      if (isEnd) continue;
       // Code of nobody may be a part of this function as well as of any other, unless it is an entry of the PLT.
       if (to < 0 && !this.#isStub(target)) this.#refuse(range, 'leaves-inside');
       this.#add({ kind: 'tail', isConditional, range, exit: address, length });
@@ -368,11 +379,13 @@ class ExitPlanner {
 
   /** The entry's site, if the exit stands in it, or so close behind that no other window fits between. */
   #together(found: Found, owner: number, entry: EntryWindow | undefined): ExitSite | undefined {
-    if (entry === undefined || found.range !== owner || !entry.mayGrow || found.isConditional) return undefined;
+    if (entry === undefined || found.range !== owner || !entry.mayGrow || found.isConditional)
+      return undefined;
     const { exit, length } = found;
     const region = this.#regionAt(exit);
     // Else a window of its own is better: entry and exit can then be changed one at a time.
-    if (exit >= entry.address + SITE_LENGTH && this.#window(found, entry, false) !== undefined) return undefined;
+    if (exit >= entry.address + SITE_LENGTH && this.#window(found, entry, false) !== undefined)
+      return undefined;
     if (exit - entry.address > MOST_BACK) return undefined;
     let count = 0;
     let at = entry.address - region.start;
@@ -423,7 +436,8 @@ class ExitPlanner {
       // Whoever lands here would pass by a window that begins before.
       if (this.#isKnown(region, at)) return undefined;
       const before = this.#previous(region, at, barrier);
-      if (before < 0 || exit - before > MOST_BACK || !this.#isPlain(region, before, withBranches)) return undefined;
+      if (before < 0 || exit - before > MOST_BACK || !this.#isPlain(region, before, withBranches))
+        return undefined;
       at = before;
     }
   }
@@ -442,7 +456,9 @@ class ExitPlanner {
     const end = behind + (found.isConditional ? 0 : this.#padding(region, behind));
     const first = this.#ranges.starts[found.range] - start;
     const barrier =
-      entry === undefined || found.range !== owner ? first : Math.max(first, entry.address + SITE_LENGTH - start);
+      entry === undefined || found.range !== owner
+        ? first
+        : Math.max(first, entry.address + SITE_LENGTH - start);
     let at = exit;
     for (let count = 1; ; count++) {
       if (at + SHORT_JUMP <= end && at >= barrier && this.#isFree(region, at, SHORT_JUMP)) {
@@ -455,7 +471,8 @@ class ExitPlanner {
           return this.#site(found, 'hole', address, displaced, count, hole);
         }
         const made = mayMake ? this.#makeHole(found.range, owner, address + SHORT_JUMP) : undefined;
-        if (made !== undefined) return this.#site(found, 'made', address, displaced, count, made.hole, made.of);
+        if (made !== undefined)
+          return this.#site(found, 'made', address, displaced, count, made.hole, made.of);
         this.#own(address, SHORT_JUMP, false);
       }
       if (this.#isKnown(region, at)) return undefined;
@@ -492,7 +509,11 @@ class ExitPlanner {
       if (hole - from < REACH_BACK || hole - from > REACH_ON) continue;
       const region = this.#regionAt(entry.address);
       const first = entry.address - region.start;
-      if (!this.#isFree(region, first + SITE_LENGTH, SITE_LENGTH) || this.#isLanding(region, first + SITE_LENGTH)) continue;
+      if (
+        !this.#isFree(region, first + SITE_LENGTH, SITE_LENGTH) ||
+        this.#isLanding(region, first + SITE_LENGTH)
+      )
+        continue;
       let at = first;
       while (at < first + 2 * SITE_LENGTH && this.#isPlain(region, at, false)) {
         at = common.end;
@@ -571,7 +592,8 @@ class ExitPlanner {
   /** True if nobody owns any of the bytes, and nothing lands behind the first. */
   #isFree({ marks }: CodeRegion, at: number, length: number): boolean {
     if (at + length > marks.length || (marks[at] & Mark.owned) !== 0) return false;
-    for (let i = at + 1; i < at + length; i++) if ((marks[i] & (Mark.owned | Mark.landing)) !== 0) return false;
+    for (let i = at + 1; i < at + length; i++)
+      if ((marks[i] & (Mark.owned | Mark.landing)) !== 0) return false;
     return true;
   }
 

@@ -14,13 +14,7 @@ export { VERDICTS_VERSION, Verdicts, type EntryVerdict } from './verdicts.js';
 export { ModuleLandings } from './landings.js';
 export { Mark } from './code-regions.js';
 export { Trait } from './code-ranges.js';
-export {
-  displacedAt,
-  exitShares,
-  planModule,
-  type ExitShares,
-  type ModulePlan,
-} from './exit-plan.js';
+export { displacedAt, exitShares, planModule, type ExitShares, type ModulePlan } from './exit-plan.js';
 export {
   NO_EXIT_EXPLANATIONS,
   type ExitFit,
