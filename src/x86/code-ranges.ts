@@ -67,8 +67,8 @@ export class CodeRanges {
           starts.length > 0 &&
           start < ends[ends.length - 1] &&
           !(isGuess && start > starts[starts.length - 1]);
-        // PLT entries have a frame that only an expression describes, and are nobody's function.
-        if (isInside || unwind.isCallFrame(next, start) === undefined) continue;
+        // The PLT is one entry for all of its stubs, with a frame that only an expression describes, and nobody's function.
+        if (isInside || unwind.isCallFrame(next, start) === undefined || isPlt(regions, start)) continue;
         add(start, Math.min(start + unwind.sizes[next], limit), -1);
         isGuess = false;
       }
@@ -119,4 +119,14 @@ export class CodeRanges {
     const region = regions.at(start);
     return region !== undefined && address === start + endbrLength(region.bytes, start - region.start);
   }
+}
+
+/** True where the PLT begins: push and jump through the slots of the GOT that the loader fills, perhaps with a bnd prefix. */
+function isPlt(regions: CodeRegions, address: number): boolean {
+  const region = regions.at(address);
+  if (region === undefined) return false;
+  const { bytes } = region;
+  const at = address - region.start;
+  const jump = at + (bytes[at + 6] === 0xf2 ? 7 : 6);
+  return bytes[at] === 0xff && bytes[at + 1] === 0x35 && bytes[jump] === 0xff && bytes[jump + 1] === 0x25;
 }

@@ -58,8 +58,10 @@ export function findFragments(
     const to = targets[k];
     if (entries[k] === 0 || from < 0 || ranges.has(to, Trait.fragment)) continue;
     const isCalled = (regions.marksWithin(starts[to], leaving[k].target + 1) & Mark.called) !== 0;
+    // clang may jump to its function's end where it knows that nobody comes; what is called there is another function.
+    const isEnd = isCalled && leaving[k].target === ranges.ends[from];
     const isPart =
-      depths.isCallFrame(from, address) === false ||
+      (!isEnd && depths.isCallFrame(from, address) === false) ||
       inside.get(to)?.has(from) === true ||
       (ranges.has(from, Trait.redZone) && !isCalled);
     if (isPart) {

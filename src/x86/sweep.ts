@@ -140,7 +140,9 @@ class Sweeper implements Swept {
           const frame = register === STACK_POINTER ? DWARF_RSP : DWARF_RBP;
           if (
             (register === STACK_POINTER || baseOffset === 8) &&
-            this.unwind.isReturnSlot(entry, base + at, frame, baseOffset)
+            this.unwind.isReturnSlot(entry, base + at, frame, baseOffset) &&
+            // `lea r, [rsp]` makes a frame pointer, if that is what the table has from then on.
+            (flow !== Flow.leaRelative || this.unwind.isReturnSlot(entry, base + end, frame, baseOffset))
           )
             found |= Trait.ownReturn;
         }
