@@ -10,6 +10,7 @@ import {
   readCommandLine,
   readStatus,
   readThreads,
+  refillDescriptors,
   reserveDescriptors,
   rightfulHolder,
 } from '../linux/index.js';
@@ -164,9 +165,20 @@ export function checkOptions(options: TraceOptions): void {
 export function attachTo(pid: number, options: TraceOptions & Recorded = {}): Session {
   const since = performance.now();
   checkOptions(options);
-  // First: low numbers are of use whatever the limit is lowered to.
-  reserveDescriptors();
-  return ending.during(options.isEnding, () => attachRunning(pid, options, since));
+  return withDescriptors(() => ending.during(options.isEnding, () => attachRunning(pid, options, since)));
+}
+
+/** Descriptors are kept as long as a target may have to be put right. First of all: low numbers are of use whatever the limit is lowered to. */
+function withDescriptors(begin: () => Session): Session {
+  const giveBack = reserveDescriptors();
+  try {
+    const session = begin();
+    session.done.then(giveBack, giveBack);
+    return session;
+  } catch (error) {
+    giveBack();
+    throw error;
+  }
 }
 
 function attachRunning(pid: number, options: TraceOptions & Recorded, since: number): Session {
@@ -277,8 +289,7 @@ function takeLock(pid: number, memory: TargetMemory, onNote: TraceOptions['onNot
 export function runProgram(command: readonly string[], options: TraceOptions & Recorded = {}): Session {
   const since = performance.now();
   checkOptions(options);
-  reserveDescriptors();
-  return ending.during(options.isEnding, () => startProgram(command, options, since));
+  return withDescriptors(() => ending.during(options.isEnding, () => startProgram(command, options, since)));
 }
 
 function startProgram(command: readonly string[], options: TraceOptions & Recorded, since: number): Session {
@@ -434,7 +445,8 @@ function describe(sites: readonly PlannedSite[]): {
   address: string;
 }[] {
   return sites.map(({ function: f, module }, i) => {
-    if (i % DESCRIBED_PER_LOOK === 0) ending.look();
+    // A few are described at once: the session ends in order then.
+    if (i % DESCRIBED_PER_LOOK === DESCRIBED_PER_LOOK - 1) ending.look();
     const demangled = demangle(f.name);
     return {
       name: f.name,
@@ -556,7 +568,7 @@ function start({
     });
   }
   ending.look();
-  reserveDescriptors();
+  refillDescriptors();
   const tscHz = timeStamp.estimateHz();
   const ringBytes = options.bufferBytes ?? DEFAULT_BUFFER_BYTES;
   let startTsc: bigint | undefined;
@@ -593,7 +605,6 @@ function start({
   const attachMs = performance.now() - since;
   const watch = known ?? new ExitWatch(pid, isChild);
   try {
-    ending.look();
     return new Session(partsOf());
   } catch (error) {
     // Its end was asked for, or its recording cannot be written. The process is to have nothing of this.
