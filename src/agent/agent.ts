@@ -946,6 +946,7 @@ export class Agent {
       return true;
     }
     try {
+      this.mindEnd();
       this.#thread?.leave();
       return true;
     } catch (error) {
