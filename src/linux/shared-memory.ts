@@ -12,7 +12,9 @@ const KCMP_VM = 1;
  * ended: whoever has no memory any more has it in common with all that have none.
  */
 export function processesSharing(pid: number): number[] {
-  const living = (readThreads(pid) ?? []).find((tid) => !/^[ZX]/.test(readStatus(pid, tid)?.get('State') ?? 'X'));
+  const living = (readThreads(pid) ?? []).find(
+    (tid) => !/^[ZX]/.test(readStatus(pid, tid)?.get('State') ?? 'X'),
+  );
   if (living === undefined) return [];
   let all: string[];
   try {
