@@ -531,6 +531,18 @@ export class AgentThread {
     this.#forget();
   }
 
+  /** Ends the thread as the last of its process, which ends with this status: since Linux 5.18 that of the last thread counts. */
+  leaveLast(status: number): void {
+    if (this.#isForgotten) return;
+    [SYS.exit, status].forEach((word, i) => {
+      this.#longs[AGENT.calls / 8 + i] = BigInt(word);
+    });
+    this.#words[AGENT.callCount / 4] = 1;
+    this.#command(ACTION.makeCalls);
+    this.#await(() => !this.isPresent);
+    this.#forget();
+  }
+
   /** Lets it do what it does when we die. */
   orphan(): void {
     if (this.#isForgotten) return;

@@ -13,7 +13,9 @@ import {
   faultPoint,
   mapOwn,
   readStartTime,
+  readExitStatus,
   readStatus,
+  readThreads,
   roundToPage,
   errnoName,
   systemCall,
@@ -792,6 +794,22 @@ export class Agent {
     return true;
   }
 
+  /**
+   * To be called again and again: a process ends with its last thread, and that is ours where the program's own have ended one by one (by
+   * `exit`, not `exit_group`). Its thread leaves then, also from inside, so that the process ends as it would alone.
+   */
+  mindEnd(): void {
+    const thread = this.#thread;
+    if (thread === undefined || !thread.isPresent) return;
+    // Who is alive may have made another that the first list lacks; by the second nobody is left who could.
+    for (let looks = 0; looks < 2; looks++) if (!isLastThread(this.#pid, thread.tid)) return;
+    try {
+      thread.leaveLast(readExitStatus(this.#pid) ?? 0);
+    } catch (error) {
+      if (!isSafepokeError(error) || error.code !== 'AGENT_LOST') throw error;
+    }
+  }
+
   /** Says whether two looks found the same filters on the agent's thread. */
   #threadFilters(): string | undefined {
     if (this.#thread === undefined) return undefined;
@@ -837,6 +855,7 @@ export class Agent {
       return true;
     }
     try {
+      this.mindEnd();
       this.#thread?.leave();
       return true;
     } catch (error) {
@@ -961,4 +980,10 @@ function writeMapped(
   faultPoint();
   if (resident !== undefined) new BigUint64Array(resident.page.bytes).set(words, AGENT.tracerPid / 8);
   else writeSync(sharedFile, BigUint64Array.from(words), 0, words.length * 8, AGENT.tracerPid);
+}
+
+/** True if all threads of a process have ended but one. The first stays in the list until the others have gone. */
+function isLastThread(pid: number, tid: number): boolean {
+  const hasEnded = (other: number): boolean => /^[ZX]/.test(readStatus(pid, other)?.get('State') ?? 'X');
+  return hasEnded(pid) && (readThreads(pid) ?? []).every((other) => other === tid || hasEnded(other));
 }

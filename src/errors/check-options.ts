@@ -30,7 +30,8 @@ export function checkOptionTypes(
   options: unknown,
   types: Readonly<Record<string, OptionType>>,
 ): void {
-  const names = Object.keys(types);
+  const known = new Map(Object.entries(types));
+  const names = [...known.keys()];
   if (typeof options !== 'object' || options === null || Array.isArray(options)) {
     throw new UsageError('BAD_OPTION', {
       tried: `read the options of ${what}`,
@@ -39,10 +40,11 @@ export function checkOptionTypes(
     });
   }
   for (const [name, value] of Object.entries(options)) {
-    if (!Object.hasOwn(types, name)) {
-      const near = names.reduce((best, known) =>
-        distance(name.toLowerCase(), known.toLowerCase()) < distance(name.toLowerCase(), best.toLowerCase())
-          ? known
+    const type = known.get(name);
+    if (type === undefined) {
+      const near = names.reduce((best, other) =>
+        distance(name.toLowerCase(), other.toLowerCase()) < distance(name.toLowerCase(), best.toLowerCase())
+          ? other
           : best,
       );
       throw new UsageError('UNKNOWN_OPTION', {
@@ -51,7 +53,6 @@ export function checkOptionTypes(
         next: `the nearest is "${near}"; all are ${names.join(', ')}`,
       });
     }
-    const type = types[name];
     if (value !== undefined && !isOf(value, type)) {
       throw new UsageError('BAD_OPTION', {
         tried: `use the option "${name}" of ${what}`,

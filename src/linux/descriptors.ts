@@ -13,8 +13,27 @@ const MOST_DESCRIPTORS = 4096;
 let spares: number[] = [];
 let highest = 0;
 
-/** Keeps some descriptors for `makeRoom`. Without them less can be had then. */
-export function reserveDescriptors(): void {
+/** Who may have to put a target right. */
+let users = 0;
+
+/** Keeps some descriptors for `makeRoom` until what this returns is called. Without them less can be had then. */
+export function reserveDescriptors(): () => void {
+  let isUser = true;
+  users++;
+  refillDescriptors();
+  return () => {
+    if (isUser && --users === 0) giveBack();
+    isUser = false;
+  };
+}
+
+function giveBack(): void {
+  for (const fd of spares) closeSync(fd);
+  spares = [];
+}
+
+/** Keeps as many as at first, of which some may have been used. */
+export function refillDescriptors(): void {
   try {
     while (spares.length < SPARE) spares.push(openSync('/dev/null', 'r'));
   } catch {
@@ -32,8 +51,7 @@ export function reserveDescriptors(): void {
  * for more than the limit.
  */
 export function makeRoom(): void {
-  for (const fd of spares) closeSync(fd);
-  spares = [];
+  giveBack();
   const limit = new BigUint64Array(2);
   const at = addressOf(new Uint8Array(limit.buffer));
   if (systemCall(SYS.prlimit64, 0, RLIMIT_NOFILE, 0, at) < 0) return;

@@ -73,6 +73,7 @@ export {
   readMaps,
   readMaxMapCount,
   readOvercommit,
+  readExitStatus,
   readStartTime,
   readStatus,
   readThreadName,
@@ -106,4 +107,4 @@ export {
   type DescriptorOwner,
 } from './memory-file.js';
 export { haste, preferThread, urgency, wakeSooner, whilePreferred } from './urgency.js';
-export { makeRoom, reserveDescriptors } from './descriptors.js';
+export { makeRoom, refillDescriptors, reserveDescriptors } from './descriptors.js';

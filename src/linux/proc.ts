@@ -227,13 +227,24 @@ export function readThreadName(pid: number, tid: number): string | undefined {
 
 /** When a process started, in clock ticks since boot (proc(5), field 22 of stat); with its id it names one process for ever. */
 export function readStartTime(pid: number): bigint | undefined {
-  const text = readProc(`/proc/${pid}/stat`);
+  return statField(`/proc/${pid}/stat`, 22);
+}
+
+/** The exit status of a process's first thread, which has ended; 0 where it may not be read. */
+export function readExitStatus(pid: number): number | undefined {
+  const code = statField(`/proc/${pid}/task/${pid}/stat`, 52);
+  return code === undefined ? undefined : (Number(code) >> 8) & 0xff;
+}
+
+/** A numeric field of a stat file, by its number in proc(5), from 3 on. */
+function statField(path: string, number: number): bigint | undefined {
+  const text = readProc(path);
   // The name may hold blanks and parentheses: fields are counted from behind its last one. The first there is field 3.
-  const START_TIME = 22 - 3;
   const field = text
     ?.slice(text.lastIndexOf(')') + 2)
+    .trimEnd()
     .split(' ')
-    .at(START_TIME);
+    .at(number - 3);
   return field === undefined || !/^\d+$/.test(field) ? undefined : BigInt(field);
 }
 

@@ -45,7 +45,7 @@ export interface SinkWaiting {
   readonly isEnding: () => boolean;
 }
 
-/** What may be replaced: a recording only by a recording, a text of ours by a text. */
+/** What may be replaced: a recording only by a recording, and no other file by one. */
 export type OutputKind = 'recording' | 'text';
 
 /** A file that recordings and outputs are written to. It takes its place with `commit`; `discard` leaves there what was. */
@@ -225,6 +225,8 @@ function checkReplaceable(path: string, there: Stats, kind: OutputKind): void {
     throw kept(path, 'it belongs to another user');
   if (kind === 'recording' && !isRecording(path, there))
     throw kept(path, 'there is a file that is not a recording, which would be lost');
+  if (kind === 'text' && there.size > 0 && isRecording(path, there))
+    throw kept(path, 'there is a recording, which would be lost');
 }
 
 /** An empty file is as good as one. */

@@ -125,3 +125,21 @@ test('the nearest names contain what was asked for, or resemble it', () => {
   assert.deepEqual(nearestNames('zzzzzz', names), []);
   assert.deepEqual(nearestNames('*', names), []);
 });
+
+test('no name makes an expression take longer than its length', { timeout: 60_000 }, () => {
+  // Each took minutes: one that tries every way to match is limited by the test's time, and one that does not by nothing.
+  for (const [pattern, name] of [
+    ['/(x+x+)+y/', 'x'.repeat(1000)],
+    ['/(x+x+)+y/', 'x'.repeat(100_000)],
+    ['/foo.*bar/', 'foo'.repeat(100_000)],
+    ['/FOO.*b.*r$/i', 'foob'.repeat(100_000)],
+    ['/^(?!y)(?=x).*x.*y/', 'x'.repeat(1_000_000)],
+  ] as const)
+    assert.equal(matches(parsePattern(pattern), called(name)), false);
+  assert.ok(matches(parsePattern('/o{2}b.*baz$/'), called(`${'foo'.repeat(1000)}bar${'x'.repeat(9000)}baz`)));
+});
+
+test('where case does not matter, or an expression looks ahead or back, it looks at the beginning of a long name', () => {
+  assert.ok(matches(parsePattern('/^(?!g)f.*(.)\\1/'), called(`f${'ab'.repeat(100)}xx${'c'.repeat(9000)}`)));
+  assert.ok(matches(parsePattern('/^FO/i'), called(`fo${'c'.repeat(9000)}`)));
+});

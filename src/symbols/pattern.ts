@@ -1,6 +1,10 @@
+import { setFlagsFromString } from 'node:v8';
 import { demangle, isMangled, withoutArguments } from './demangle.js';
 import type { FunctionSymbol } from './function-symbol.js';
 import { badPattern, Glob } from './glob.js';
+
+/** Longer names are rare, and a hostile one makes a common expression such as /a.*b/ take time with the square of its length. */
+const LONG_NAME = 1024;
 
 /** A parsed `-F` argument. */
 export interface Pattern {
@@ -82,12 +86,39 @@ function expression(text: string, quoted: string): (name: string) => boolean {
   if (flags !== '' && flags !== 'i') {
     throw badPattern(text, `the flag '${flags}' is unknown`, 'the only flag is i, which ignores case');
   }
+  const source = quoted.slice(1, end);
   let regex: RegExp;
   try {
-    regex = new RegExp(quoted.slice(1, end), flags);
+    regex = boundedExpression(source, flags);
   } catch (error) {
     const why = error instanceof Error ? error.message : String(error);
     throw badPattern(text, why, 'correct the regular expression', error);
   }
-  return (name) => regex.test(name);
+  const linear = linearExpression(source, flags);
+  return (name) => {
+    if (name.length <= LONG_NAME) return regex.test(name);
+    return linear === undefined ? regex.test(name.slice(0, LONG_NAME)) : linear.test(name);
+  };
+}
+
+/**
+ * The target chooses the names that the user's expression is tried on, and JavaScript's engine tries every way to match. After some thousand
+ * ways V8 goes on with an engine that follows all of them at the same time, if it knows all of the expression. Throws SyntaxError.
+ */
+function boundedExpression(source: string, flags: string): RegExp {
+  setFlagsFromString('--enable-experimental-regexp-engine-on-excessive-backtracks');
+  return new RegExp(source, flags);
+}
+
+/**
+ * The same expression for V8's other engine alone, which is much slower on short names, and takes time with the length of the name. Undefined:
+ * it does not know all of the expression (`(?!...)`, `\\1`, the flag i).
+ */
+function linearExpression(source: string, flags: string): RegExp | undefined {
+  setFlagsFromString('--enable-experimental-regexp-engine');
+  try {
+    return new RegExp(source, `${flags}l`);
+  } catch {
+    return undefined;
+  }
 }

@@ -35,6 +35,21 @@ async function fine(target: Target): Promise<void> {
   await target.expect(/^fine$/);
 }
 
+test('a program whose threads end one by one ends as it would alone, during a session and after it', () => {
+  const program = build('ends-last.c', '-pthread');
+  for (const threads of [[], ['two']]) {
+    const { status } = spawnSync(program, threads);
+    assert.equal(status, 7);
+    for (const way of [[], ['--inside']]) {
+      const traced = safepoke('run', ...way, '-F', 'work', '-o', fresh('spk'), '--', program, ...threads);
+      assert.equal(traced.status, status, traced.stderr);
+      assert.match(traced.stderr, /(50|100) calls of 1 traced function/);
+      const short = ['run', ...way, '-F', 'work', '--duration', '10ms', '-o', fresh('spk'), '--', program];
+      assert.equal(safepoke(...short, ...threads).status, status);
+    }
+  }
+});
+
 /** Timers may come so much early, as they count whole milliseconds. */
 const TIMER_MS = 2;
 

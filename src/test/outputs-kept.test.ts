@@ -8,6 +8,7 @@ import {
   mkdirSync,
   readFileSync,
   readdirSync,
+  rmSync,
   symlinkSync,
   writeFileSync,
 } from 'node:fs';
@@ -82,6 +83,12 @@ test('outputs are for their owner only, replace what they may, and refuse what t
   }
   for (const name of ['link', 'dangling', 'foreign', '.'])
     assert.equal(record('recording', path(name)).status, 1, name);
+  // A text in a recording's place would be the end of it.
+  writeFileSync(path('yesterday'), readFileSync(path('recording')));
+  assert.equal(record('recording', path('yesterday')).status, 1);
+  assert.equal(safepoke('export', path('recording'), '-f', 'folded', '-o', path('yesterday')).status, 1);
+  assert.equal(safepoke('report', path('yesterday')).status, 0);
+  rmSync(path('yesterday'));
   assert.equal(readFileSync(path('precious'), 'utf8'), 'mine');
   assert.deepEqual(readdirSync(there), names);
   assert.equal(changedBytes(target.pid), 0);

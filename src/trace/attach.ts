@@ -10,6 +10,7 @@ import {
   readCommandLine,
   readStatus,
   readThreads,
+  refillDescriptors,
   reserveDescriptors,
   rightfulHolder,
 } from '../linux/index.js';
@@ -154,9 +155,20 @@ export function checkOptions(options: TraceOptions): void {
 export function attachTo(pid: number, options: TraceOptions & Recorded = {}): Session {
   const since = performance.now();
   checkOptions(options);
-  // First: low numbers are of use whatever the limit is lowered to.
-  reserveDescriptors();
-  return ending.during(options.isEnding, () => attachRunning(pid, options, since));
+  return withDescriptors(() => ending.during(options.isEnding, () => attachRunning(pid, options, since)));
+}
+
+/** Descriptors are kept as long as a target may have to be put right. First of all: low numbers are of use whatever the limit is lowered to. */
+function withDescriptors(begin: () => Session): Session {
+  const giveBack = reserveDescriptors();
+  try {
+    const session = begin();
+    session.done.then(giveBack, giveBack);
+    return session;
+  } catch (error) {
+    giveBack();
+    throw error;
+  }
 }
 
 function attachRunning(pid: number, options: TraceOptions & Recorded, since: number): Session {
@@ -267,8 +279,7 @@ function takeLock(pid: number, memory: TargetMemory, onNote: TraceOptions['onNot
 export function runProgram(command: readonly string[], options: TraceOptions & Recorded = {}): Session {
   const since = performance.now();
   checkOptions(options);
-  reserveDescriptors();
-  return ending.during(options.isEnding, () => startProgram(command, options, since));
+  return withDescriptors(() => ending.during(options.isEnding, () => startProgram(command, options, since)));
 }
 
 function startProgram(command: readonly string[], options: TraceOptions & Recorded, since: number): Session {
@@ -424,7 +435,8 @@ function describe(functions: readonly PlannedFunction[]): {
   address: string;
 }[] {
   return functions.map(({ function: f, module }, i) => {
-    if (i % DESCRIBED_PER_LOOK === 0) ending.look();
+    // A few are described at once: the session ends in order then.
+    if (i % DESCRIBED_PER_LOOK === DESCRIBED_PER_LOOK - 1) ending.look();
     const demangled = demangle(f.name);
     return {
       name: f.name,
@@ -514,7 +526,7 @@ function start({
   for (const { module, error } of functions.damaged)
     onNote(`${module.path} cannot be traced: ${error.details.why}`);
   ending.look();
-  reserveDescriptors();
+  refillDescriptors();
   const tscHz = timeStamp.estimateHz();
   const ringBytes = options.bufferBytes ?? DEFAULT_BUFFER_BYTES;
   let startTsc: bigint | undefined;
@@ -546,7 +558,6 @@ function start({
   const attachMs = performance.now() - since;
   const watch = known ?? new ExitWatch(pid, isChild);
   try {
-    ending.look();
     return new Session(partsOf());
   } catch (error) {
     // Its end was asked for, or its recording cannot be written. The process is to have nothing of this.

@@ -181,6 +181,7 @@ export class Session implements AsyncIterable<Call> {
     for (;;) {
       const end = this.#parts.watch.check();
       if (end !== undefined) return end;
+      this.#parts.target.agent.mindEnd();
       await new Promise((resolve) => setTimeout(resolve, TARGET_CHECK_MS));
     }
   }
@@ -382,6 +383,7 @@ export class Session implements AsyncIterable<Call> {
         lastCheck = now;
         const target = this.#parts.watch.check();
         if (target !== undefined) return { why: endOf(target), target };
+        this.#parts.target.agent.mindEnd();
         if (!this.#parts.target.agent.isPresent()) return await this.#vanished();
         if (this.#parts.hasLoaded()) return { why: 'loaded', target: undefined };
         this.#giveWay();
