@@ -86,7 +86,7 @@ const UNDO_MS = 1000;
 const UNDO_PAUSE_MS = 10;
 
 /** Functions that are described between two looks whether the end is wanted. */
-const DESCRIBED_PER_LOOK = 1024;
+const DESCRIBED_PER_LOOK = 64;
 
 /** Where a recording goes; the caller opens and closes it. */
 export interface Recorded {
@@ -444,10 +444,11 @@ function describe(sites: readonly PlannedSite[]): {
   module: string;
   address: string;
 }[] {
+  let isHurried = false;
   return sites.map(({ function: f, module }, i) => {
-    // A few are described at once: the session ends in order then.
-    if (i % DESCRIBED_PER_LOOK === DESCRIBED_PER_LOOK - 1) ending.look();
-    const demangled = demangle(f.name);
+    // The target is changed already: the session begins, and ends in order. Its names are then shown as the file has them.
+    if (i % DESCRIBED_PER_LOOK === 0) isHurried ||= ending.isWanted;
+    const demangled = isHurried ? f.name : demangle(f.name);
     return {
       name: f.name,
       ...(demangled === f.name ? {} : { demangled }),
