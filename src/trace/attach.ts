@@ -606,6 +606,8 @@ function start({
   const attachMs = performance.now() - since;
   const watch = known ?? new ExitWatch(pid, isChild);
   try {
+    // What has not begun need not begin. Of a target that runs the session begins, and ends in order.
+    if (isChild) ending.look();
     return new Session(partsOf());
   } catch (error) {
     // Its end was asked for, or its recording cannot be written. The process is to have nothing of this.
