@@ -84,6 +84,11 @@ export const ending = {
     return Math.min(ms, Math.max(LEAST_MS, (wish.until - performance.now()) * SHARE));
   },
 
+  /** True if what is only for show may be left out. */
+  get isWanted(): boolean {
+    return wish !== undefined && (wish.until < Number.POSITIVE_INFINITY || wish.isWanted());
+  },
+
   /** True if there is no time left to try anything once more. */
   get isOver(): boolean {
     return wish !== undefined && isDue(wish) && performance.now() > wish.until;

@@ -16,13 +16,11 @@ import {
 } from './real.test.support.js';
 import { RedisClient } from './redis-client.test.support.js';
 
-test('the functions of a Go program are refused, since its stacks move', async () => {
+test('the functions of a Go program are refused, since its stacks move, and it runs as it would alone', async () => {
   const { status, stderr, stdout } = await safepoke(['run', '--', 'fzf', '--version']);
-  assert.deepEqual([status, stdout], [1, '']);
-  assert.match(
-    stderr,
-    /^safepoke: cannot trace any of the functions.*go-runtime \(the Go runtime moves stacks/,
-  );
+  assert.equal(status, 0);
+  assert.match(stdout, /^\d+\.\d+\.\d+ /);
+  assert.match(stderr, /nothing of the program is traced: .*go-runtime \(the Go runtime moves stacks/);
 });
 
 test('a static program without symbols is refused', async () => {

@@ -76,7 +76,7 @@ const UNDO_MS = 1000;
 const UNDO_PAUSE_MS = 10;
 
 /** Functions that are described between two looks whether the end is wanted. */
-const DESCRIBED_PER_LOOK = 1024;
+const DESCRIBED_PER_LOOK = 64;
 
 /** Where a recording goes; the caller opens and closes it. */
 export interface Recorded {
@@ -434,10 +434,11 @@ function describe(functions: readonly PlannedFunction[]): {
   module: string;
   address: string;
 }[] {
+  let isHurried = false;
   return functions.map(({ function: f, module }, i) => {
-    // A few are described at once: the session ends in order then.
-    if (i % DESCRIBED_PER_LOOK === DESCRIBED_PER_LOOK - 1) ending.look();
-    const demangled = demangle(f.name);
+    // The target is changed already: the session begins, and ends in order. Its names are then shown as the file has them.
+    if (i % DESCRIBED_PER_LOOK === 0) isHurried ||= ending.isWanted;
+    const demangled = isHurried ? f.name : demangle(f.name);
     return {
       name: f.name,
       ...(demangled === f.name ? {} : { demangled }),
@@ -558,6 +559,8 @@ function start({
   const attachMs = performance.now() - since;
   const watch = known ?? new ExitWatch(pid, isChild);
   try {
+    // What has not begun need not begin. Of a target that runs the session begins, and ends in order.
+    if (isChild) ending.look();
     return new Session(partsOf());
   } catch (error) {
     // Its end was asked for, or its recording cannot be written. The process is to have nothing of this.

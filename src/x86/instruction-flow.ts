@@ -171,7 +171,9 @@ export function decodeRare(bytes: Uint8Array, start: number, limit: number): Ins
     const isWhole = start + scratch.length <= limit;
     if (isWhole && (scratch.code !== Code.INVALID || limit - start >= LONGEST_INSTRUCTION)) return scratch;
   }
-  const decoder = new Decoder(64, bytes.subarray(start, limit), DecoderOptions.None);
+  // It is copied: as much as an instruction may have, not all that is there.
+  const end = Math.min(limit, start + LONGEST_INSTRUCTION);
+  const decoder = new Decoder(64, bytes.subarray(start, end), DecoderOptions.None);
   decoder.ip = 0n;
   decoder.decodeOut(scratch);
   decoder.free();
