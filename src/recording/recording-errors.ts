@@ -1,5 +1,4 @@
 import { CannotError } from '../errors/index.js';
-import { FORMAT_VERSION, FORMER_VERSION } from './file-layout.js';
 
 // `source` is how the user knows the recording: its path, usually.
 
@@ -11,10 +10,10 @@ export function foreign(source: string, why: string): CannotError {
   });
 }
 
-export function otherVersion(source: string, version: number): CannotError {
+export function otherVersion(source: string, version: number, ours: number): CannotError {
   return new CannotError('RECORDING_VERSION', {
     tried: `read ${source}`,
-    why: `it is a recording of format version ${version}, and this safepoke reads versions ${FORMER_VERSION} and ${FORMAT_VERSION}`,
+    why: `it is a recording of format version ${version}, and this safepoke reads version ${ours}`,
     next: 'read it with the version of safepoke that recorded it',
   });
 }

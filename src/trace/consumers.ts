@@ -4,7 +4,6 @@ import {
   CallObjects,
   LaneMerger,
   RECORD_BYTES,
-  builderOptions,
   type Call,
   type CallVisitor,
   type TraceInfo,
@@ -24,7 +23,7 @@ export class Consumer {
   backlog = 0;
 
   constructor(info: TraceInfo, visitor: CallVisitor) {
-    this.#builder = new CallBuilder(info.header.mode, info.clock, visitor, builderOptions(info, true));
+    this.#builder = new CallBuilder(info.header.mode, info.clock, visitor);
     this.#merger = new LaneMerger(info.clock, {
       addRecords: (lane, words, from, to) => {
         this.backlog -= (to - from) * BYTES_PER_WORD;

@@ -112,6 +112,7 @@ export function stackRange(
 export function knownThreads(
   pid: number,
   threads: readonly HeldThread[],
+  maps: readonly Mapping[],
   tidOffset: number,
   memory: TargetMemory,
 ): { tid: number; known: KnownThread }[] {
@@ -126,6 +127,7 @@ export function knownThreads(
   );
   withBlock.forEach((thread, i) => {
     const threadPointer = thread.registers.get('fs_base');
+    const range = stackRange(maps, Number(threadPointer), thread.tid === pid);
     const tid = ownTids ? namespaceTid(pid, thread.tid) : thread.tid;
     const tidPointer = Number(threadPointer) + tidOffset;
     result.push({
@@ -135,6 +137,8 @@ export function knownThreads(
         tid,
         // A thread that the C library did not make has no such field.
         tidPointer: tidOffset !== 0 && tidIn(ids[i]) === tid ? tidPointer : undefined,
+        stackLow: range.low,
+        stackSize: range.size,
       },
     });
   });

@@ -44,10 +44,9 @@ function filterFrom(options: RecordingOptions, recording: RecordingFile): CallFi
       next: 'leave -t out',
     });
   const minNs = options.timeFilter === undefined ? header.minDurationNs : parseTime(options.timeFilter);
-  const depth = options.depth === undefined ? header.maxDepth : parseCount(options.depth, 'a depth', 0);
   return {
     ...(minNs === undefined ? {} : { minTicks: minNs / clock.nsPerTick }),
-    ...(depth === undefined ? {} : { maxDepth: depth + 1 }),
+    ...(options.depth === undefined ? {} : { maxDepth: parseCount(options.depth, 'a depth', 0) + 1 }),
   };
 }
 
