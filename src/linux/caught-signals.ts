@@ -9,6 +9,8 @@ const RESTORER_WORD = 2;
 const MAX_SIGNAL = 64;
 /** include/uapi/asm-generic/signal-defs.h: waits for threads of a target go on; poll(2) alone does not. */
 const SA_RESTART = 0x1000_0000;
+/** The same: the next one does what it does by default. */
+const SA_RESETHAND = 0x8000_0000;
 
 /** `mov rax, WORDS; lock bts [rax], rdi; ret`, and behind it `mov eax, rt_sigreturn; syscall`. */
 function handlerCode(words: bigint): Uint8Array {
@@ -45,10 +47,11 @@ export class CaughtSignals {
     this.#words = words;
     const action = new BigUint64Array(ACTION_WORDS);
     action[0] = address;
-    action[FLAGS_WORD] = BigInt(SA_RESTORER | SA_RESTART);
     action[RESTORER_WORD] = address + BigInt(RESTORER_OFFSET);
     const actionAddress = addressOf(new Uint8Array(action.buffer));
     for (const signal of signals) {
+      const flags = SA_RESTORER | SA_RESTART | (FAULTS.has(signal) ? SA_RESETHAND : 0);
+      action[FLAGS_WORD] = BigInt(flags >>> 0);
       const former = new Uint8Array(ACTION_WORDS * 8);
       if (systemCall(SYS.rt_sigaction, signal, actionAddress, addressOf(former), SIGNAL_SET_BYTES) === 0)
         this.#former.set(signal, former);
@@ -79,12 +82,15 @@ export class CaughtSignals {
   }
 }
 
+/** ILL TRAP BUS FPE SYS: sent by somebody, or a fault of our own. Each is caught once: who goes on behind a fault faults again, and dies of it. */
+const FAULTS: ReadonlySet<number> = new Set([4, 5, 7, 8, 31]);
+
 /**
- * Signals that end a process by default and that another process sends it. Those that tell of its own faults (SIGSEGV, SIGBUS, SIGFPE,
- * SIGILL, SIGTRAP, SIGSYS) are not among them: to go on behind a fault is to fault again. SIGPIPE and SIGXFSZ are ignored by Node, and
- * the write fails.
+ * Signals that end a process by default. SIGSEGV is not among them, as V8 needs it for WebAssembly. SIGPIPE and SIGXFSZ are ignored by Node,
+ * and the write fails.
  */
 export const ENDING_SIGNALS: ReadonlySet<number> = new Set([
+  ...FAULTS,
   // HUP INT QUIT ABRT USR1 USR2 ALRM TERM STKFLT XCPU VTALRM PROF IO PWR, and real-time signals
   ...[1, 2, 3, 6, 10, 12, 14, 15, 16, 24, 26, 27, 29, 30],
   ...Array.from({ length: MAX_SIGNAL - 31 }, (_, i) => 32 + i),

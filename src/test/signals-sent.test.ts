@@ -8,10 +8,10 @@ import { Running, Target, build, changedBytes, folder, main, mapsOf, pause } fro
 
 const { signals } = constants;
 const LAST_SIGNAL = 64;
-/** Not to be caught; telling of a fault of one's own; ignored by Node; stopping; ignored by default. And SIGUSR1. */
+/** Not to be caught; V8's own; ignored by Node; stopping; ignored by default. And SIGUSR1. */
 const NOT_ENDING: ReadonlySet<number> = new Set([
   ...[signals.SIGKILL, signals.SIGSTOP],
-  ...[signals.SIGILL, signals.SIGTRAP, signals.SIGBUS, signals.SIGFPE, signals.SIGSEGV, signals.SIGSYS],
+  signals.SIGSEGV,
   ...[signals.SIGPIPE, signals.SIGXFSZ],
   ...[signals.SIGTSTP, signals.SIGTTIN, signals.SIGTTOU],
   ...[signals.SIGCHLD, signals.SIGCONT, signals.SIGURG, signals.SIGWINCH],
