@@ -11,7 +11,7 @@ import {
 } from 'node:fs';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
-import { test } from 'node:test';
+import { test, type TestContext } from 'node:test';
 import { attach, run, type Session, type SessionStatus } from '../index.js';
 import { Sandboxed, childrenOf } from './sandboxed.test.support.js';
 import {
@@ -203,21 +203,43 @@ for (const letters of ['anq', 'ahq']) {
   });
 }
 
-test('where each handler installs itself by a raw system call code changes or is left alone, and no result is wrong', async () => {
+/** Where threads never meet, or one has jumped into code of ours, code is left alone, and that is said. */
+function assertRestoredOrSaid(restored: boolean, notes: readonly string[]): void {
+  assert.ok(
+    restored || notes.some((note) => note.includes('the code stays mapped, unused')),
+    notes.join('\n'),
+  );
+}
+
+/** A program that a failed test has left would keep the tests from ending. */
+function endAfter(t: TestContext, pid: number): void {
+  t.after(() => {
+    try {
+      process.kill(pid, 'SIGKILL');
+    } catch {
+      // It has ended.
+    }
+  });
+}
+
+test('where each handler installs itself by a raw system call code changes or is left alone, and no result is wrong', async (t) => {
   const notes: string[] = [];
   const filters = ['even', 'odd', 'inner', 'work', 'step'];
   const options = { inside: true, filters, onNote: (line: string) => notes.push(line) };
   const first = run([build('raw.c'), '0', 'anrq'], options);
   const { pid } = first;
+  endAfter(t, pid);
   const ended = first.waitForTarget();
   await pause(100);
-  assert.equal((await first.stop()).restored, true);
+  assertRestoredOrSaid((await first.stop()).restored, notes);
   for (let i = 0; i < 5; i++) {
     try {
       const session = attach(pid, options);
-      for (const { reason } of session.refused) assert.match(reason, /^(handler-busy|thread-inside)$/);
-      assert.equal((await session.stop()).restored, true);
+      for (const { reason } of session.refused)
+        assert.match(reason, /^(handler-busy|thread-inside|changed)$/);
+      assertRestoredOrSaid((await session.stop()).restored, notes);
     } catch (error) {
+      if (error instanceof assert.AssertionError) throw error;
       assert.match(String(error), /installs signal handlers again and again.*past the C library/);
     }
   }
@@ -286,13 +308,16 @@ test('handlers that can open nothing let the agent’s thread make the change, a
   await assertStaysRight([build('signals.c'), '0', 'dan']);
 });
 
-test('handlers that jump out of the rendezvous leave no wrong result behind', async () => {
-  const first = run([build('signals.c'), '0', 'ajn'], { inside: true });
+test('handlers that jump out of the rendezvous leave no wrong result behind', async (t) => {
+  const notes: string[] = [];
+  const first = run([build('signals.c'), '0', 'ajn'], { inside: true, onNote: (line) => notes.push(line) });
+  endAfter(t, first.pid);
   const ended = first.waitForTarget();
   await pause(100);
   // Leaving may take until the program's end: a thread that has jumped elsewhere may be in our code.
   const { ended: why, restored } = await first.stop();
-  assert.ok(['stopped', 'exited', 'gone'].includes(why) && restored, why);
+  assert.ok(['stopped', 'exited', 'gone'].includes(why), why);
+  assertRestoredOrSaid(restored, notes);
   process.kill(first.pid, 'SIGTERM');
   assert.deepEqual(await ended, { kind: 'exited', status: 0 });
 });
