@@ -66,6 +66,7 @@ export class Verdicts {
     const verdicts = new Verdicts(new Uint8Array(functions.length * BYTES));
     const judge = new EntryJudge(elf, functions, ModuleLandings.of(elf, functions));
     functions.forEach((range, i) => {
+      if (i % FUNCTIONS_PER_LOOK === 0) ending.look();
       verdicts.#set(i, judge.judge(range));
     });
     return verdicts;
@@ -76,7 +77,6 @@ export class Verdicts {
     if (bytes.length !== count * BYTES) return undefined;
     const verdicts = new Verdicts(bytes);
     for (let i = 0; i < count; i++) {
-      if (i % FUNCTIONS_PER_LOOK === 0) ending.look();
       const code = bytes[i * BYTES];
       if (code >= CODES.length || bytes[i * BYTES + 1] > (IS_WHOLE | OWN_RETURN)) return undefined;
       const verdict = verdicts.at(i);
