@@ -96,6 +96,8 @@ export interface ElfFile {
   pageAt(offset: number): Uint8Array | undefined;
   /** A view (not a copy) of the bytes loaded at `address`; undefined unless all come from one segment of the file. */
   bytesAt(address: bigint, length: number): Uint8Array | undefined;
+  /** A view of all bytes of the file that a segment loads, however many; undefined where they cannot be read. */
+  segmentBytes(segment: ElfSegment): Uint8Array | undefined;
   /** The signed 4-byte word that the file has for an address; undefined if it has none. For hot loops. */
   int32At(address: number): number | undefined;
   /** True if all `length` bytes at `address` come from the file and are executable. */

@@ -138,6 +138,12 @@ class ParsedElf implements ElfFile {
     return this.bytes.subarray(offset, offset + length);
   }
 
+  segmentBytes({ offset, fileSize }: ElfSegment): Uint8Array | undefined {
+    return this.#image.load(offset, offset + fileSize)
+      ? this.bytes.subarray(offset, offset + fileSize)
+      : undefined;
+  }
+
   pageAt(offset: number): Uint8Array | undefined {
     const page = new Uint8Array(PAGE);
     const wanted = Math.min(PAGE, this.#file.size - offset);

@@ -277,7 +277,7 @@ export class UnwindTable {
       if (segment === undefined) continue;
       let cursor = segments.get(segment.addressNumber);
       if (cursor === undefined) {
-        const bytes = this.#elf.bytesAt(segment.address, segment.fileSize);
+        const bytes = this.#elf.segmentBytes(segment);
         if (bytes === undefined) continue;
         cursor = new Cursor(bytes, segment.addressNumber);
         segments.set(segment.addressNumber, cursor);
@@ -460,8 +460,7 @@ function sectionOf(elf: ElfFile): Cursor | undefined {
       type === 1 && address >= addressNumber && address < addressNumber + fileSize,
   );
   if (!cursor.ok || segment === undefined) return undefined;
-  const size = segment.addressNumber + segment.fileSize - address;
-  const bytes = elf.bytesAt(BigInt(address), size);
+  const bytes = elf.segmentBytes(segment)?.subarray(address - segment.addressNumber);
   return bytes && new Cursor(bytes, address);
 }
 

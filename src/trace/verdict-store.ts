@@ -194,8 +194,8 @@ function keyOf(elf: ElfFile, functions: readonly FunctionRange[]): Buffer {
     locations: [elf.patchableEntries.map(String)],
   };
   hash.update(JSON.stringify(shape));
-  for (const { type, address, fileSize } of elf.segments) {
-    const bytes = type === PT_LOAD ? elf.bytesAt(address, fileSize) : undefined;
+  for (const segment of elf.segments) {
+    const bytes = segment.type === PT_LOAD ? elf.segmentBytes(segment) : undefined;
     if (bytes !== undefined) hash.update(bytes);
   }
   const numbers = new Float64Array(functions.length * 3 + elf.symbols.length);

@@ -50,11 +50,10 @@ export class CodeRegions {
     // No byte of a sane file is loaded twice: a damaged one must not make us keep marks for more than its bytes.
     let left = loaded.reduce((end, { offset, fileSize }) => Math.max(end, offset + fileSize), 0);
     const list: CodeRegion[] = [];
-    for (const { executable, address, addressNumber, fileSize } of loaded.sort(
-      (a, b) => a.addressNumber - b.addressNumber,
-    )) {
+    for (const segment of loaded.sort((a, b) => a.addressNumber - b.addressNumber)) {
+      const { executable, addressNumber, fileSize } = segment;
       if (!executable || fileSize > left || addressNumber < (list.at(-1)?.end ?? 0)) continue;
-      const bytes = elf.bytesAt(address, fileSize);
+      const bytes = elf.segmentBytes(segment);
       if (bytes === undefined) continue;
       left -= fileSize;
       list.push(new CodeRegion(addressNumber, bytes));

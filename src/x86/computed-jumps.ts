@@ -55,8 +55,9 @@ class Image {
   readonly #parts: readonly { readonly start: number; readonly end: number; readonly view: DataView }[];
 
   constructor(elf: ElfFile) {
-    this.#parts = elf.segments.flatMap(({ type, address, addressNumber, fileSize }) => {
-      const bytes = type === PT_LOAD && fileSize > 0 ? elf.bytesAt(address, fileSize) : undefined;
+    this.#parts = elf.segments.flatMap((segment) => {
+      const { type, addressNumber, fileSize } = segment;
+      const bytes = type === PT_LOAD && fileSize > 0 ? elf.segmentBytes(segment) : undefined;
       if (bytes === undefined) return [];
       const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
       return [{ start: addressNumber, end: addressNumber + fileSize, view }];

@@ -97,6 +97,30 @@ test('every direct branch, wherever it is decoded, is a landing', () => {
   );
 });
 
+test('code and data larger than any function are looked at whole', () => {
+  // 65 MiB of each: int3, and zeros with the address of an instruction after them.
+  const source = `
+    __asm__(".text\\n.globl plain\\n.type plain,@function\\nplain: mov %rdi,%rax\\nmov %rsi,%rdx\\nret\\n.size plain,.-plain\\n"
+      ".globl named\\n.type named,@function\\nnamed: mov %rdi,%rax\\n.Lin: mov %rsi,%rdx\\nret\\n.size named,.-named\\n"
+      ".skip 65 << 20, 0xcc\\n.data\\n.skip 65 << 20\\n.balign 8\\n.quad .Lin\\n.text\\n");
+    int main(void) { return 0; }`;
+  const elf = parseElf(compile(source, '-no-pie'), 'fixture');
+  const all = functionsOf(elf);
+  const { candidates, refusals } = analyseFunctions(
+    elf,
+    all.filter(({ name }) => name === 'plain' || name === 'named'),
+    all,
+  );
+  assert.deepEqual(
+    candidates.map(({ function: { name } }) => name),
+    ['plain'],
+  );
+  assert.deepEqual(
+    refusals.map(({ function: { name }, reason }) => [name, reason]),
+    [['named', 'branched-into']],
+  );
+});
+
 test('verdicts are the same after they were written down, and bytes that are none are none', () => {
   const elf = parseElf(compile('int main(void) { return 0; }', '-static'), 'fixture');
   const all = functionsOf(elf);

@@ -105,10 +105,11 @@ function markAddresses(
   if (!isFixed || regions.list.length === 0) return;
   const first = regions.list[0].start;
   const last = regions.list[regions.list.length - 1].end;
-  for (const { type, executable, address, addressNumber, fileSize } of elf.segments) {
+  for (const segment of elf.segments) {
+    const { type, executable, addressNumber, fileSize } = segment;
     // Words within code are found by the scan of code.
     if (type !== PT_LOAD || executable || fileSize < 8) continue;
-    const bytes = elf.bytesAt(address, fileSize);
+    const bytes = elf.segmentBytes(segment);
     if (bytes === undefined) continue;
     const skew = -addressNumber & 3;
     const words = wordsOf(bytes, skew);
