@@ -8,7 +8,7 @@
 // new one; the next fetch faults the file's own page in. So the text is afterwards what it was, and so is its mapping.
 //
 // Pages with hooks of unwinders come last when the tracer has died: swapped return addresses are put back first (return-listing.ts).
-import { CannotError, ending } from '../errors/index.js';
+import { CannotError, ending, isSafepokeError } from '../errors/index.js';
 import {
   FUTEX,
   FUTEX_OWNER_DIED,
@@ -547,12 +547,7 @@ export class AgentThread {
     const results: number[] = [];
     for (let from = 0; from < list.length; from += CALLS_MAX) {
       const some = list.slice(from, from + CALLS_MAX);
-      some.forEach((call, i) => {
-        const at = (AGENT.calls + i * CALL.size) / 8;
-        for (let word = 0; word < CALL.result / 8; word++)
-          this.#longs[at + word] = BigInt(call.at(word) ?? 0);
-      });
-      this.#words[AGENT.callCount / 4] = some.length;
+      this.#plan(some);
       this.#perform(ACTION.makeCalls);
       some.forEach((_, i) => {
         results.push(Number(this.#longs[(AGENT.calls + i * CALL.size + CALL.result) / 8]));
@@ -598,22 +593,31 @@ export class AgentThread {
 
   /** Ends the thread, and waits until it has gone. */
   leave(): void {
-    if (this.#isForgotten) return;
-    this.#command(ACTION.leave);
-    this.#await(() => !this.isPresent);
-    this.#forget();
+    this.#end(ACTION.leave);
   }
 
   /** Ends the thread as the last of its process, which ends with this status: since Linux 5.18 that of the last thread counts. */
   leaveLast(status: number): void {
     if (this.#isForgotten) return;
-    [SYS.exit, status].forEach((word, i) => {
-      this.#longs[AGENT.calls / 8 + i] = BigInt(word);
-    });
-    this.#words[AGENT.callCount / 4] = 1;
-    this.#command(ACTION.makeCalls);
+    this.#plan([[SYS.exit, status]]);
+    this.#end(ACTION.makeCalls);
+  }
+
+  /** By an action after which it is no more. */
+  #end(action: number): void {
+    if (this.#isForgotten) return;
+    this.#command(action);
     this.#await(() => !this.isPresent);
     this.#forget();
+  }
+
+  /** Writes down the calls that it is to make: at most `CALLS_MAX`. */
+  #plan(list: readonly (readonly (number | bigint)[])[]): void {
+    list.forEach((call, i) => {
+      const at = (AGENT.calls + i * CALL.size) / 8;
+      for (let word = 0; word < CALL.result / 8; word++) this.#longs[at + word] = BigInt(call.at(word) ?? 0);
+    });
+    this.#words[AGENT.callCount / 4] = list.length;
   }
 
   /** Lets it do what it does when we die. */
@@ -694,6 +698,11 @@ export class AgentThread {
       systemCall(SYS.futex, this.#done, FUTEX.wait, done, addressOf(new Uint8Array(pollTime.buffer)));
     }
   }
+}
+
+/** True if the agent's thread has gone, or does not answer. */
+export function isAgentLost(error: unknown): boolean {
+  return isSafepokeError(error) && error.code === 'AGENT_LOST';
 }
 
 /**

@@ -11,6 +11,7 @@ import {
   PROT,
   SYS,
   faultPoint,
+  hasEnded,
   mapOwn,
   readStartTime,
   readExitStatus,
@@ -56,7 +57,7 @@ import {
   type Journal,
   type ShadowPlaces,
 } from './journal.js';
-import { AGENT_THREAD_CALLS, AgentThread, NO_PLACES, agentThreadCode } from './agent-thread.js';
+import { AGENT_THREAD_CALLS, AgentThread, NO_PLACES, agentThreadCode, isAgentLost } from './agent-thread.js';
 import {
   OPEN_TEXT_CALLS,
   gapsToShut,
@@ -613,7 +614,7 @@ export class Agent {
     try {
       this.#thread?.calls(shuttingCalls(this.#pid, this.#opened));
     } catch (error) {
-      if (isSafepokeError(error) && error.code === 'AGENT_LOST') return;
+      if (isAgentLost(error)) return;
       throw error;
     }
     this.#seeShut();
@@ -862,7 +863,7 @@ export class Agent {
       thread.leave();
     } catch (error) {
       // It cannot just now; at the next look perhaps.
-      if (isSafepokeError(error) && error.code === 'AGENT_LOST') return false;
+      if (isAgentLost(error)) return false;
       throw error;
     }
     this.#thread = undefined;
@@ -875,13 +876,13 @@ export class Agent {
    */
   mindEnd(): void {
     const thread = this.#thread;
-    if (thread === undefined || !thread.isPresent) return;
+    if (thread === undefined) return;
     // Who is alive may have made another that the first list lacks; by the second nobody is left who could.
     for (let looks = 0; looks < 2; looks++) if (!isLastThread(this.#pid, thread.tid)) return;
     try {
       thread.leaveLast(readExitStatus(this.#pid) ?? 0);
     } catch (error) {
-      if (!isSafepokeError(error) || error.code !== 'AGENT_LOST') throw error;
+      if (!isAgentLost(error)) throw error;
     }
   }
 
@@ -950,7 +951,7 @@ export class Agent {
       this.#thread?.leave();
       return true;
     } catch (error) {
-      if (isSafepokeError(error) && error.code === 'AGENT_LOST') return false;
+      if (isAgentLost(error)) return false;
       throw error;
     }
   }
@@ -1126,8 +1127,8 @@ function writeMapped(
   else writeSync(sharedFile, BigUint64Array.from(words), 0, words.length * 8, AGENT.tracerPid);
 }
 
-/** True if all threads of a process have ended but one. The first stays in the list until the others have gone. */
+/** True if all threads of a process have ended but one. The first, which is looked at often, stays in the list until the others have gone. */
 function isLastThread(pid: number, tid: number): boolean {
-  const hasEnded = (other: number): boolean => /^[ZX]/.test(readStatus(pid, other)?.get('State') ?? 'X');
-  return hasEnded(pid) && (readThreads(pid) ?? []).every((other) => other === tid || hasEnded(other));
+  if (!hasEnded(pid, pid) || hasEnded(pid, tid)) return false;
+  return (readThreads(pid) ?? []).every((other) => other === tid || hasEnded(pid, other));
 }

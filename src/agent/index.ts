@@ -34,6 +34,7 @@ export {
   AgentThread,
   FURTHER_ACTION,
   agentThreadListing,
+  isAgentLost,
   type AgentAction,
   type WholeSite,
 } from './agent-thread.js';

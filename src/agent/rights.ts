@@ -8,7 +8,7 @@
 // capabilities, as without them it would be a way in for all others of its user.
 import { randomInt } from 'node:crypto';
 import { readFileSync } from 'node:fs';
-import { SYS, bitSet, readLink, readStatus, readThreads } from '../linux/index.js';
+import { SYS, bitSet, readLink, readStatus, readThreads, showsEnd } from '../linux/index.js';
 import type { PlannedCall } from '../target/index.js';
 import { AGENT } from './layout.js';
 
@@ -152,7 +152,7 @@ export class RightsWatch {
 
   #hasMoreThan(tid: number, own: Status): boolean {
     const theirs = readStatus(this.#pid, tid);
-    if (theirs === undefined || /^[ZX]/.test(theirs.get('State') ?? 'X')) return false;
+    if (theirs === undefined || showsEnd(theirs)) return false;
     if (filterCount(theirs) > filterCount(own)) return true;
     if ((bitSet(own, 'CapPrm') & ~bitSet(theirs, 'CapPrm')) !== 0n) return true;
     if (!this.#isApart && IDS.some((name) => theirs.get(name) !== own?.get(name))) return true;

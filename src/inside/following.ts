@@ -159,8 +159,7 @@ export class Following {
   /** Where the program is another already, or has ended, what has been looked at tells nothing. */
   #reasonOf(error: unknown): Error | undefined {
     if (!this.#thread.isPresent) {
-      const state = readStatus(this.#pid)?.get('State');
-      return state === undefined || /^[ZX]/.test(state) ? undefined : notFollowed(this.#pid, QUICKER);
+      return hasEnded(this.#pid) ? undefined : notFollowed(this.#pid, QUICKER);
     }
     if (isSafepokeError(error)) return error;
     return notFollowed(this.#pid, error instanceof Error ? error.message : String(error));

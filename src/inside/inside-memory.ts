@@ -2,8 +2,8 @@
 // buffer that we share with it. That takes no permission at all, and bad addresses are errors there as well. Where that file cannot be
 // used the file of the buffer is: the kernel copies between it and memory, with the rights that the memory has, and bad addresses
 // are errors again. Code is unlocked for it (mprotect) and locked again, as the protocol says.
-import type { AgentThread } from '../agent/index.js';
-import { CannotError, isSafepokeError } from '../errors/index.js';
+import { isAgentLost, type AgentThread } from '../agent/index.js';
+import { CannotError } from '../errors/index.js';
 import {
   ERRNO,
   PROT,
@@ -82,7 +82,7 @@ export class InsideMemory extends TargetMemory {
       }
     } catch (error) {
       // The process has ended, or executes another program.
-      if (!isSafepokeError(error) || error.code !== 'AGENT_LOST') throw error;
+      if (!isAgentLost(error)) throw error;
     }
     return bytes.subarray(0, done);
   }
@@ -118,7 +118,7 @@ export class InsideMemory extends TargetMemory {
       const perRead = results.length / batch.length;
       counts = batch.map((_, i) => results[(i + 1) * perRead - 1]);
     } catch (error) {
-      if (!isSafepokeError(error) || error.code !== 'AGENT_LOST') throw error;
+      if (!isAgentLost(error)) throw error;
       counts = [];
     }
     return batch.map((_, i) => {

@@ -79,6 +79,7 @@ export {
   readThreadName,
   readThreads,
   runnableThreads,
+  showsEnd,
   type Mapping,
   bitSet,
 } from './proc.js';

@@ -215,7 +215,12 @@ export function bitSet(status: ReadonlyMap<string, string> | undefined, name: st
 
 /** True if a process, or one thread of it, has ended: it is gone, or waits to be reaped. */
 export function hasEnded(pid: number, tid?: number): boolean {
-  return /^[ZX]/.test(readStatus(pid, tid)?.get('State') ?? 'X');
+  return showsEnd(readStatus(pid, tid));
+}
+
+/** The same by what `readStatus` has said. */
+export function showsEnd(status: ReadonlyMap<string, string> | undefined): boolean {
+  return /^[ZX]/.test(status?.get('State') ?? 'X');
 }
 
 /** A thread's name: at most 15 bytes, any but NUL. */

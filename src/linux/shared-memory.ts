@@ -1,6 +1,6 @@
 import { readdirSync } from 'node:fs';
 import { withRoom } from './descriptors.js';
-import { readStatus, readThreads } from './proc.js';
+import { hasEnded, readThreads } from './proc.js';
 import { SYS, systemCall } from './system-call.js';
 
 /** include/uapi/linux/kcmp.h */
@@ -12,9 +12,7 @@ const KCMP_VM = 1;
  * ended: whoever has no memory any more has it in common with all that have none.
  */
 export function processesSharing(pid: number): number[] {
-  const living = (readThreads(pid) ?? []).find(
-    (tid) => !/^[ZX]/.test(readStatus(pid, tid)?.get('State') ?? 'X'),
-  );
+  const living = (readThreads(pid) ?? []).find((tid) => !hasEnded(pid, tid));
   if (living === undefined) return [];
   let all: string[];
   try {

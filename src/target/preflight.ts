@@ -1,6 +1,6 @@
 // What can be known of a process before anything is done to it. Each refusal says what to do.
 import { CannotError } from '../errors/index.js';
-import { readExecutableHead, readStatus, readThreads } from '../linux/index.js';
+import { readExecutableHead, readStatus, readThreads, showsEnd } from '../linux/index.js';
 import { hasFsgsbase } from './fsgsbase.js';
 import { permissionAdvice } from './permission.js';
 import { SECCOMP_FILTER } from './seccomp.js';
@@ -60,7 +60,7 @@ export function preflight(pid: number): Preflight {
   if (pid === process.pid) {
     throw new CannotError('SELF', { tried, why: 'that is safepoke itself', next: 'give another process' });
   }
-  if (/^[ZX]/.test(status.get('State') ?? '')) {
+  if (showsEnd(status)) {
     throw new CannotError('ZOMBIE', {
       tried,
       why: 'it has ended already and only waits for its parent (a zombie)',

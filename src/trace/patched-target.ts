@@ -1,5 +1,5 @@
 // A target with its sites changed: the way back.
-import type { Agent } from '../agent/index.js';
+import { isAgentLost, type Agent } from '../agent/index.js';
 import { CannotError, isSafepokeError } from '../errors/index.js';
 import { CALL_REFUSED } from '../inside/index.js';
 import { processesSharing, readMaps, readThreads, type Mapping } from '../linux/index.js';
@@ -246,7 +246,7 @@ export class PatchedTarget {
       agent.thread.restoreText(withHooks);
     } catch (error) {
       // It stands still, perhaps with all the others; then they are held and the sites are written.
-      if (!isSafepokeError(error) || error.code !== 'AGENT_LOST') throw error;
+      if (!isAgentLost(error)) throw error;
     }
   }
 
