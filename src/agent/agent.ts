@@ -18,6 +18,7 @@ import {
   readStatus,
   readThreads,
   roundToPage,
+  sealFutureWrite,
   errnoName,
   systemCall,
   type OwnMapping,
@@ -104,9 +105,6 @@ import {
 } from './stubs.js';
 
 const TWO_TO_32 = 2 ** 32;
-/** include/uapi/linux/fcntl.h; FUTURE_WRITE since Linux 5.1 */
-const F_ADD_SEALS = 1033;
-const F_SEAL_FUTURE_WRITE = 0x10;
 
 /** include/uapi/linux/falloc.h */
 const FALLOC_FL_KEEP_SIZE = 1;
@@ -489,7 +487,7 @@ export class Agent {
       sizeShared(pid, file, bytes);
       this.#code = mapOwn(bytes, PROT.read | PROT.write, MAP.shared, file);
       // We have the only mapping that can be written. A child could else make its own writable, and so the code that its parent executes.
-      systemCall(SYS.fcntl, file, F_ADD_SEALS, F_SEAL_FUTURE_WRITE);
+      sealFutureWrite(file);
       sealShared(pid, file, bytes);
       let offset = 0;
       for (const cluster of clusters) {

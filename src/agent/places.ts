@@ -6,6 +6,7 @@ import {
   PAGE,
   PROT,
   SYS,
+  deviceText,
   mappingAt,
   readMaps,
   readMaxMapCount,
@@ -91,7 +92,7 @@ export function proveMapped(
       wanted === undefined
         ? m.inode === 0 && (m.path === '' || m.path.startsWith('[anon'))
         : m.inode === wanted.ino &&
-          m.device === deviceName(wanted.dev) &&
+          m.device === deviceText(wanted.dev) &&
           m.offset - m.start === offset - address;
     if (m.start > end || !isIt || m.permissions !== permissions) break;
     end = m.end;
@@ -101,13 +102,6 @@ export function proveMapped(
     `map memory into process ${pid}`,
     `it says that ${length} bytes are at 0x${address.toString(16)}, and the kernel shows something else there`,
   );
-}
-
-/** A device as /proc/PID/maps shows it: major and minor number, which are spread over the word (new_encode_dev, include/linux/kdev_t.h). */
-function deviceName(device: number): string {
-  const major = (device >>> 8) & 0xfff;
-  const minor = (device & 0xff) | ((device >>> 12) & 0xfff00);
-  return [major, minor].map((n) => n.toString(16).padStart(2, '0')).join(':');
 }
 
 /** Sizes the shared file from our side: the target may have a limit on the size of files (RLIMIT_FSIZE). */

@@ -65,5 +65,7 @@ export const UCONTEXT_REGISTERS = { rbp: 120, rax: 144, rcx: 152, rsp: 160, rip:
 /** Flags of open(2), the directory of openat(2) that is the current one, where lseek(2) counts from the beginning: include/uapi/linux/{fcntl,fs}.h. */
 export const O_RDWR = 2;
 export const O_CLOEXEC = 0x8_0000;
+/** Opens nothing, and so does nothing to what it names; Node has no name for it. */
+export const O_PATH = 0x20_0000;
 export const AT_FDCWD = -100;
 export const SEEK_SET = 0;

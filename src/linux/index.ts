@@ -82,6 +82,7 @@ export {
   showsEnd,
   type Mapping,
   bitSet,
+  deviceText,
 } from './proc.js';
 export { bytesOfText, textOfBytes } from './path-text.js';
 export { NotRegularError, RegularFile } from './regular-file.js';
@@ -103,6 +104,7 @@ export {
   createMemoryFile,
   createOpenFile,
   growMemoryFile,
+  sealFutureWrite,
   sealMemoryFile,
   takeMemoryFile,
   type DescriptorOwner,

@@ -3,7 +3,7 @@
 // nothing is done with it before it is proven to be what was asked for. Before it is mapped it is sealed: memory that somebody else
 // can cut off behind our mapping ends us by SIGBUS.
 import { closeSync, constants, fstatSync, ftruncateSync, openSync, readlinkSync, writeSync } from 'node:fs';
-import { MFD_ALLOW_SEALING, MFD_CLOEXEC } from './abi.js';
+import { MFD_ALLOW_SEALING, MFD_CLOEXEC, O_PATH } from './abi.js';
 import { PidFile } from './pid-file.js';
 import { hasEnded, readStatus } from './proc.js';
 import { ERRNO, SYS, addressOf, errnoName, systemCall } from './system-call.js';
@@ -16,11 +16,11 @@ const F_GET_SEALS = 1034;
 const F_SEAL_SEAL = 0x1;
 const F_SEAL_SHRINK = 0x2;
 const F_SEAL_GROW = 0x4;
+/** Since Linux 5.1. */
+const F_SEAL_FUTURE_WRITE = 0x10;
 /** The kernel's own, where vm.memfd_noexec is set: the file itself may not become executable. Mappings may. */
 const F_SEAL_EXEC = 0x20;
 const SIZE_SEALS = F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW;
-/** O_PATH of include/uapi/asm-generic/fcntl.h: opens nothing, and so does nothing to what it names. */
-const O_PATH = 0o1000_0000;
 /** The last number of the four of a process's status: the user as whom files are made. */
 const FILE_SYSTEM_UID = 3;
 /** A descriptor is an int; no process has so many. */
@@ -87,6 +87,11 @@ export function sealMemoryFile(fd: number, size: number): void {
   if (seals < 0 || (seals & SIZE_SEALS) !== SIZE_SEALS) throw new Error('it is not sealed');
   const { size: actual } = fstatSync(fd);
   if (actual !== size) throw new Error(`it has ${actual} bytes in place of ${size}`);
+}
+
+/** Forbids to map a memory file, or to write to it, from now on; who has it mapped writes on. Before Linux 5.1 nothing happens. */
+export function sealFutureWrite(fd: number): void {
+  systemCall(SYS.fcntl, fd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE);
 }
 
 /**

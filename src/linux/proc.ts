@@ -208,6 +208,17 @@ export function readStatus(pid: number, tid?: number): ReadonlyMap<string, strin
   return fields;
 }
 
+/**
+ * A device number of fstat(2) as /proc/PID/maps and /proc/locks have it. glibc's makedev: 12 bits of the major number above 8 of the minor,
+ * the rest of both above that.
+ */
+export function deviceText(device: number): string {
+  const number = BigInt(device);
+  const major = ((number >> 8n) & 0xfffn) | ((number >> 32n) & 0xfffff000n);
+  const minor = (number & 0xffn) | ((number >> 12n) & 0xffffff00n);
+  return `${major.toString(16).padStart(2, '0')}:${minor.toString(16).padStart(2, '0')}`;
+}
+
 /** A set of signals or capabilities as /proc/PID/status shows it; empty where it does not. */
 export function bitSet(status: ReadonlyMap<string, string> | undefined, name: string): bigint {
   return BigInt(`0x${status?.get(name) ?? '0'}`);

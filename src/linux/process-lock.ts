@@ -18,7 +18,7 @@
 // a session that lives once more when its own is there, before it changes anything (src/trace/recovery.ts): of two at least the later sees
 // the other, and leaves.
 import { closeSync, openSync, readFileSync, readdirSync, statSync } from 'node:fs';
-import { readStatus } from './proc.js';
+import { deviceText, readStatus } from './proc.js';
 import { ERRNO, SYS, systemCall } from './system-call.js';
 
 /** include/uapi/asm-generic/fcntl.h */
@@ -78,7 +78,7 @@ export function lockHolders(pid: number): LockHolder[] {
   try {
     locks = readFileSync('/proc/locks', 'latin1');
     const { dev, ino } = statSync(fileOf(pid));
-    file = deviceAndInode(dev, ino);
+    file = `${deviceText(dev)}:${ino}`;
   } catch {
     return [];
   }
@@ -101,14 +101,6 @@ export function rightfulHolder(target: number, holders: readonly LockHolder[]): 
 export function effectiveUser(pid: number): number | undefined {
   const uid = readStatus(pid)?.get('Uid')?.split(/\s+/).at(1);
   return uid === undefined ? undefined : Number(uid);
-}
-
-/** As /proc/locks writes it; a device's number as glibc's makedev puts it together. */
-function deviceAndInode(device: number, inode: number): string {
-  const hex = (n: number): string => n.toString(16).padStart(2, '0');
-  const major = (device >>> 8) & 0xfff;
-  const minor = (device & 0xff) | ((device >>> 12) & 0xfff00);
-  return `${hex(major)}:${hex(minor)}:${inode}`;
 }
 
 /** False if a process certainly has not locked a file: its descriptors can be seen, and none of them has. */

@@ -2,12 +2,10 @@
 // change or shorten them while they are read.
 import { closeSync, constants, fstatSync, openSync, readSync, type Stats } from 'node:fs';
 import { withRoom } from './descriptors.js';
-import { MAP, O_CLOEXEC, PAGE, PROT } from './abi.js';
-import { mappingAt, readMaps, type Mapping } from './proc.js';
+import { MAP, O_CLOEXEC, O_PATH, PAGE, PROT } from './abi.js';
+import { deviceText, mappingAt, readMaps, type Mapping } from './proc.js';
 import { mapOwn } from './system-call.js';
 
-/** include/uapi/asm-generic/fcntl.h, which Node does not name. */
-const O_PATH = 0o10000000;
 const { O_NOCTTY, O_NOFOLLOW, O_NONBLOCK, O_RDONLY } = constants;
 
 /** As many as are looked at in turn, far below any limit on descriptors. */
@@ -156,12 +154,4 @@ function ownMapping(fd: number): Mapping | undefined {
   } catch {
     return undefined;
   }
-}
-
-/** A device number as /proc/PID/maps has it. glibc's makedev: 12 bits of the major number above 8 of the minor, the rest of both above that. */
-function deviceText(device: number): string {
-  const number = BigInt(device);
-  const major = ((number >> 8n) & 0xfffn) | ((number >> 32n) & 0xfffff000n);
-  const minor = (number & 0xffn) | ((number >> 12n) & 0xffffff00n);
-  return `${major.toString(16).padStart(2, '0')}:${minor.toString(16).padStart(2, '0')}`;
 }
