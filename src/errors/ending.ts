@@ -9,6 +9,8 @@ export const ENDED = 'ENDED';
 const ENDING_MS = 1400;
 /** Each wait gets this part of the time that is left: others may come behind it. */
 const SHARE = 1 / 2;
+/** So many short steps take a millisecond or so. */
+const STEPS_PER_LOOK = 256;
 /** None is so late that it need not look at all. */
 const LEAST_MS = 20;
 
@@ -76,6 +78,11 @@ export const ending = {
     if (wish === undefined || wish.isTold || !isDue(wish)) return;
     wish.isTold = true;
     throw ended();
+  },
+
+  /** The same at a step, counted from 0, of many short ones. @throws CannotError ENDED, once */
+  lookAt(step: number): void {
+    if (step % STEPS_PER_LOOK === 0) ending.look();
   },
 
   /** For how many milliseconds to wait, of so many: fewer where the end is wanted. To be asked again and again. */

@@ -14,9 +14,6 @@ import type {
 import { refusalByName } from './unsafe-names.js';
 import { Verdicts, type EntryVerdict } from './verdicts.js';
 
-/** Some milliseconds. */
-const FUNCTIONS_PER_LOOK = 256;
-
 /** The verdict on each function asked for, in the order asked: in exactly one of the two lists. */
 export interface Analysis<F extends FunctionRange> {
   readonly candidates: readonly SiteCandidate<F>[];
@@ -52,7 +49,7 @@ export function analyseFunctions<F extends FunctionRange>(
   const candidates: SiteCandidate<F>[] = [];
   const refusals: Refusal<F>[] = [];
   for (const [i, range] of asked.entries()) {
-    if (i % FUNCTIONS_PER_LOOK === 0) ending.look();
+    ending.lookAt(i);
     const index = lowerBound(starts, range.addressNumber);
     const isKnown = starts[index] === range.addressNumber;
     const byName = range.kind === 'function' ? refusalByName(range.names) : undefined;

@@ -9,9 +9,6 @@ import { endbrLength } from './displaced.js';
 import { Flow } from './flow.js';
 import { branchTarget, decodeFlow, int32At } from './instruction-flow.js';
 
-/** Some milliseconds. */
-const FUNCTIONS_PER_LOOK = 256;
-
 /** A jump that leaves a range, or comes from code that no range covers. */
 export interface LeavingJump {
   /** Index of the range that it stands in; -1: none. */
@@ -72,7 +69,7 @@ class Sweeper implements Swept {
     let index = 0;
     while (index < count && ends[index] <= region.start + from) index++;
     for (; index < count && starts[index] < region.start + to; index++) {
-      if (index % FUNCTIONS_PER_LOOK === 0) ending.look();
+      ending.lookAt(index);
       const first = Math.max(starts[index] - region.start, at);
       const end = Math.min(ends[index] - region.start, to);
       if (first > at) this.#sweepGap(region, at, first);

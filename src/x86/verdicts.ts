@@ -8,9 +8,6 @@ import { endbrLength, measureDisplaced, type DisplacedExtent } from './displaced
 import { ModuleLandings } from './landings.js';
 import { SITE_LENGTH, type FunctionRange, type RefusalReason, type SiteKind } from './sites.js';
 
-/** Some milliseconds. */
-const FUNCTIONS_PER_LOOK = 256;
-
 /** Longer functions are not copied as a whole for the sake of a loop at their entry. */
 const LONGEST_COPIED = 4096;
 
@@ -66,7 +63,7 @@ export class Verdicts {
     const verdicts = new Verdicts(new Uint8Array(functions.length * BYTES));
     const judge = new EntryJudge(elf, functions, ModuleLandings.of(elf, functions));
     functions.forEach((range, i) => {
-      if (i % FUNCTIONS_PER_LOOK === 0) ending.look();
+      ending.lookAt(i);
       verdicts.#set(i, judge.judge(range));
     });
     return verdicts;
