@@ -64,6 +64,8 @@ export interface ElfFile {
   readonly type: ElfType;
   readonly entry: bigint;
   readonly segments: readonly ElfSegment[];
+  /** Those of them that are loaded (PT_LOAD). */
+  readonly loaded: readonly ElfSegment[];
   /** Empty when the file was stripped of its section headers. */
   readonly sections: readonly ElfSection[];
   /** Hexadecimal, lower case. */

@@ -51,7 +51,7 @@ class ParsedElf implements ElfFile {
   readonly needed: readonly string[];
   readonly hasUnwindTables: boolean;
   readonly #file: ElfBytes;
-  readonly #loaded: readonly ElfSegment[];
+  readonly loaded: readonly ElfSegment[];
   /** The file up to the end of what is loaded. */
   readonly #image: SparseBytes;
   readonly #dynamic: DynamicTable | undefined;
@@ -70,8 +70,8 @@ class ParsedElf implements ElfFile {
     this.type = header.type;
     this.entry = BigInt(header.entry);
     this.segments = readSegments(file, header);
-    this.#loaded = this.segments.filter((segment) => segment.type === abi.PT_LOAD);
-    const end = this.#loaded.reduce((most, { offset, fileSize }) => Math.max(most, offset + fileSize), 0);
+    this.loaded = this.segments.filter((segment) => segment.type === abi.PT_LOAD);
+    const end = this.loaded.reduce((most, { offset, fileSize }) => Math.max(most, offset + fileSize), 0);
     this.#image = new SparseBytes(file.source, 0, end);
     this.sections = readSections(file, header);
     this.buildId = this.#readBuildId();
@@ -123,7 +123,7 @@ class ParsedElf implements ElfFile {
   }
 
   addressOf(fileOffset: number): bigint | undefined {
-    const segment = this.#loaded.find(
+    const segment = this.loaded.find(
       (candidate) => fileOffset >= candidate.offset && fileOffset < candidate.offset + candidate.fileSize,
     );
     return segment && BigInt(segment.addressNumber + (fileOffset - segment.offset));
@@ -155,7 +155,7 @@ class ParsedElf implements ElfFile {
   }
 
   codeOffset(address: number, length: number): number {
-    for (const segment of this.#loaded) {
+    for (const segment of this.loaded) {
       const from = address - segment.addressNumber;
       if (from < 0 || from + length > segment.fileSize) continue;
       const offset = segment.offset + from;
@@ -202,7 +202,7 @@ class ParsedElf implements ElfFile {
 
   /** Offset in the image of bytes that are there; -1 if they are not. */
   #offsetOfLoaded(address: number, length: number): number {
-    for (const { addressNumber, fileSize, offset } of this.#loaded) {
+    for (const { addressNumber, fileSize, offset } of this.loaded) {
       const from = address - addressNumber;
       if (from < 0 || from + length > fileSize) continue;
       return this.#image.load(offset + from, offset + from + length) ? offset + from : -1;
@@ -225,7 +225,7 @@ class ParsedElf implements ElfFile {
 
   /** The loaded segment from whose file bytes all `length` bytes at `address` come. */
   #segmentWith(address: number, length: number): ElfSegment | undefined {
-    return this.#loaded.find(
+    return this.loaded.find(
       (segment) =>
         address >= segment.addressNumber && address + length <= segment.addressNumber + segment.fileSize,
     );

@@ -2,9 +2,8 @@
 // an exception may land. DWARF 4 chapter 6.4, LSB 5 core 10.6 (.eh_frame), the Itanium C++ ABI's exception tables (LSDA).
 // The file may be damaged on purpose: what cannot be read ends the table, and nothing is read twice without bound.
 import { lowerBound } from './lower-bound.js';
-import type { ElfFile } from './elf-file.js';
-
-const PT_GNU_EH_FRAME = 0x6474e550;
+import { PT_GNU_EH_FRAME } from './abi.js';
+import type { ElfFile, ElfSegment } from './elf-file.js';
 
 /** DW_EH_PE_*: how a pointer is written. */
 const PE = { omit: 0xff, form: 0x0f, application: 0x70, pcRelative: 0x10 } as const;
@@ -270,10 +269,7 @@ export class UnwindTable {
     for (let i = 0; i < this.count; i++) {
       const lsda = this.#lsda[i];
       if (lsda === 0) continue;
-      const segment = this.#elf.segments.find(
-        ({ type, addressNumber, fileSize }) =>
-          type === 1 && lsda >= addressNumber && lsda < addressNumber + fileSize,
-      );
+      const segment = segmentWith(this.#elf, lsda);
       if (segment === undefined) continue;
       let cursor = segments.get(segment.addressNumber);
       if (cursor === undefined) {
@@ -436,6 +432,12 @@ export class UnwindTable {
   }
 }
 
+function segmentWith(elf: ElfFile, address: number): ElfSegment | undefined {
+  return elf.loaded.find(
+    ({ addressNumber, fileSize }) => address >= addressNumber && address < addressNumber + fileSize,
+  );
+}
+
 /** The bytes of .eh_frame: by its section, else from where its header says to the end of the segment. */
 function sectionOf(elf: ElfFile): Cursor | undefined {
   const section = elf.sections.find(
@@ -455,10 +457,7 @@ function sectionOf(elf: ElfFile): Cursor | undefined {
   const encoding = cursor.u8();
   cursor.skip(2);
   const address = cursor.pointer(encoding);
-  const segment = elf.segments.find(
-    ({ type, addressNumber, fileSize }) =>
-      type === 1 && address >= addressNumber && address < addressNumber + fileSize,
-  );
+  const segment = segmentWith(elf, address);
   if (!cursor.ok || segment === undefined) return undefined;
   const bytes = elf.segmentBytes(segment)?.subarray(address - segment.addressNumber);
   return bytes && new Cursor(bytes, address);

@@ -3,7 +3,6 @@ import { CannotError } from '../errors/index.js';
 import { demangle } from './demangle.js';
 import type { FunctionKind, FunctionSymbol } from './function-symbol.js';
 
-const PT_LOAD = 1;
 /**
  * How often all code may be covered by functions. Symbols within functions have sizes too; but where each of a million has nearly all of
  * the code there would be no end of looking at it.
@@ -148,8 +147,8 @@ function codeRegions(elf: ElfFile): Region[] {
   const sections = elf.sections
     .filter((section) => section.executable && section.hasBytes)
     .map(({ addressNumber, size }) => ({ start: addressNumber, end: addressNumber + size }));
-  const segments = elf.segments
-    .filter((segment) => segment.type === PT_LOAD && segment.executable)
+  const segments = elf.loaded
+    .filter(({ executable }) => executable)
     .map(({ addressNumber, fileSize }) => ({ start: addressNumber, end: addressNumber + fileSize }));
   const regions: Region[] = [];
   for (const { start, end } of (sections.length > 0 ? sections : segments).sort(

@@ -13,7 +13,6 @@ import {
   type Mapping,
 } from '../linux/index.js';
 
-const PT_LOAD = 1;
 const PAGE_MASK = 4095;
 /** Files in memory that are ours, as the kernel shows them. */
 const OWN_MEMORY = '/memfd:safepoke';
@@ -107,8 +106,8 @@ export function mappedFile(pid: number, mapping: Mapping): RegularFile | undefin
 }
 
 function biasOf(elf: ElfFile, text: Mapping): bigint | undefined {
-  for (const segment of elf.segments) {
-    if (segment.type !== PT_LOAD || !segment.executable) continue;
+  for (const segment of elf.loaded) {
+    if (!segment.executable) continue;
     const fileStart = segment.offset - (segment.offset & PAGE_MASK);
     if (text.offset < fileStart || text.offset >= segment.offset + segment.fileSize) continue;
     return BigInt(text.start) - (segment.address - BigInt(segment.offset - text.offset));

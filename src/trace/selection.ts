@@ -11,7 +11,6 @@ import {
 import type { Module } from '../target/index.js';
 import type { ElfFile } from '../elf/index.js';
 
-const PT_LOAD = 1;
 const MIB = 1 << 20;
 /** All of it is read, and marks are kept for its code. The largest programs that are shipped, browsers, load some 250 MiB. */
 const MOST_LOADED_BYTES = 512 * MIB;
@@ -85,7 +84,7 @@ export class ModuleFunctions {
 
 /** Who can land where is asked of all that a file loads. @throws CannotError FILE_TOO_LARGE */
 function checkSize(elf: ElfFile): void {
-  const loaded = elf.segments.reduce((sum, s) => (s.type === PT_LOAD ? sum + s.fileSize : sum), 0);
+  const loaded = elf.loaded.reduce((sum, { fileSize }) => sum + fileSize, 0);
   if (loaded <= MOST_LOADED_BYTES) return;
   throw new CannotError('FILE_TOO_LARGE', {
     tried: `look at the code of ${elf.name}`,

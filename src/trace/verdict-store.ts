@@ -24,7 +24,6 @@ import { VERDICTS_VERSION, Verdicts, type FunctionRange, type VerdictStore } fro
 /** Set to anything, nothing is read from the cache or written to it. */
 const NO_CACHE = 'SAFEPOKE_NO_CACHE';
 const FOLDER = 'safepoke';
-const PT_LOAD = 1;
 
 /** 77,000 functions are 600 KiB. */
 const MOST_BYTES = 64 * 1024 * 1024;
@@ -194,8 +193,8 @@ function keyOf(elf: ElfFile, functions: readonly FunctionRange[]): Buffer {
     locations: [elf.patchableEntries.map(String)],
   };
   hash.update(JSON.stringify(shape));
-  for (const segment of elf.segments) {
-    const bytes = segment.type === PT_LOAD ? elf.segmentBytes(segment) : undefined;
+  for (const segment of elf.loaded) {
+    const bytes = elf.segmentBytes(segment);
     if (bytes !== undefined) hash.update(bytes);
   }
   const numbers = new Float64Array(functions.length * 3 + elf.symbols.length);

@@ -17,8 +17,6 @@ export const Mark = {
   owned: 32,
 } as const;
 
-const PT_LOAD = 1;
-
 /** Executable bytes of a file that lie together. Indexes count from `start`. */
 export class CodeRegion {
   readonly end: number;
@@ -46,7 +44,7 @@ export class CodeRegions {
   #last: CodeRegion | undefined;
 
   constructor(elf: ElfFile) {
-    const loaded = elf.segments.filter(({ type, fileSize }) => type === PT_LOAD && fileSize > 0);
+    const loaded = elf.loaded.filter(({ fileSize }) => fileSize > 0);
     // No byte of a sane file is loaded twice: a damaged one must not make us keep marks for more than its bytes.
     let left = loaded.reduce((end, { offset, fileSize }) => Math.max(end, offset + fileSize), 0);
     const list: CodeRegion[] = [];

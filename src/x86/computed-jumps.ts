@@ -16,7 +16,6 @@ const MOST_ENTRIES = 65_536;
 const WINDOW = 64;
 /** More tables than a jump can have: one for each place that its base register is written. */
 const MOST_BASES = 1024;
-const PT_LOAD = 1;
 
 /**
  * How a jump through a register or memory goes:
@@ -55,9 +54,9 @@ class Image {
   readonly #parts: readonly { readonly start: number; readonly end: number; readonly view: DataView }[];
 
   constructor(elf: ElfFile) {
-    this.#parts = elf.segments.flatMap((segment) => {
-      const { type, addressNumber, fileSize } = segment;
-      const bytes = type === PT_LOAD && fileSize > 0 ? elf.segmentBytes(segment) : undefined;
+    this.#parts = elf.loaded.flatMap((segment) => {
+      const { addressNumber, fileSize } = segment;
+      const bytes = fileSize > 0 ? elf.segmentBytes(segment) : undefined;
       if (bytes === undefined) return [];
       const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
       return [{ start: addressNumber, end: addressNumber + fileSize, view }];

@@ -9,7 +9,6 @@ import type { FunctionRange } from './sites.js';
 import { StackDepths } from './stack-depths.js';
 import { scanCode, sweep, type IndirectJump, type LeavingJump } from './sweep.js';
 
-const PT_LOAD = 1;
 const LAND = Mark.landing | Mark.known | Mark.foreign;
 
 /**
@@ -105,10 +104,10 @@ function markAddresses(
   if (!isFixed || regions.list.length === 0) return;
   const first = regions.list[0].start;
   const last = regions.list[regions.list.length - 1].end;
-  for (const segment of elf.segments) {
-    const { type, executable, addressNumber, fileSize } = segment;
+  for (const segment of elf.loaded) {
+    const { executable, addressNumber, fileSize } = segment;
     // Words within code are found by the scan of code.
-    if (type !== PT_LOAD || executable || fileSize < 8) continue;
+    if (executable || fileSize < 8) continue;
     const bytes = elf.segmentBytes(segment);
     if (bytes === undefined) continue;
     const skew = -addressNumber & 3;
