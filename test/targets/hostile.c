@@ -174,8 +174,10 @@ static void *catcher(void *argument) {
   return NULL;
 }
 
-/** Rewrites what lies below the first thread's stack pointer, where a frame is laid that leads back. */
+/** Rewrites what lies below the first thread's stack pointer, where a frame is laid that leads back, once that thread only waits. */
+static volatile int waits;
 static void *stacker(void *leader) {
+  while (!waits) usleep(50);
   for (;;) {
     for (uintptr_t at = (uintptr_t)leader - 3072; at < (uintptr_t)leader - 256; at += 8) *(volatile uint64_t *)at ^= any();
     usleep(50);
@@ -276,6 +278,7 @@ int main(int argc, char **argv) {
   else if (strcmp(mode, "exec") != 0 && strcmp(mode, "die") != 0) pthread_create(&t, NULL, scribbler, argv[1]);
   printf("%d\n", getpid());
   fflush(stdout);
+  waits = 1;
   if (strcmp(mode, "exec") == 0 || strcmp(mode, "die") == 0) {
     struct range m[1];
     while (find(m, 1, "/memfd:safepoke", "") == 0) usleep(100);
