@@ -231,7 +231,7 @@ test('the functions of a file and of the process that runs it are the same, at s
 
 test('bad requests are refused by name before anything is done', () => {
   assert.throws(() => attach(2 ** 22 + 1), { code: 'NO_PROCESS' });
-  assert.throws(() => run([program], { entryOnly: true, depth: 1 }), { code: 'DEPTH_OF_ENTRIES' });
+  assert.throws(() => run([program], { exits: 'none', depth: 1 }), { code: 'DEPTH_OF_ENTRIES' });
   assert.throws(() => run([program], { bufferBytes: 1 }), { code: 'BAD_SIZE' });
   assert.throws(() => run([program], { filters: ['leav'] }), { code: 'NO_MATCH', message: /leaf/ });
   assert.throws(() => run([program], { filters: ['nowhere.so!x'] }), { code: 'NO_MODULE' });

@@ -110,7 +110,7 @@ const SESSION_OPTION_TYPES: Readonly<Record<keyof SessionOptions, OptionType>> =
   filters: 'strings',
   notrace: 'strings',
   depth: 'number',
-  entryOnly: 'boolean',
+  exits: 'string',
   bufferBytes: 'number',
   ringMemoryBytes: 'number',
   minDurationNs: 'number',

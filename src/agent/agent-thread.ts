@@ -6,8 +6,6 @@
 // is that nobody sees half of a change. The text pages that hold sites are the target's private copies of the file's pages.
 // mremap(MREMAP_DONTUNMAP) takes the copies away, with the old translations flushed on all processors before anybody can get a
 // new one; the next fetch faults the file's own page in. So the text is afterwards what it was, and so is its mapping.
-//
-// Pages with hooks of unwinders come last when the tracer has died: swapped return addresses are put back first (return-listing.ts).
 import { CannotError, ending, isSafepokeError } from '../errors/index.js';
 import {
   FUTEX,
@@ -30,7 +28,6 @@ import { SITE_LENGTH, assemble } from '../x86/index.js';
 import { confine, separateFiles } from './confinement.js';
 import { AGENT, CALL, CALLS_MAX, CONTROL, TEXT_RUN, WRITE } from './layout.js';
 import { SHUT_LISTING } from './open-text.js';
-import { RETURNS_LISTING } from './return-listing.js';
 import { RIGHTS_LISTING, type GivenUp } from './rights.js';
 
 /** What to do. */
@@ -39,8 +36,6 @@ const ACTION = {
   leave: 2,
   makeCalls: 3,
   writeWhole: 4,
-  restorePlainText: 5,
-  putReturnsBack: 6,
 } as const;
 
 /** Something more that the thread can do: `label` stands in the listing around it, keeps rbx and r14, and jumps to `served`. */
@@ -77,12 +72,10 @@ const EFAULT = -14;
 const EINTR = -4;
 /** How long it sleeps between two looks then. */
 const NAP_NS = 1_000_000;
-/** Between two tries, as return addresses are still swapped, or mappings or memory were wanting: first and most. The first is far more than a store takes to be seen by all. */
+/** Between two tries, as mappings or memory were wanting: first and most. */
 const FIRST_NAP_NS = 1_000_000;
 const MAX_NAP_NS = 256_000_000;
-/** Where return addresses are swapped, functions keep their sites for about as long: a thread that calls one forgets what a jump has left behind. */
-const SETTLE_NS = 16_000_000;
-/** About a minute; as long as return addresses are swapped it is tried on. */
+/** About a minute. */
 const RETRIES = 240;
 
 const NAME = 'safepoke';
@@ -118,13 +111,9 @@ export interface OrphanPlaces {
   readonly control: number;
   readonly rings: number;
   readonly ringBytes: number;
-  /** Of the first lane that a thread can have. */
-  readonly lanes: number;
-  /** It may make a process that shares the memory. */
-  readonly mayMend: boolean;
 }
 
-export const NO_PLACES: OrphanPlaces = { control: 0, rings: 0, ringBytes: 0, lanes: 0, mayMend: false };
+export const NO_PLACES: OrphanPlaces = { control: 0, rings: 0, ringBytes: 0 };
 
 /** Where the thread finds things, in the target. */
 export interface AgentThreadPlaces {
@@ -182,15 +171,9 @@ serve:
     je make_calls
     cmp dword [rbx+${AGENT.action}], ${ACTION.writeWhole}
     je write_whole
-    cmp dword [rbx+${AGENT.action}], ${ACTION.putReturnsBack}
-    je serve_returns
 ${more.map(({ action, label }) => `    cmp dword [rbx+${AGENT.action}], ${action}\n    je ${label}`).join('\n')}
     mov r12, [rbx+${AGENT.runs}]
-    mov r13, [rbx+${AGENT.plainRunCount}]
-    cmp dword [rbx+${AGENT.action}], ${ACTION.restorePlainText}
-    je restore_now
     mov r13, [rbx+${AGENT.runCount}]
-restore_now:
     call restore
     mov [rbx+${AGENT.failed}], eax
 served:
@@ -201,11 +184,6 @@ served:
     mov eax, ${SYS.futex}
     syscall
     jmp next
-
-serve_returns:
-    call put_returns_back
-    mov [rbx+${AGENT.failed}], eax
-    jmp served
 
 make_calls:
     lea r12, [rbx+${AGENT.calls}]
@@ -245,8 +223,8 @@ write_next:
     jne write_next
     jmp served
 
-; The tracer is gone. Stop recording, turn the text back but for hooks, put return addresses back, then turn back the hooks, make text
-; read-only again, free the rings; what fails is tried again. The code stays: threads may be in it. A session that comes meanwhile does the rest, and says so.
+; The tracer is gone. Stop recording, turn the text back, make it read-only again, free the rings; what fails is tried again. The code
+; stays: threads may be in it. A session that comes meanwhile does the rest, and says so.
 orphaned:
 ${onOrphaned === undefined ? '' : `    call ${onOrphaned}`}
     mov rax, [rbx+${AGENT.control}]
@@ -255,37 +233,18 @@ ${onOrphaned === undefined ? '' : `    call ${onOrphaned}`}
     mov qword [rax+${CONTROL.enabled}], 0
     mov qword [rbx+${AGENT.pause}], 0
     mov qword [rbx+${AGENT.pause + 8}], ${FIRST_NAP_NS}
-    mov dword [rbx+${AGENT.failed}], 1
     mov r14d, ${RETRIES}
-    jmp orphaned_returns
 orphaned_again:
-    cmp qword [rbx+${AGENT.pause + 8}], ${SETTLE_NS}
-    jb orphaned_returns
-    call orphaned_functions
-orphaned_returns:
-    call nap
     cmp qword [rbx+${AGENT.control}], 0
     je leave_now
-    call put_returns_back
-    test eax, eax
-    jne orphaned_wait
-    call orphaned_functions
-    mov r12, [rbx+${AGENT.plainRunCount}]
+    mov r12, [rbx+${AGENT.runs}]
     mov r13, [rbx+${AGENT.runCount}]
-    sub r13, r12
-    jbe orphaned_plain               ; nobody is to be taken at their word who was killed in between
-    imul r12, r12, ${TEXT_RUN.size}
-    add r12, [rbx+${AGENT.runs}]
     call restore
     test eax, eax
-    jne orphaned_failed
-orphaned_plain:
-    cmp dword [rbx+${AGENT.failed}], 0
     je orphaned_shut
-orphaned_failed:
     sub r14d, 1
     je orphaned_done
-orphaned_wait:
+    call nap
     cmp qword [rbx+${AGENT.pause + 8}], ${MAX_NAP_NS}
     jae orphaned_again
     shl qword [rbx+${AGENT.pause + 8}], 1
@@ -306,17 +265,6 @@ leave_now:
     mov eax, ${SYS.exit}
     syscall
     ud2
-
-; Turns text without hooks back, unless that is done. What fails is tried again by whoever calls next.
-orphaned_functions:
-    cmp dword [rbx+${AGENT.failed}], 0
-    je orphaned_turned
-    mov r12, [rbx+${AGENT.runs}]
-    mov r13, [rbx+${AGENT.plainRunCount}]
-    call restore
-    mov [rbx+${AGENT.failed}], eax
-orphaned_turned:
-    ret
 
 ; Sleeps for as long as the page says.
 nap:
@@ -389,7 +337,6 @@ compared_other:
     test rbx, rbx                    ; never 0
     ret
 ${SHUT_LISTING}
-${RETURNS_LISTING}
 ${RIGHTS_LISTING}`;
 }
 
@@ -482,14 +429,10 @@ export class AgentThread {
     return this.#tid ?? NO_THREAD;
   }
 
-  /**
-   * Tells it where the runs of text are that it is to turn back, by command or when we die: `count` of them from `address` on, the first
-   * `plain` of which have no hook.
-   */
-  setTextRuns(address: number, count: number, plain: number): void {
+  /** Tells it where the runs of text are that it is to turn back, by command or when we die: `count` of them from `address` on. */
+  setTextRuns(address: number, count: number): void {
     this.#longs[AGENT.runs / 8] = BigInt(address);
     this.#longs[AGENT.runCount / 8] = BigInt(count);
-    this.#longs[AGENT.plainRunCount / 8] = BigInt(plain);
   }
 
   /** Tells it where the mappings of text are that are writable, and that it is to shut when we die, or dismiss it, and all is turned back. */
@@ -501,30 +444,20 @@ export class AgentThread {
 
   /** There are none, or none yet: the table may be written. Returns what takes that back. */
   clearTextRuns(): () => void {
-    const plain = this.#longs[AGENT.plainRunCount / 8];
     const count = this.#longs[AGENT.runCount / 8];
-    this.#longs[AGENT.plainRunCount / 8] = 0n;
     this.#longs[AGENT.runCount / 8] = 0n;
     return () => {
       this.#longs[AGENT.runCount / 8] = count;
-      this.#longs[AGENT.plainRunCount / 8] = plain;
     };
   }
 
   /** Tells it what to turn off, to put right and to free should we die. From then on it is of use. */
-  setMemory({ control, rings, ringBytes, lanes, mayMend }: OrphanPlaces): void {
+  setMemory({ control, rings, ringBytes }: OrphanPlaces): void {
     // Without it the rest is not looked at.
     this.#longs[AGENT.control / 8] = 0n;
     this.#longs[AGENT.ringBytes / 8] = BigInt(ringBytes);
     this.#longs[AGENT.rings / 8] = BigInt(rings);
-    this.#longs[AGENT.lanes / 8] = BigInt(lanes);
-    this.#words[AGENT.mayMend / 4] = mayMend ? 1 : 0;
     this.#longs[AGENT.control / 8] = BigInt(control);
-  }
-
-  /** It may not make another process any more. */
-  forbidMending(): void {
-    this.#words[AGENT.mayMend / 4] = 0;
   }
 
   /**
@@ -576,19 +509,13 @@ export class AgentThread {
   }
 
   /**
-   * Turns the text runs back to what the file has: all, or those without hooks. Returns the number of those that could not be.
+   * Turns the text runs back to what the file has. Returns the number of those that could not be.
    *
    * @throws CannotError AGENT_LOST
    */
-  restoreText(withHooks = true): number {
-    this.#perform(withHooks ? ACTION.restoreText : ACTION.restorePlainText);
+  restoreText(): number {
+    this.#perform(ACTION.restoreText);
     return this.#words[AGENT.failed / 4];
-  }
-
-  /** Puts swapped return addresses back. True if none is left that is, or may come to be, swapped. @throws CannotError AGENT_LOST */
-  putReturnsBack(): boolean {
-    this.#perform(ACTION.putReturnsBack);
-    return this.#words[AGENT.failed / 4] === 0;
   }
 
   /** Ends the thread, and waits until it has gone. */

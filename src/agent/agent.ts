@@ -41,23 +41,13 @@ import {
   LANE_STATE,
   MAPPED_MAX,
   NO_THREAD_POINTER,
-  SHADOW,
   SHARED,
   TEXT_RUN,
-  TRUSTED_MAX,
+  entryLimit,
   planGeometry,
   type AgentGeometry,
 } from './layout.js';
-import {
-  CODE_NAME,
-  RINGS_NAME,
-  SHARED_NAME,
-  encodeJournal,
-  journalBytes,
-  shadowPlaces,
-  type Journal,
-  type ShadowPlaces,
-} from './journal.js';
+import { CODE_NAME, RINGS_NAME, SHARED_NAME, encodeJournal, journalBytes, type Journal } from './journal.js';
 import { AGENT_THREAD_CALLS, AgentThread, NO_PLACES, agentThreadCode, isAgentLost } from './agent-thread.js';
 import {
   OPEN_TEXT_CALLS,
@@ -74,13 +64,7 @@ import {
   type OpeningText,
 } from './open-text.js';
 import { encodeTextTable, type WitnessedText } from './text-table.js';
-import {
-  areOnOwnStacks,
-  maySwapReturns,
-  readShadowEntries,
-  restoreReturnAddresses,
-  shadowBase,
-} from './shadow-stacks.js';
+import { encodeDataHeader, encodeLane, encodeQueue, laneAddress, type DataPlaces } from './lanes.js';
 import {
   freePlaces,
   mapAt,
@@ -94,17 +78,16 @@ import {
 } from './places.js';
 import { RightsWatch, type GivenUp } from './rights.js';
 import { RingBudget } from './ring-budget.js';
-import { HEAD_SIZE, THREAD_POINTER_BY_REGISTER } from './recorder.js';
+import { THREAD_POINTER_BY_REGISTER } from './recorder.js';
 import {
-  HEAD_SWITCH_BYTES,
+  SWITCH_BYTES,
+  cellOffset,
+  cellSwitch,
   emitRegion,
-  headSwitch,
   regionBytes,
   type Cluster,
   type CodeRegion,
 } from './stubs.js';
-
-const TWO_TO_32 = 2 ** 32;
 
 /** include/uapi/linux/falloc.h */
 const FALLOC_FL_KEEP_SIZE = 1;
@@ -171,23 +154,15 @@ const OTHER_RANGES = 2;
 /** What a session wants of its agent. */
 export interface AgentOptions {
   readonly ringBytes: number;
-  /** Most calls open at once that a thread can have recorded. */
-  readonly maxShadowEntries: number;
-  /** Calls nested deeper than this many others are not wanted; undefined: all are. */
-  readonly maxDepth: number | undefined;
   readonly mayAskTid: boolean;
   /** What the agent's thread gives up first. */
   readonly givenUp: GivenUp;
   /** It may be confined: no seccomp filter minds. */
   readonly mayConfine: boolean;
-  /** Should the tracer die, the agent's thread may make a process that shares the memory: no seccomp filter minds. */
-  readonly mayMend: boolean;
   /** Why text is not to be made writable for the time being; undefined: nobody minds. */
   readonly whyTextStays: string | undefined;
   /** Offset of the thread's id from its thread pointer; 0: unknown. */
   readonly tidOffset: number;
-  /** Code whose calls may have their return address swapped, the most frequent caller first. */
-  readonly trusted: readonly { readonly start: number; readonly end: number }[];
   /** The agent gets a thread of its own: not in a process that job control has stopped, where it could not run. */
   readonly withThread: boolean;
   /** Numbers of lanes to try, most first: limits on memory may allow fewer. */
@@ -196,12 +171,6 @@ export interface AgentOptions {
   readonly threads: number;
   /** Bytes that all rings together may fill. */
   readonly ringMemory: number;
-}
-
-/** Pages of text for the agent's thread to turn back. */
-export interface RestoredRun extends WitnessedText {
-  /** Unwinders' hooks are among its sites. */
-  readonly hasHook: boolean;
 }
 
 /** An agent's thread that is in the target before a session and stays after it, and its pages, which stay as well. */
@@ -218,8 +187,6 @@ export interface KnownThread {
   /** The id that the C library keeps: the thread's own in its namespace. */
   readonly tid: number;
   readonly tidPointer: number | undefined;
-  readonly stackLow: number;
-  readonly stackSize: number;
 }
 
 /** The agent's presence in one target. */
@@ -241,8 +208,6 @@ export class Agent {
   readonly #codePlaces: Mapped[] = [];
   #code: OwnMapping | undefined;
   #isFurnished = false;
-  /** As `AgentOptions.mayMend`, until a filter comes. */
-  #mayMend: boolean;
   #filters: string | undefined;
   #reserved = 0;
   readonly #pid: number;
@@ -262,7 +227,6 @@ export class Agent {
   #threadCode = 0;
   /** All lanes as nobody’s. */
   #laneTable = new Uint8Array();
-  #preparedLanes = 0;
 
   private constructor(
     pid: number,
@@ -283,7 +247,6 @@ export class Agent {
     this.#siteCount = siteCount;
     this.#memory = memory;
     this.#options = options;
-    this.#mayMend = options.mayMend;
     this.geometry = geometry;
     this.budget = budgetOf(options, geometry);
     this.control = places.control;
@@ -347,7 +310,7 @@ export class Agent {
           const file = takeMade(pid, calls.tid, resident !== undefined, fd, name);
           sharedFile = file;
           for (const lanes of options.lanes) {
-            geometry = planGeometry(lanes, options.ringBytes, options.maxShadowEntries);
+            geometry = planGeometry(lanes, options.ringBytes);
             if (!budgetOf(options, geometry).isEnough) continue;
             sizeShared(pid, file, geometry.sharedBytes);
             const { sharedBytes } = geometry;
@@ -457,8 +420,6 @@ export class Agent {
       control: this.control,
       rings: this.#shared + rings,
       ringBytes: sharedBytes - rings,
-      lanes: this.#laneAddress(1),
-      mayMend: this.#mayMend,
     });
     this.#filters = this.#threadFilters();
     if (this.#thread !== undefined) this.#rights = new RightsWatch(this.#pid, this.#thread.tid);
@@ -539,17 +500,16 @@ export class Agent {
   }
 
   /** Tells the agent's thread which runs of text hold sites, for it to turn back. */
-  writeTextRuns(runs: readonly RestoredRun[]): void {
+  writeTextRuns(runs: readonly WitnessedText[]): void {
     const takeBack = this.#thread?.clearTextRuns();
-    const plain = runs.filter(({ hasHook }) => !hasHook);
     const address = this.#textTables;
     try {
-      this.#memory.write(address, encodeTextTable([...plain, ...runs.filter(({ hasHook }) => hasHook)]));
+      this.#memory.write(address, encodeTextTable(runs));
     } catch (error) {
       takeBack?.();
       throw error;
     }
-    this.#thread?.setTextRuns(address, runs.length, plain.length);
+    this.#thread?.setTextRuns(address, runs.length);
   }
 
   get #textTables(): number {
@@ -633,11 +593,10 @@ export class Agent {
     this.#thread?.setOpenedText(0, 0);
   }
 
-  /** Writes lanes and code: everything but the sites, ready for so many threads. @throws CannotError where an instruction cannot be relocated */
-  emit(clusters: readonly Cluster[], threads: number): void {
+  /** Writes lanes and code: everything but the sites. @throws CannotError where an instruction cannot be relocated */
+  emit(clusters: readonly Cluster[]): void {
     this.#fillData();
-    this.#preparedLanes = Math.min(threads + SPARE_LANES, this.geometry.lanes - 1);
-    for (let lane = 0; lane <= this.#preparedLanes; lane++) this.#writeSentinel(lane);
+    let firstCell = 0;
     let offset = 0;
     clusters.forEach((cluster, i) => {
       const place = this.#codePlaces[i];
@@ -645,7 +604,7 @@ export class Agent {
         BigInt(place.address),
         place.length,
         cluster.sites,
-        cluster.firstIndex,
+        firstCell,
         { control: BigInt(this.control), data: BigInt(this.data) },
         this.geometry,
       );
@@ -653,6 +612,7 @@ export class Agent {
       faultPoint();
       this.#codeBytes(offset, region.used).set(region.bytes.subarray(0, region.used));
       this.regions.push(region);
+      firstCell += region.cells.length;
       offset += place.length;
     });
   }
@@ -669,26 +629,43 @@ export class Agent {
     }
   }
 
-  /** Has the heads of these sites record, or not, from now on: one store each, with threads running. Indices over all clusters. */
-  switchHeads(indices: Iterable<number>, on: boolean): void {
+  /** What each cell of all regions records, as `CodeRegion.cells` has it, in the order of their numbers. */
+  get cells(): Uint32Array {
+    const all = new Uint32Array(this.regions.reduce((sum, { cells }) => sum + cells.length, 0));
+    for (const { firstCell, cells } of this.regions) all.set(cells, firstCell);
+    return all;
+  }
+
+  /** Number of the cell at which calls of a site begin, by its index over all clusters; undefined: it records ends alone. */
+  entryCell(index: number): number | undefined {
+    const place = this.#placeOf(index);
+    const cell = place?.region.entryCells.get(index - place.first);
+    return place === undefined || cell === undefined ? undefined : place.region.firstCell + cell;
+  }
+
+  /** Has these sites record beginnings of calls, or not, from now on: one store each, with threads running. Indices over all clusters. */
+  switchEntries(indices: Iterable<number>, on: boolean): void {
     if (this.#code === undefined) throw new Error('code is switched before there is any');
     const words = new BigUint64Array(this.#code.bytes);
-    const starts: { first: number; offset: number; region: CodeRegion }[] = [];
+    for (const index of indices) {
+      const place = this.#placeOf(index);
+      const cell = place?.region.entryCells.get(index - place.first);
+      if (place === undefined || cell === undefined) continue;
+      const at = place.offset + cellOffset(cell);
+      faultPoint();
+      Atomics.store(words, at / SWITCH_BYTES, cellSwitch(place.region, cell, on));
+    }
+  }
+
+  #placeOf(index: number): { first: number; offset: number; region: CodeRegion } | undefined {
     let first = 0;
     let offset = 0;
     for (const region of this.regions) {
-      starts.push({ first, offset, region });
-      first += region.bodies.length;
+      if (index < first + region.stubs.length) return { first, offset, region };
+      first += region.stubs.length;
       offset += region.bytes.length;
     }
-    for (const index of indices) {
-      const place = starts.findLast((start) => start.first <= index);
-      if (place === undefined) continue;
-      const { region } = place;
-      const head = place.offset + Number(region.heads - region.address) + (index - place.first) * HEAD_SIZE;
-      faultPoint();
-      Atomics.store(words, head / HEAD_SWITCH_BYTES, headSwitch(region, index - place.first, on));
-    }
+    return undefined;
   }
 
   /** The memory of code as we see it. */
@@ -745,9 +722,6 @@ export class Agent {
       if (thread.tidPointer !== undefined) {
         view.setBigUint64(at + LANE.tidPointer, BigInt(thread.tidPointer), true);
       }
-      view.setBigUint64(at + LANE.stackLow, BigInt(thread.stackLow), true);
-      view.setBigUint64(at + LANE.stackSize, BigInt(thread.stackSize), true);
-      if (lane > this.#preparedLanes) this.#writeSentinel(lane);
       const header = new DataView(this.headers.bytes, lane * HEADER.size, HEADER.size);
       header.setUint32(HEADER.tid, thread.tid, true);
       header.setBigUint64(HEADER.threadPointer, thread.threadPointer, true);
@@ -759,40 +733,18 @@ export class Agent {
     return assigned;
   }
 
-  /** Tells the recorder which memory is the stack of a lane's thread. */
-  setStack(lane: number, low: number, size: number): void {
-    // The size last: a range of no bytes contains nothing.
-    this.#memory.writeWord(this.#laneAddress(lane) + LANE.stackLow, BigInt(low));
-    this.#memory.writeWord(this.#laneAddress(lane) + LANE.stackSize, BigInt(size));
-  }
-
   /** Lets a lane that has a thread hold more, of what there is. */
   grantRing(lane: number): void {
     const limit = this.budget.grant(lane);
     if (limit === this.budget.initial(lane)) return;
     this.#memory.writeWord(this.#laneAddress(lane) + LANE.ringLimit, BigInt(limit));
+    this.#memory.writeWord(this.#laneAddress(lane) + LANE.entryLimit, BigInt(entryLimit(limit)));
   }
 
-  /** Mark of the recorder at work on a lane's thread; 0 if none is. */
-  busy(lane: number): bigint {
-    return this.#memory.readWord(this.#laneAddress(lane) + LANE.busy) ?? 0n;
-  }
-
-  /**
-   * Takes a lane whose thread has ended out of use. True: it may serve another thread. False: a swapped return address may
-   * still lead to it (a coroutine that another thread goes on with), so it must stay.
-   */
-  recycleLane(lane: number): boolean {
+  /** Takes a lane whose thread has ended out of use: it may serve another thread. */
+  recycleLane(lane: number): void {
     const address = this.#laneAddress(lane);
-    const former = new DataView(this.#memory.read(address, LANE.size).buffer);
     this.#memory.writeWord(address + LANE.threadPointer, NO_THREAD_POINTER);
-    const shadow = Number(former.getBigUint64(LANE.shadow, true));
-    const low = former.getBigUint64(LANE.stackLow, true);
-    const size = former.getBigUint64(LANE.stackSize, true);
-    for (const entry of readShadowEntries(this.#memory, this.#places, lane, shadow)) {
-      const onOwnStack = entry.slot >= low && entry.slot < low + size;
-      if (entry.slot !== 0n && !entry.parked && !onOwnStack) return false;
-    }
     this.#memory.write(address, this.#laneBytes(lane));
     const header = new DataView(this.headers.bytes, lane * HEADER.size, HEADER.size);
     header.setBigUint64(HEADER.dropped, 0n, true);
@@ -804,35 +756,9 @@ export class Agent {
     new DataView(slot.buffer).setUint32(0, lane * LANE.size, true);
     this.#memory.write(this.data + this.geometry.queue + (push & this.geometry.queueMask) * 4, slot);
     this.#memory.writeWord(pushAddress, BigInt(push + 1));
-    return true;
   }
 
-  /**
-   * Puts swapped return addresses back, of the threads with these thread pointers, or of all: they are held and not inside the recorder.
-   * Returns how many.
-   */
-  restoreReturnAddresses(threadPointers?: ReadonlySet<bigint>): number {
-    const isOurs = (address: bigint): boolean => this.ownsCode(address);
-    if (threadPointers === undefined) return restoreReturnAddresses(this.#memory, this.#places, isOurs);
-    let restored = 0;
-    const words = new BigUint64Array(this.headers.bytes, 0, (this.geometry.lanes * HEADER.size) / 8);
-    for (let lane = 1; lane < this.geometry.lanes; lane++) {
-      if (threadPointers.has(words[(lane * HEADER.size + HEADER.threadPointer) / 8]))
-        restored += restoreReturnAddresses(this.#memory, this.#places, isOurs, lane);
-    }
-    return restored;
-  }
-
-  /**
-   * Has the agent's thread put swapped return addresses back, with all others running. True: none is swapped any more, nor will be. False:
-   * try again, or do it another way. Recording has been off for long enough to be seen by all.
-   */
-  putReturnsBack(): boolean {
-    this.mindFilters();
-    return this.#mayMend && this.#mayRun() && this.#thread?.putReturnsBack() === true;
-  }
-
-  /** Its thread is not held by a debugger, which would get to see another process too, nor by job control. */
+  /** Its thread is not held by a debugger, nor by job control. */
   #mayRun(): boolean {
     if (this.#thread === undefined) return false;
     const status = readStatus(this.#pid, this.#thread.tid);
@@ -843,8 +769,6 @@ export class Agent {
   mindFilters(): void {
     if (this.#hasNewFilters || this.#threadFilters() === this.#filters) return;
     this.#hasNewFilters = true;
-    this.#mayMend = false;
-    this.#thread?.forbidMending();
     this.leaveTextOpen();
   }
 
@@ -891,31 +815,15 @@ export class Agent {
     return status === undefined ? this.#filters : `${status.get('Seccomp')} ${status.get('Seccomp_filters')}`;
   }
 
-  /** True if a return address is swapped, or may be yet: recording has been off for long enough to be seen by all. */
-  maySwapReturns(): boolean {
-    return maySwapReturns(this.#memory, this.#places);
-  }
-
-  /** True if nobody returns through a swapped return address but the thread that it was swapped for. The sites have been restored. */
-  areReturnsOwn(): boolean {
-    return areOnOwnStacks(this.#memory, this.#places);
-  }
-
   /**
    * Writes down what is about to be changed, for a session to come should this one be killed: ascending addresses, and the five
    * bytes of each. Before any site is changed; which of them will be changed need not be known yet.
    */
-  writeJournal(
-    addresses: Float64Array,
-    originals: Uint8Array,
-    hooks: ReadonlySet<number>,
-    texts: readonly FileText[],
-  ): void {
+  writeJournal(addresses: Float64Array, originals: Uint8Array, texts: readonly FileText[]): void {
     // The agent's thread is done for when it is out of its code.
     const code = new Set(this.#codePlaces.map(({ address }) => address));
     const threadCode = { address: this.#threadCode, length: PAGE, isCode: true };
     const journal: Omit<Journal, 'sites'> = {
-      ...this.#places,
       control: this.control,
       texts,
       ranges: [
@@ -924,7 +832,7 @@ export class Agent {
       ],
     };
     const address = this.data + this.geometry.dataBytes;
-    this.#memory.write(address, encodeJournal(journal, addresses, originals, hooks));
+    this.#memory.write(address, encodeJournal(journal, addresses, originals));
     this.#memory.writeWord(this.data + DATA.journal, BigInt(address));
     new BigUint64Array(this.#page.bytes)[AGENT.journal / 8] = BigInt(address);
   }
@@ -1007,49 +915,17 @@ export class Agent {
     closeSync(this.#sharedFile);
   }
 
-  /** The bottom of a shadow stack, above every return slot. */
-  #writeSentinel(lane: number): void {
-    this.#memory.writeWord(this.#shadowBase(lane) + SHADOW.slot, -1n);
-  }
-
   #laneAddress(lane: number): number {
-    return this.data + this.geometry.laneTable + lane * LANE.size;
+    return laneAddress(this.#places, this.geometry, lane);
   }
 
-  get #places(): ShadowPlaces {
-    return shadowPlaces(this.data, this.geometry);
-  }
-
-  #shadowBase(lane: number): number {
-    return shadowBase(this.#places, lane);
+  get #places(): DataPlaces {
+    return { data: this.data, shared: this.#shared };
   }
 
   /** A lane that belongs to nobody. */
   #laneBytes(lane: number): Uint8Array<ArrayBuffer> {
-    const { geometry } = this;
-    const bytes = new Uint8Array(LANE.size);
-    const view = new DataView(bytes.buffer);
-    // Numbers, as there are a thousand lanes.
-    const put = (offset: number, value: number): void => {
-      view.setUint32(offset, value % TWO_TO_32, true);
-      view.setUint32(offset + 4, Math.floor(value / TWO_TO_32), true);
-    };
-    const base = this.#shadowBase(lane);
-    // --depth N wants the outermost call and N levels below it.
-    const depth = this.#options.maxDepth === undefined ? geometry.shadowEntries : this.#options.maxDepth + 1;
-    const [first] = this.#options.trusted;
-    put(LANE.threadPointer, Number(NO_THREAD_POINTER));
-    put(LANE.tidPointer, this.#laneAddress(lane) + LANE.tid);
-    put(LANE.header, this.#shared + SHARED.headers + lane * HEADER.size);
-    put(LANE.ring, this.#shared + geometry.rings + lane * geometry.ringBytes);
-    put(LANE.ringMask, geometry.ringBytes - 1);
-    put(LANE.ringLimit, this.budget.initial(lane));
-    put(LANE.shadow, base);
-    put(LANE.shadowBase, base);
-    put(LANE.shadowLimit, base + Math.min(depth, geometry.shadowEntries) * SHADOW.size);
-    put(LANE.trustedStart, first.start);
-    put(LANE.trustedLength, first.end - first.start);
-    return bytes;
+    return encodeLane(this.#places, this.geometry, lane, this.budget.initial(lane));
   }
 
   #fillData(): void {
@@ -1058,29 +934,8 @@ export class Agent {
     for (let lane = 0; lane < geometry.lanes; lane++)
       this.#laneTable.set(this.#laneBytes(lane), lane * LANE.size);
     this.#memory.write(this.data + geometry.laneTable, this.#laneTable);
-
-    const queue = new Uint32Array(geometry.queueMask + 1);
-    for (let lane = 1; lane < geometry.lanes; lane++) queue[lane - 1] = lane * LANE.size;
-    this.#memory.write(this.data + geometry.queue, new Uint8Array(queue.buffer));
-
-    const header = new Uint8Array(DATA.size);
-    const view = new DataView(header.buffer);
-    const put = (offset: number, value: number | bigint): void => {
-      view.setBigUint64(offset, BigInt(value), true);
-    };
-    put(DATA.queuePush, geometry.lanes - 1);
-    put(DATA.lanesEnd, this.#laneAddress(geometry.lanes));
-    put(DATA.tidOffset, this.#options.tidOffset);
-    put(DATA.mayAskTid, this.#options.mayAskTid ? 1 : 0);
-    put(DATA.depthIsFilter, this.#options.maxDepth === undefined ? 0 : 1);
-    put(DATA.magic, AGENT_MAGIC);
-    const trusted = this.#options.trusted.slice(0, TRUSTED_MAX);
-    put(DATA.trustedCount, trusted.length);
-    trusted.forEach(({ start, end }, i) => {
-      put(DATA.trusted + i * 16, start);
-      put(DATA.trusted + i * 16 + 8, end - start);
-    });
-    this.#memory.write(this.data, header);
+    this.#memory.write(this.data + geometry.queue, encodeQueue(geometry));
+    this.#memory.write(this.data, encodeDataHeader(this.#places, geometry, this.#options));
   }
 }
 

@@ -26,9 +26,7 @@ export {
 } from './open-text.js';
 export { CONFINEMENT_CALLS } from './confinement.js';
 export type { Witness, WitnessedText } from './text-table.js';
-export { MENDER_CALLS } from './return-listing.js';
 export { NOTHING_GIVEN_UP, rightsToGiveUp, type GivenUp } from './rights.js';
-export { restoreReturnAddresses } from './shadow-stacks.js';
 export {
   AGENT_THREAD_FLAGS_APART,
   AgentThread,
@@ -40,5 +38,4 @@ export {
 } from './agent-thread.js';
 export { AGENT, HEADER, LANE, LANE_STATE, planGeometry } from './layout.js';
 export { RingBudget } from './ring-budget.js';
-export { HEAD_SIZE, HEAD_TRAMPOLINE } from './recorder.js';
-export type { Cluster, CodeRegion, HeadKind, StubSite } from './stubs.js';
+export type { Cluster, CodeRegion, StubSite } from './stubs.js';

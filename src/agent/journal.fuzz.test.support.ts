@@ -48,21 +48,11 @@ export class FakeMemory extends TargetMemory {
 export function honestJournal(): Uint8Array {
   const places = {
     control: 4096,
-    data: 8192,
-    lanes: 8,
-    laneTable: 0,
-    shadowStacks: 4096,
-    shadowStride: 4096,
   };
   const texts = [0, 1].map((i) => ({ start: 0x40_0000 + i * 8192, length: 4096, offset: 0, inode: 7 }));
   const ranges = [{ address: SHARED, length: 1 << 20, isCode: false }];
   const addresses = Float64Array.from({ length: SITES }, (_, i) => 0x40_0000 + i * 16);
-  return encodeJournal(
-    { ...places, texts, ranges },
-    addresses,
-    new Uint8Array(SITES * 5).fill(0x90),
-    new Set([3]),
-  );
+  return encodeJournal({ ...places, texts, ranges }, addresses, new Uint8Array(SITES * 5).fill(0x90));
 }
 
 export function read(memory: FakeMemory): Journal | undefined {

@@ -3,31 +3,26 @@
 //
 //   header   journal magic, where the agent's regions are
 //   ranges   {address, length, is code} of each mapping
-//   sites    {address, original bytes, is a hook}
+//   sites    {address, original bytes}
 //   texts    {address, length, offset, inode} of each mapping of text that is writable for the time being
 //
 // It is found through the agent's page, at the start of the shared region, which /proc/PID/maps shows by name. That page also lists
 // the mappings, for a session that was killed before there was a journal.
 import type { TargetMemory } from '../target/index.js';
 import type { FileText } from './open-text.js';
-import { AGENT, AGENT_MAGIC, CONTROL, DATA, MAPPED_MAX, type AgentGeometry } from './layout.js';
+import { AGENT, AGENT_MAGIC, CONTROL, DATA, MAPPED_MAX } from './layout.js';
 
-/** "journal4" read as a little-endian number: changes with the layout. */
-const JOURNAL_MAGIC = 0x346c_616e_7275_6f6an;
+/** "journal5" read as a little-endian number: changes with the layout. */
+const JOURNAL_MAGIC = 0x356c_616e_7275_6f6an;
 
 /** Offsets in the header. All u64. */
 const JOURNAL = {
   magic: 0,
   control: 8,
-  data: 16,
-  lanes: 24,
-  laneTable: 32,
-  shadowStacks: 40,
-  shadowStride: 48,
-  rangeCount: 56,
-  siteCount: 64,
-  textCount: 72,
-  size: 80,
+  rangeCount: 16,
+  siteCount: 24,
+  textCount: 32,
+  size: 40,
 } as const;
 
 const RANGE_SIZE = 24;
@@ -35,13 +30,11 @@ const SITE_SIZE = 16;
 const TEXT_SIZE = 32;
 const ORIGINAL_OFFSET = 8;
 const ORIGINAL_LENGTH = 5;
-const HOOK_OFFSET = ORIGINAL_OFFSET + ORIGINAL_LENGTH;
 const TWO_TO_32 = 2 ** 32;
 /** No honest journal has more: a forged one must not make us work, or allocate, without bound. */
 const MAX_RANGES = 4096;
 const MAX_SITES = 1 << 21;
 const MAX_TEXTS = 4096;
-const MAX_JOURNAL_LANES = 1 << 13;
 /** User space ends here (TASK_SIZE_MAX, arch/x86/include/asm/page_64_types.h). */
 const END_OF_MEMORY = 2 ** 47;
 
@@ -66,20 +59,9 @@ export interface JournalSites {
   readonly addresses: Float64Array;
   /** Five bytes of each. */
   readonly originals: Uint8Array;
-  /** Of an unwinder: it is needed as long as return addresses are swapped. */
-  readonly isHook: (site: number) => boolean;
 }
 
-/** Where shadow stacks are, to put return addresses back. */
-export interface ShadowPlaces {
-  readonly data: number;
-  readonly lanes: number;
-  readonly laneTable: number;
-  readonly shadowStacks: number;
-  readonly shadowStride: number;
-}
-
-export interface Journal extends ShadowPlaces {
+export interface Journal {
   readonly control: number;
   readonly ranges: readonly JournalRange[];
   readonly sites: JournalSites;
@@ -91,12 +73,11 @@ export function journalBytes(ranges: number, sites: number, texts = sites): numb
   return JOURNAL.size + ranges * RANGE_SIZE + sites * SITE_SIZE + texts * TEXT_SIZE;
 }
 
-/** `addresses` ascend; `originals` has the five bytes of each, one site's behind the other's; `hooks` are indices. */
+/** `addresses` ascend; `originals` has the five bytes of each, one site's behind the other's. */
 export function encodeJournal(
   journal: Omit<Journal, 'sites'>,
   addresses: Float64Array,
   originals: Uint8Array,
-  hooks: ReadonlySet<number>,
 ): Uint8Array {
   const bytes = new Uint8Array(journalBytes(journal.ranges.length, addresses.length, journal.texts.length));
   const view = new DataView(bytes.buffer);
@@ -105,11 +86,6 @@ export function encodeJournal(
   };
   put(JOURNAL.magic, JOURNAL_MAGIC);
   put(JOURNAL.control, journal.control);
-  put(JOURNAL.data, journal.data);
-  put(JOURNAL.lanes, journal.lanes);
-  put(JOURNAL.laneTable, journal.laneTable);
-  put(JOURNAL.shadowStacks, journal.shadowStacks);
-  put(JOURNAL.shadowStride, journal.shadowStride);
   put(JOURNAL.rangeCount, journal.ranges.length);
   put(JOURNAL.siteCount, addresses.length);
   put(JOURNAL.textCount, journal.texts.length);
@@ -125,7 +101,6 @@ export function encodeJournal(
     view.setUint32(at + 4, Math.floor(addresses[i] / TWO_TO_32), true);
     for (let k = 0; k < ORIGINAL_LENGTH; k++)
       bytes[at + ORIGINAL_OFFSET + k] = originals[i * ORIGINAL_LENGTH + k];
-    bytes[at + HOOK_OFFSET] = hooks.has(i) ? 1 : 0;
     at += SITE_SIZE;
   }
   for (const { start, length, offset, inode } of journal.texts) {
@@ -170,19 +145,11 @@ export function readJournal(
   const rangeCount = get(JOURNAL.rangeCount);
   const siteCount = get(JOURNAL.siteCount);
   const textCount = get(JOURNAL.textCount);
-  const places = {
-    control: get(JOURNAL.control),
-    data: get(JOURNAL.data),
-    lanes: get(JOURNAL.lanes),
-    laneTable: get(JOURNAL.laneTable),
-    shadowStacks: get(JOURNAL.shadowStacks),
-    shadowStride: get(JOURNAL.shadowStride),
-  };
+  const control = get(JOURNAL.control);
   const mostSites = Math.min(MAX_SITES, textBytes / ORIGINAL_LENGTH);
   if (rangeCount > MAX_RANGES || siteCount > mostSites || textCount > Math.min(siteCount, MAX_TEXTS))
     return undefined;
-  if (places.lanes > MAX_JOURNAL_LANES || Object.values(places).some((n) => n >= END_OF_MEMORY))
-    return undefined;
+  if (control >= END_OF_MEMORY) return undefined;
   const length = journalBytes(rangeCount, siteCount, textCount) - JOURNAL.size;
   const rest = memory.readSome(address + JOURNAL.size, length);
   if (rest.length < length) return undefined;
@@ -206,7 +173,7 @@ export function readJournal(
   });
   return sites === undefined || !areApart(texts) || ranges.some((range) => !isPlace(range))
     ? undefined
-    : { ...places, ranges, sites, texts };
+    : { control, ranges, sites, texts };
 }
 
 /** Undefined if they do not ascend, or lie where no memory can be. */
@@ -218,7 +185,6 @@ function readSites(
 ): JournalSites | undefined {
   const addresses = new Float64Array(count);
   const originals = new Uint8Array(count * ORIGINAL_LENGTH);
-  const hooks = new Uint8Array(count);
   let end = 0;
   for (let i = 0; i < count; i++) {
     const at = first + i * SITE_SIZE;
@@ -228,9 +194,8 @@ function readSites(
     addresses[i] = address;
     for (let k = 0; k < ORIGINAL_LENGTH; k++)
       originals[i * ORIGINAL_LENGTH + k] = bytes[at + ORIGINAL_OFFSET + k];
-    hooks[i] = bytes[at + HOOK_OFFSET];
   }
-  return { addresses, originals, isHook: (site) => hooks[site] !== 0 };
+  return { addresses, originals };
 }
 
 const isPlace = ({ address, length }: { readonly address: number; readonly length: number }): boolean =>
@@ -272,10 +237,4 @@ export function readAgentPage(memory: TargetMemory, shared: number): AgentPage |
     })),
     hasJournal: words[AGENT.journal / 8] !== 0n,
   };
-}
-
-/** The places of a session's shadow stacks. */
-export function shadowPlaces(data: number, geometry: AgentGeometry): ShadowPlaces {
-  const { lanes, laneTable, shadowStacks, shadowStride } = geometry;
-  return { data, lanes, laneTable, shadowStacks, shadowStride };
 }

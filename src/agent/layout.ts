@@ -1,10 +1,9 @@
 // Where everything of ours lies in the target. Declared once: the emitted code and the tracer take their offsets from here.
 //
 //   control   one page, private, MADV_WIPEONFORK: a forked child reads zeros here and so never records
-//   data      private, copied by fork, because a child returns through the same swapped return addresses:
-//               header, trusted ranges, queue of free lanes, cache from thread to lane, lanes, shadow stacks
+//   data      private: header, queue of free lanes, cache from thread to lane, lanes, marks of calls whose entries were lost
 //   shared    a memfd that the tracer maps as well: the agent's pages, lane headers, then rings; it outlives the target
-//   code      per cluster of modules, within +-2 GiB of their text: recorder, heads, bodies (recorder.ts, stubs.ts); a second
+//   code      per cluster of modules, within +-2 GiB of their text: recorder and stubs (recorder.ts, stubs.ts); a second
 //             memfd, which the tracer can write while threads execute it, and which forked children keep
 //
 // A *lane* belongs to one thread for as long as that thread lives. Lane 0 belongs to nobody: an empty cache slot leads to
@@ -31,20 +30,12 @@ export const DATA = {
   tidOffset: 32,
   /** 1: a new lane asks the kernel for its thread's id (gettid); 0: a seccomp filter might not like it. */
   mayAskTid: 40,
-  /** 1: deeper calls than the shadow stack may hold are not wanted (--depth) rather than lost. */
-  depthIsFilter: 48,
   /** Magic number that tells the tracer that the agent is still mapped (the target did not execve). */
   magic: 56,
   /** Address of the journal; 0 as long as nothing has been changed. As `AGENT.journal`, which children of a fork do not have. */
   journal: 64,
-  /** Number of trusted ranges of code, then pairs {start, length}. */
-  trustedCount: 72,
-  trusted: 80,
   size: PAGE,
 } as const;
-
-/** Room for trusted ranges in the header. */
-export const TRUSTED_MAX = Math.floor((DATA.size - DATA.trusted) / 16);
 
 /** "safepoke" read as a little-endian number. */
 export const AGENT_MAGIC = 0x656b_6f70_6566_6173n;
@@ -74,16 +65,10 @@ export const AGENT = {
   pause: 80,
   /** u32: how many of the calls below to make. */
   callCount: 96,
-  /** u32: 1 if the thread may make a process that shares the memory, to put return addresses back (return-listing.ts). */
-  mayMend: 100,
   /** u64: what the thread turns off and frees when it is orphaned: the control page, the rings and their length; 0: not yet. */
   control: 104,
   rings: 112,
   ringBytes: 120,
-  /** u64: address of the first lane that a thread can have. */
-  lanes: 128,
-  /** u64: how many text runs, the first of the table, have no hook of an unwinder. */
-  plainRunCount: 136,
   /** u64: address of the table of text runs {start, length}; how many there are. */
   runs: 144,
   runCount: 152,
@@ -98,8 +83,6 @@ export const AGENT = {
   /** u64: address of the table of mappings of text that are writable for the time being (open-text.ts), as that of runs; how many there are. */
   opened: 1840,
   openedCount: 1848,
-  /** u32: threads that return through a swapped return address, or may come to; the largest number as long as that is not known. */
-  swapped: 1856,
   /** Rules that confine the thread (confinement.ts): struct landlock_ruleset_attr; i32: the thread's own descriptor of the memory, or -1. */
   rules: 1872,
   memoryFile: 1960,
@@ -151,47 +134,30 @@ export const LANE = {
   tidPointer: 8,
   /** u32 */
   tid: 16,
-  /** u32: records lost since the last LOST record. */
-  lost: 20,
+  /** u32: records lost since the last LOST record. It and the next are looked at as one word. */
+  lost: 24,
+  /** u32: how many of the lane's marks are in use. */
+  marks: 28,
   /** Address of the lane's header in the shared region. */
-  header: 24,
+  header: 32,
   /** Address of the first record. */
-  ring: 32,
+  ring: 40,
   /** Bytes of the ring, less one. */
-  ringMask: 40,
-  /** Bytes that may be in use before records are dropped. */
-  ringLimit: 48,
-  /** Address of the newest entry of the shadow stack; that of the sentinel when it is empty. */
-  shadow: 56,
-  shadowBase: 64,
-  /** Entries at or above this address are not made. */
-  shadowLimit: 72,
-  /** Stack pointer of the recorder now at work on this thread; 0: none. A signal handler finds it set. */
-  busy: 80,
-  /** The thread's own stack, once the tracer knows it: lowest address and bytes. */
-  stackLow: 88,
-  stackSize: 96,
-  /** Return slot of the unwinder that swapped return addresses were put back for; 0: none. */
-  parked: 104,
-  /** The first trusted range: code whose calls may have their return address swapped. */
-  trustedStart: 112,
-  trustedLength: 120,
+  ringMask: 48,
+  /** Bytes that may be in use before records are dropped; and before entries are, which leave room for ends of calls. */
+  ringLimit: 56,
+  entryLimit: 64,
+  /** Address of the lane's marks. */
+  markTable: 72,
   size: 128,
 } as const;
 
-/** An entry of a shadow stack: 32 bytes. */
-export const SHADOW = {
-  /** Address of the return-address slot; 0: the entry is void. The sentinel's is the largest number. */
-  slot: 0,
-  /** The return address that belongs there. */
-  returnAddress: 8,
-  /** What stands there instead. */
-  trampoline: 16,
-  /** u32: (function index << 4) | ENTRY */
-  what: 24,
-  /** u32: 1 while the true return address stands in the slot because an unwinder is at work. */
-  parked: 28,
-  size: 32,
+/** Marks of a lane: u32 each, the slot of a call whose entry was lost; 0: none. That of a slot is one of a few neighbours. */
+export const MARK = {
+  /** A power of two: no more calls than this have entries that are lost, and are still open, as a rule. */
+  places: 1 << 15,
+  tries: 8,
+  bytes: 4,
 } as const;
 
 /** A lane's header in the shared region: two cache lines, the second written by the tracer only. */
@@ -220,21 +186,22 @@ export const NO_THREAD_POINTER = 1n;
 const RING_SLACK_RECORDS = 64;
 const RECORD_SIZE = 16;
 
+/** Room that entries leave for ends of calls, in records: as many calls are open at once as a stack of 8 MiB rarely has. At most half of a ring. */
+const END_RECORDS = 1 << 15;
+
 /** What is chosen for a session, and the places that follow from it. Byte counts and offsets. */
 export interface AgentGeometry {
   /** Lanes, lane 0 included. */
   readonly lanes: number;
   /** Bytes of a ring: a power of two. */
   readonly ringBytes: number;
-  /** Open calls that a shadow stack holds. */
-  readonly shadowEntries: number;
   /** Offsets in the data region. */
   readonly queue: number;
   readonly queueMask: number;
   readonly cache: number;
   readonly laneTable: number;
-  readonly shadowStacks: number;
-  readonly shadowStride: number;
+  readonly markTables: number;
+  readonly markStride: number;
   readonly dataBytes: number;
   /** Offsets in the shared region. */
   readonly rings: number;
@@ -250,31 +217,33 @@ function powerOfTwoAtLeast(n: number): number {
 }
 
 /** Lays out a session's regions. `ringBytes` is rounded up to a power of two of at least one page. */
-export function planGeometry(lanes: number, ringBytes: number, maxShadowEntries: number): AgentGeometry {
+export function planGeometry(lanes: number, ringBytes: number): AgentGeometry {
   const ring = powerOfTwoAtLeast(Math.max(ringBytes, PAGE));
   const ringRecords = ring / RECORD_SIZE;
-  // Every open call keeps room in the ring for the record of its end; half of the ring at most.
-  const shadowEntries = Math.min(maxShadowEntries, ringRecords / 2);
   const queueSlots = powerOfTwoAtLeast(lanes);
   const queue = DATA.size;
   const cache = roundToPage(queue + queueSlots * 4);
   const laneTable = cache + 4 * 2 ** CACHE_BITS;
-  const shadowStacks = roundToPage(laneTable + lanes * LANE.size);
-  const shadowStride = roundToPage((shadowEntries + 2) * SHADOW.size);
+  const markTables = roundToPage(laneTable + lanes * LANE.size);
+  const markStride = roundToPage((MARK.places + MARK.tries) * MARK.bytes);
   const rings = roundToPage(SHARED.headers + lanes * HEADER.size);
   return {
     lanes,
     ringBytes: ring,
-    shadowEntries,
     queue,
     queueMask: queueSlots - 1,
     cache,
     laneTable,
-    shadowStacks,
-    shadowStride,
-    dataBytes: shadowStacks + lanes * shadowStride,
+    markTables,
+    markStride,
+    dataBytes: markTables + lanes * markStride,
     rings,
     sharedBytes: rings + lanes * ring,
     ringLimit: ring - Math.min(RING_SLACK_RECORDS, ringRecords / 4) * RECORD_SIZE,
   };
+}
+
+/** Bytes of a ring in use, of which `limit` may be, at which entries begin to be dropped. */
+export function entryLimit(limit: number): number {
+  return limit - Math.min(END_RECORDS * RECORD_SIZE, limit / 2);
 }

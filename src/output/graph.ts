@@ -89,7 +89,8 @@ export class GraphOutput implements TextOutput {
   onLeaf(laneId: number, depth: number, functionIndex: number): number {
     const lane = this.#lane(laneId);
     this.#writePending(lane);
-    this.#line(NO_DURATION, lane, depth, text`${this.#labels.of(functionIndex)}();`);
+    const remark = this.#info.header.mode === 'calls' ? text` ${this.#comment(text`entry only`)}` : text``;
+    this.#line(NO_DURATION, lane, depth, text`${this.#labels.of(functionIndex)}();${remark}`);
     return 0;
   }
 

@@ -89,6 +89,16 @@ test('the graph down to a depth hides what is deeper', () => {
   );
 });
 
+test('a function that is traced by its entry only is marked where its duration would stand', () => {
+  const recording = new SyntheticRecording()
+    .thread(0, 1, '')
+    .enter(0, 0, 'main')
+    .leaf(0, 10, 'odd', 0x10)
+    .leave(0, 20);
+  assert.match(textOf(recording, graph), /^ {11}\[ {5}1\] \| {3}odd\(\); \/\* entry only \*\/$/m);
+  assert.match(textOf(recording, report), /^ {9}- .* {2}odd {2}\/\* entry only \*\/$/m);
+});
+
 test('the graph of entries has no durations', () => {
   const entries = new SyntheticRecording('entries')
     .thread(0, 1, '')
@@ -112,7 +122,7 @@ test('the report counts recursion once in total, and leaves open calls out of av
   2.734  s    1.487  s           1           -           -           -  main
   1.234  s    1.234  s           1           -           -           -  wait
  13.000 ms   12.900 ms           1   13.000 ms   13.000 ms   13.000 ms  std::vector<int>::resize
-100.000 us  100.000 us           1  100.000 us  100.000 us  100.000 us  throw_it
+100.000 us  100.000 us           1  100.000 us  100.000 us  100.000 us  throw_it  /* 1 unwound */
   5.000 us    5.000 us           3    2.500 us    0.500 us    5.000 us  fib
   2.233 us    2.233 us           2    1.117 us    0.999 us    1.234 us  job
 `,

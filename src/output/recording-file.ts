@@ -1,7 +1,14 @@
 import { closeSync, fstatSync, statSync } from 'node:fs';
 import { CannotError } from '../errors/index.js';
 import type { SafepokeError } from '../errors/index.js';
-import { CallBuilder, CallObjects, LaneMerger, RECORD_BYTES, lostRecord } from '../recording/index.js';
+import {
+  CallBuilder,
+  CallObjects,
+  LaneMerger,
+  RECORD_BYTES,
+  builderOptions,
+  lostRecord,
+} from '../recording/index.js';
 import type { Call, CallVisitor, TraceInfo } from '../recording/index.js';
 import { openForReading, readPiece } from './input-file.js';
 import { LOST_AFTER, NOT_KEPT, THREAD_END, surveyFile } from './survey.js';
@@ -64,7 +71,7 @@ export class RecordingFile {
   /** Tells the visitor of all calls in the order of the file: each lane in order, lanes in any mixture. Fastest. */
   visit(visitor: CallVisitor): ReadSummary {
     const { info } = this;
-    const builder = new CallBuilder(info.header.mode, info.clock, visitor);
+    const builder = new CallBuilder(info.header.mode, info.clock, visitor, builderOptions(info, false));
     const { lanes, offsets, sizes } = this.#contents;
     const piece = Buffer.allocUnsafeSlow(STREAM_BYTES);
     let pieceStart = 0;
@@ -119,7 +126,7 @@ export class RecordingFile {
 
   #merge(visitor: CallVisitor): { builder: CallBuilder; merger: LaneMerger } {
     const { info } = this;
-    const builder = new CallBuilder(info.header.mode, info.clock, visitor);
+    const builder = new CallBuilder(info.header.mode, info.clock, visitor, builderOptions(info, true));
     const cursors = this.#laneCursors();
     const refill = (lane: number): Uint32Array | undefined => {
       const cursor = cursors.get(lane);

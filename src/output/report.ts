@@ -21,6 +21,10 @@ export type ReportKey = (typeof REPORT_KEYS)[number];
 export interface ReportRow {
   readonly function: FunctionInfo;
   readonly calls: number;
+  /** Those of them that an exception or longjmp took away: their durations count, up to when they were seen to be gone. */
+  readonly unwound: number;
+  /** Those of them of which only the entry is recorded. */
+  readonly entryOnly: number;
   readonly total: number | undefined;
   readonly self: number | undefined;
   readonly avg: number | undefined;
@@ -36,6 +40,8 @@ export class Report implements TextOutput {
   /** Functions have the first so many elements; one more is shared by those that no message has told of. */
   #known: number;
   #calls: Float64Array;
+  #unwound: Float64Array;
+  #leaves: Float64Array;
   #timed: Float64Array;
   #ended: Float64Array;
   #total: Float64Array;
@@ -57,6 +63,8 @@ export class Report implements TextOutput {
     this.#known = info.functions.length;
     const size = this.#known + 1;
     this.#calls = new Float64Array(size);
+    this.#unwound = new Float64Array(size);
+    this.#leaves = new Float64Array(size);
     this.#timed = new Float64Array(size);
     this.#ended = new Float64Array(size);
     this.#total = new Float64Array(size);
@@ -91,13 +99,16 @@ export class Report implements TextOutput {
     if (change(this.#lastOpen, row, -1) === 0) this.#total[row] += duration;
     if (end !== END_RETURNED && end !== END_UNWOUND) return;
     this.#ended[row]++;
+    if (end === END_UNWOUND) this.#unwound[row]++;
     this.#sum[row] += duration;
     if (duration < this.#min[row]) this.#min[row] = duration;
     if (duration > this.#max[row]) this.#max[row] = duration;
   }
 
   onLeaf(_lane: number, _depth: number, functionIndex: number): number {
-    this.#calls[this.#row(functionIndex)]++;
+    const row = this.#row(functionIndex);
+    this.#calls[row]++;
+    this.#leaves[row]++;
     return 0;
   }
 
@@ -116,6 +127,8 @@ export class Report implements TextOutput {
       rows.push({
         function: row < this.#known ? this.#info.functionAt(row) : UNKNOWN,
         calls: this.#calls[row],
+        unwound: this.#unwound[row],
+        entryOnly: this.#leaves[row],
         total: isTimed ? ns(this.#total[row]) : undefined,
         self: isTimed ? ns(this.#self[row]) : undefined,
         avg: hasEnded ? ns(this.#sum[row] / this.#ended[row]) : undefined,
@@ -144,7 +157,12 @@ export class Report implements TextOutput {
         cell(row.min),
         cell(row.max),
       ];
-      this.#sink(text`${join(cells, GAP)}  ${plain(row.function.name, LONGEST_NAME)}\n`);
+      const remarks = [
+        ...(row.unwound > 0 ? [`${formatCount(row.unwound)} unwound`] : []),
+        ...(row.entryOnly > 0 && this.#info.header.mode === 'calls' ? ['entry only'] : []),
+      ];
+      const remark = plain(remarks.length === 0 ? '' : `  /* ${remarks.join(', ')} */`);
+      this.#sink(text`${join(cells, GAP)}  ${plain(row.function.name, LONGEST_NAME)}${remark}\n`);
     }
   }
 
@@ -167,6 +185,8 @@ export class Report implements TextOutput {
     };
     this.#known = size - 1;
     this.#calls = grown(this.#calls, 0);
+    this.#unwound = grown(this.#unwound, 0);
+    this.#leaves = grown(this.#leaves, 0);
     this.#timed = grown(this.#timed, 0);
     this.#ended = grown(this.#ended, 0);
     this.#total = grown(this.#total, 0);

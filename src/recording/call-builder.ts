@@ -1,3 +1,4 @@
+import { FORMAT_VERSION, FORMER_VERSION } from './file-layout.js';
 import type { RecordingMode } from './file-layout.js';
 import { FUNCTION, OpenCalls, SELF, SLOT, START, TAG } from './open-calls.js';
 import {
@@ -7,19 +8,22 @@ import {
   KIND_LEAF,
   KIND_LOST,
   KIND_MASK,
+  KIND_TAIL,
   KIND_UNWOUND,
   LOST_NOT_KEPT,
   RECORD_WORDS,
+  SLOT_SHIFT,
   SLOT_WORD,
   TSC_HIGH_WORD,
   TSC_LOW_WORD,
   WHAT_WORD,
 } from './record-layout.js';
+import type { TraceInfo } from './trace-info.js';
 import type { TscClock } from './tsc-clock.js';
 
-/** The call returned. */
+/** The call returned, or went on as another by a jump. */
 export const END_RETURNED = 0;
-/** longjmp or an exception took it away; its end is when that was noticed. */
+/** longjmp or an exception took it away; its end is when that was noticed: its catcher has gone on. */
 export const END_UNWOUND = 1;
 /** It had not returned when the recording, or its thread, ended. */
 export const END_OPEN = 2;
@@ -61,6 +65,32 @@ export interface CallVisitor {
 const MAX_UNDECIDED = 256;
 /** Frames further apart than the usual size of a stack, 8 MiB, are taken to be on different stacks. */
 const STACK_BYTES = 8 << 20;
+const TWO_TO_32 = 2 ** 32;
+
+/** What a builder must know besides its records. */
+export interface BuilderOptions {
+  /** Of the format: see `FORMAT_VERSION`. */
+  readonly version?: number;
+  /** Where the own stack of a lane's thread lies, from one address up to another, if that is known. */
+  readonly stackOf?: (lane: number) => readonly [bigint, bigint] | undefined;
+  /** Records of all lanes come in the order of time: a call that another thread goes on with is found. */
+  readonly isMerged?: boolean;
+}
+
+/** What `info` tells a builder. */
+export function builderOptions(info: TraceInfo, isMerged: boolean): BuilderOptions {
+  return {
+    version: info.header.formatVersion ?? FORMAT_VERSION,
+    stackOf: (lane) => info.threadOf(lane).stack,
+    isMerged,
+  };
+}
+
+/** An open call on another stack than its thread's own. */
+interface Elsewhere {
+  readonly lane: Lane;
+  readonly functionIndex: number;
+}
 
 class Lane {
   readonly calls = new OpenCalls();
@@ -69,33 +99,56 @@ class Lane {
   doubtful = 0;
   hasLost = false;
   hasEnded = false;
+  /** The own stack, in units of slots; of size 0 while it is not known. */
+  stackLow = 0;
+  stackSize = 0;
+  isStackKnown = false;
+  /** The calls that are open on it, the lowest last: function and slot of each. */
+  readonly own: number[] = [];
 
   constructor(readonly id: number) {}
 }
 
 /**
- * Turns the records of each lane into calls. Lanes are independent: their records may come in any mixture, each lane's
- * in order. Never throws for what records say: what makes no sense is counted in `anomalies` and left out.
+ * Turns the records of each lane into calls: each lane's in order, those of different lanes in any mixture, unless they are said to be
+ * merged. Never throws for what records say: what makes no sense is counted in `anomalies` and left out.
+ *
+ * An end belongs to the open call of the same slot and function, whatever else is open. What has no end of its own (an exception, longjmp)
+ * ends when a call that is recorded shows that its frame is gone: a call with its slot begins; or, on the thread's own stack, which nobody
+ * else uses, one begins or ends that lies above it.
  */
 export class CallBuilder {
   readonly #mode: RecordingMode;
   readonly #visitor: CallVisitor;
   readonly #baseLow: number;
   readonly #baseHigh: number;
+  readonly #isFormer: boolean;
+  readonly #stackOf: BuilderOptions['stackOf'];
+  readonly #isMerged: boolean;
   readonly #lanes = new Map<number, Lane>();
+  /** Open calls on other stacks than their thread's own, by their slots: of all lanes where they are merged, else of each. */
+  readonly #elsewhere = new Map<number, Elsewhere>();
   #anomalies = 0;
   #records = 0;
   #lost = 0;
   #notKept = 0;
 
-  constructor(mode: RecordingMode, clock: TscClock, visitor: CallVisitor) {
+  constructor(
+    mode: RecordingMode,
+    clock: TscClock,
+    visitor: CallVisitor,
+    { version = FORMAT_VERSION, stackOf, isMerged = false }: BuilderOptions = {},
+  ) {
     this.#mode = mode;
     this.#visitor = visitor;
     this.#baseLow = clock.baseLow;
     this.#baseHigh = clock.baseHigh;
+    this.#isFormer = version === FORMER_VERSION;
+    this.#stackOf = stackOf;
+    this.#isMerged = isMerged;
   }
 
-  /** Records that fit nothing: ends of calls that never began, unknown kinds, records not written. */
+  /** Records that fit nothing: unknown kinds, records not written; in version 1 also ends of calls that never began. */
   get anomalies(): number {
     return this.#anomalies;
   }
@@ -128,42 +181,40 @@ export class CallBuilder {
       const what = words[at + WHAT_WORD];
       const slot = words[at + SLOT_WORD];
       const functionIndex = what >>> KIND_BITS;
-      let now = (words[at + TSC_HIGH_WORD] - baseHigh) * 2 ** 32 + (words[at + TSC_LOW_WORD] - baseLow);
+      let now = (words[at + TSC_HIGH_WORD] - baseHigh) * TWO_TO_32 + (words[at + TSC_LOW_WORD] - baseLow);
       // Counters of two processors may differ by a little: time stands still rather than going back.
       if (now < lane.last) now = lane.last;
       if (calls.depth > 0) calls.addSelf(now - lane.last);
       lane.last = now;
-      switch (what & KIND_MASK) {
+      const kind = what & KIND_MASK;
+      switch (kind) {
         case KIND_ENTRY: {
           if (entriesOnly) {
             this.#anomalies++;
             break;
           }
-          if (lane.doubtful > 0 && lane.doubtful === calls.depth) this.#closeBelow(lane, slot, now);
+          this.#makeRoom(lane, slot, now);
           const { depth } = calls;
           const parentTag = depth === 0 ? 0 : calls.get(calls.innermost, TAG);
           const place = calls.push(functionIndex, slot, now);
-          if (place < 0) this.#anomalies++;
-          else calls.set(place, TAG, visitor.onEnter(laneId, depth, functionIndex, now, parentTag));
-          break;
-        }
-        case KIND_EXIT:
-        case KIND_UNWOUND: {
-          if (entriesOnly) {
+          if (place < 0) {
             this.#anomalies++;
             break;
           }
-          const top = calls.innermost;
-          const place =
-            top >= 0 && calls.get(top, SLOT) === slot && calls.get(top, FUNCTION) === functionIndex
-              ? top
-              : this.#findOpen(lane, functionIndex, slot, now);
-          if (place < 0) {
-            // Its entry may be among what was lost.
-            if (!lane.hasLost) this.#anomalies++;
+          this.#note(lane, functionIndex, slot);
+          calls.set(place, TAG, visitor.onEnter(laneId, depth, functionIndex, now, parentTag));
+          break;
+        }
+        case KIND_EXIT:
+        case KIND_TAIL:
+        case KIND_UNWOUND: {
+          const isUnknown = kind === KIND_UNWOUND ? !this.#isFormer : kind === KIND_TAIL && this.#isFormer;
+          if (entriesOnly || isUnknown) {
+            this.#anomalies++;
             break;
           }
-          this.#close(lane, place, now, (what & KIND_MASK) === KIND_EXIT ? END_RETURNED : END_UNWOUND);
+          if (this.#isFormer) this.#endFormer(lane, functionIndex, slot, now, kind);
+          else this.#end(lane, functionIndex, slot, now);
           break;
         }
         case KIND_LEAF: {
@@ -171,6 +222,7 @@ export class CallBuilder {
           if (entriesOnly)
             while (calls.depth > 0 && ((calls.get(calls.innermost, SLOT) - slot) | 0) <= 0)
               calls.remove(calls.innermost);
+          else if (!this.#isFormer) this.#makeRoom(lane, slot, now);
           const { depth } = calls;
           const parentTag = depth === 0 ? 0 : calls.get(calls.innermost, TAG);
           const tag = visitor.onLeaf(laneId, depth, functionIndex, now, parentTag);
@@ -216,11 +268,108 @@ export class CallBuilder {
       lane = new Lane(id);
       this.#lanes.set(id, lane);
     }
+    if (!lane.isStackKnown && !this.#isFormer) {
+      const stack = this.#stackOf?.(id);
+      if (stack !== undefined) {
+        lane.isStackKnown = true;
+        lane.stackLow = Number((stack[0] >> BigInt(SLOT_SHIFT)) % BigInt(TWO_TO_32));
+        lane.stackSize = Number((stack[1] - stack[0]) >> BigInt(SLOT_SHIFT));
+      }
+    }
     return lane;
   }
 
-  #close(lane: Lane, place: number, now: number, end: CallEnd): void {
+  #key(lane: Lane, slot: number): number {
+    return this.#isMerged ? slot : lane.id * TWO_TO_32 + slot;
+  }
+
+  /** A call begins with that slot: those that are in its place have ended. */
+  #makeRoom(lane: Lane, slot: number, now: number): void {
+    if (!this.#isFormer && isOwn(lane, slot)) {
+      this.#closeOwnBelow(lane, heightOf(lane, slot) + 1, now);
+      return;
+    }
+    if (lane.doubtful > 0 && lane.doubtful === lane.calls.depth) this.#closeBelow(lane, slot, now);
+    const former = this.#elsewhere.get(this.#key(lane, slot));
+    if (former !== undefined) this.#closeUnwound(former.lane, former.functionIndex, slot, now);
+  }
+
+  /** Notes where an open call is to be found. */
+  #note(lane: Lane, functionIndex: number, slot: number): void {
+    if (this.#isFormer) return;
+    if (isOwn(lane, slot)) lane.own.push(functionIndex, slot);
+    else this.#elsewhere.set(this.#key(lane, slot), { lane, functionIndex });
+  }
+
+  /** The same for one that is open no more. */
+  #forget(lane: Lane, functionIndex: number, slot: number): void {
+    if (this.#isFormer) return;
+    if (isOwn(lane, slot)) {
+      // The lowest, nearly always.
+      let at = lane.own.length - 2;
+      while (at >= 0 && (lane.own[at + 1] !== slot || lane.own[at] !== functionIndex)) at -= 2;
+      if (at >= 0) lane.own.splice(at, 2);
+      return;
+    }
+    const key = this.#key(lane, slot);
+    const noted = this.#elsewhere.get(key);
+    if (noted?.lane === lane && noted.functionIndex === functionIndex) this.#elsewhere.delete(key);
+  }
+
+  /** Calls on the thread's own stack that lie below that height have ended without an end of their own. */
+  #closeOwnBelow(lane: Lane, height: number, now: number): void {
+    const { own } = lane;
+    while (own.length > 0 && heightOf(lane, own[own.length - 1]) < height)
+      this.#closeUnwound(lane, own[own.length - 2], own[own.length - 1], now);
+  }
+
+  #closeUnwound(lane: Lane, functionIndex: number, slot: number, now: number): void {
+    const place = lane.calls.find(functionIndex, slot);
+    if (place < 0) {
+      this.#forget(lane, functionIndex, slot);
+      return;
+    }
+    const isDoubtful = lane.calls.depthAt(place) < lane.doubtful;
+    this.#close(lane, place, now, isDoubtful ? END_LOST : END_UNWOUND);
+  }
+
+  /** The call of that function and slot ends, if it is open: else it began before the trace, or its entry was lost. */
+  #end(lane: Lane, functionIndex: number, slot: number, now: number): void {
+    if (isOwn(lane, slot)) {
+      this.#closeOwnBelow(lane, heightOf(lane, slot), now);
+      const { own } = lane;
+      if (own.at(-1) !== slot || own.at(-2) !== functionIndex) return;
+      const place = lane.calls.find(functionIndex, slot);
+      if (place >= 0) this.#close(lane, place, now, END_RETURNED);
+      return;
+    }
+    const noted = this.#elsewhere.get(this.#key(lane, slot));
+    if (noted?.functionIndex !== functionIndex) return;
+    const place = this.#findOpen(noted.lane, functionIndex, slot, now);
+    if (place >= 0) this.#close(noted.lane, place, now, END_RETURNED);
+  }
+
+  #endFormer(lane: Lane, functionIndex: number, slot: number, now: number, kind: number): void {
     const { calls } = lane;
+    const top = calls.innermost;
+    const place =
+      top >= 0 && calls.get(top, SLOT) === slot && calls.get(top, FUNCTION) === functionIndex
+        ? top
+        : this.#findOpen(lane, functionIndex, slot, now);
+    if (place >= 0) this.#close(lane, place, now, kind === KIND_EXIT ? END_RETURNED : END_UNWOUND);
+    // Its entry may be among what was lost.
+    else if (!lane.hasLost) this.#anomalies++;
+  }
+
+  #close(lane: Lane, place: number, at: number, end: CallEnd): void {
+    const { calls } = lane;
+    const now = Math.max(at, lane.last);
+    if (now > lane.last) {
+      // Another lane has told of it.
+      calls.addSelf(now - lane.last);
+      lane.last = now;
+    }
+    this.#forget(lane, calls.get(place, FUNCTION), calls.get(place, SLOT));
     const depth = calls.depthAt(place);
     const functionIndex = calls.get(place, FUNCTION);
     const start = calls.get(place, START);
@@ -244,7 +393,7 @@ export class CallBuilder {
     let undecided = 0;
     for (let above = Math.min(lane.doubtful, calls.depth) - 1; above > depth; above--) {
       const place = calls.placeAt(above);
-      if (isInner(calls.get(place, SLOT), slot)) this.#close(lane, place, now, END_LOST);
+      if (this.#isInner(calls.get(place, SLOT), slot)) this.#close(lane, place, now, END_LOST);
       else if (++undecided > MAX_UNDECIDED) break;
     }
     return calls.placeAt(depth);
@@ -258,7 +407,7 @@ export class CallBuilder {
     const { calls } = lane;
     while (lane.doubtful > 0 && lane.doubtful === calls.depth) {
       const top = calls.get(calls.innermost, SLOT);
-      if (top !== slot && !isInner(top, slot)) return;
+      if (top !== slot && !this.#isInner(top, slot)) return;
       this.#close(lane, calls.innermost, now, END_LOST);
     }
   }
@@ -282,10 +431,19 @@ export class CallBuilder {
     lane.last = now;
     while (calls.depth > 0) this.#close(lane, calls.innermost, now, END_OPEN);
   }
+
+  /** True if slot `a` is deeper than slot `b` on the same stack: stacks grow down. */
+  #isInner(a: number, b: number): boolean {
+    const distance = (b - a) | 0;
+    return distance > 0 && distance < STACK_BYTES >> (this.#isFormer ? 0 : SLOT_SHIFT);
+  }
 }
 
-/** True if slot `a` is deeper than slot `b` on the same stack: stacks grow down. */
-function isInner(a: number, b: number): boolean {
-  const distance = (b - a) | 0;
-  return distance > 0 && distance < STACK_BYTES;
+/** How far above the lowest word of the thread's own stack a slot lies. */
+function heightOf(lane: Lane, slot: number): number {
+  return (slot - lane.stackLow) >>> 0;
+}
+
+function isOwn(lane: Lane, slot: number): boolean {
+  return heightOf(lane, slot) < lane.stackSize;
 }

@@ -18,7 +18,9 @@
  * BLOCK_CHECK: it tells a damaged or overwritten file from a block at no cost to the writer.
  */
 export const MAGIC = 'SAFEPOKE';
-export const FORMAT_VERSION = 1;
+export const FORMAT_VERSION = 2;
+/** The former version, which is still read: return addresses were replaced, and a recorder told of calls that were unwound. */
+export const FORMER_VERSION = 1;
 export const PROLOGUE_BYTES = 16;
 export const VERSION_OFFSET = 8;
 export const HEADER_LENGTH_OFFSET = 12;
@@ -49,6 +51,8 @@ export type RecordingMode = 'calls' | 'entries';
 
 /** First thing in a recording: what was known when it began. */
 export interface RecordingHeader {
+  /** Of the format, as the file's first bytes tell it; undefined: the newest. */
+  readonly formatVersion?: number;
   readonly pid: number;
   /** The target's command line, argument by argument. */
   readonly command: readonly string[];
@@ -63,6 +67,8 @@ export interface RecordingHeader {
   readonly filters?: readonly string[];
   /** Calls that lasted less, in nanoseconds, are not wanted (`-t`); the records hold them all the same. */
   readonly minDurationNs?: number;
+  /** Calls with more calls around them than this are not wanted (`-D`); the records hold them all the same. */
+  readonly maxDepth?: number;
 }
 
 /** A function as written in a recording. */
@@ -93,6 +99,8 @@ export interface ThreadMessage {
   readonly lane: number;
   readonly tid: number;
   readonly name: string;
+  /** Where its own stack lies, which no other thread or coroutine uses: from one address up to another. */
+  readonly stack?: readonly string[];
 }
 
 export interface ThreadEndMessage {

@@ -6,6 +6,9 @@ export {
   KIND_LOST,
   LOST_NOT_KEPT,
   KIND_MASK,
+  KIND_NONE,
+  KIND_PLACE,
+  KIND_TAIL,
   KIND_UNWOUND,
   MAX_FUNCTION_INDEX,
   MAX_LOST,
@@ -14,6 +17,7 @@ export {
   RECORD_TSC_OFFSET,
   RECORD_WHAT_OFFSET,
   RECORD_WORDS,
+  SLOT_SHIFT,
   SLOT_WORD,
   TSC_HIGH_WORD,
   TSC_LOW_WORD,
@@ -41,7 +45,14 @@ export type { RecordingListener } from './recording-reader.js';
 export { TscClock } from './tsc-clock.js';
 export { TraceInfo } from './trace-info.js';
 export type { FunctionInfo, ThreadInfo } from './trace-info.js';
-export { CallBuilder, END_LOST, END_OPEN, END_RETURNED, END_UNWOUND } from './call-builder.js';
+export {
+  CallBuilder,
+  builderOptions,
+  END_LOST,
+  END_OPEN,
+  END_RETURNED,
+  END_UNWOUND,
+} from './call-builder.js';
 export type { CallEnd, CallVisitor } from './call-builder.js';
 export { LaneMerger, lostRecord } from './lane-merger.js';
 export type { MergedRecords } from './lane-merger.js';

@@ -42,6 +42,7 @@ export function parseHeader(text: string): RecordingHeader {
     throw new BadJson('the header has no sensible "tscHz"');
   const filters = json['filters'];
   const minDurationNs = json['minDurationNs'];
+  const maxDepth = json['maxDepth'];
   return {
     pid: integer(json, 'pid'),
     command: strings(json['command'], 'command'),
@@ -51,6 +52,7 @@ export function parseHeader(text: string): RecordingHeader {
     startTsc: matching(json, 'startTsc', DECIMAL),
     ...(filters === undefined ? {} : { filters: strings(filters, 'filters') }),
     ...(typeof minDurationNs === 'number' && minDurationNs >= 0 ? { minDurationNs } : {}),
+    ...(typeof maxDepth === 'number' && maxDepth >= 0 ? { maxDepth } : {}),
   };
 }
 
@@ -65,7 +67,13 @@ export function parseMessage(text: string): RecordingMessage | undefined {
       return { kind, first: integer(json, 'first'), items: items.map(parseFunction) };
     }
     case 'thread':
-      return { kind, lane: integer(json, 'lane'), tid: integer(json, 'tid'), name: string(json, 'name') };
+      return {
+        kind,
+        lane: integer(json, 'lane'),
+        tid: integer(json, 'tid'),
+        name: string(json, 'name'),
+        ...stackOf(json['stack']),
+      };
     case 'thread-end':
       return { kind, lane: integer(json, 'lane') };
     case 'clock':
@@ -85,6 +93,13 @@ export function parseMessage(text: string): RecordingMessage | undefined {
     default:
       return undefined;
   }
+}
+
+/** Where the thread's own stack lies; nothing, unless that is told as it must be. */
+function stackOf(value: unknown): { readonly stack?: readonly string[] } {
+  if (!Array.isArray(value) || value.length !== 2) return {};
+  const ends = value.filter((item): item is string => typeof item === 'string' && ADDRESS.test(item));
+  return ends.length === 2 ? { stack: ends } : {};
 }
 
 function parseFunction(item: unknown): RecordedFunction {

@@ -2,11 +2,12 @@
 // when the recording ends; what there was no room for is counted per lane.
 import type { RecordingMessage } from './file-layout.js';
 import {
+  KIND_BITS,
   KIND_ENTRY,
   KIND_EXIT,
   KIND_LOST,
   KIND_MASK,
-  KIND_UNWOUND,
+  KIND_TAIL,
   RECORD_BYTES,
   RECORD_WORDS,
   SLOT_WORD,
@@ -149,7 +150,7 @@ export class NewestWriter {
 
   /** Ends of calls whose beginning is not kept are not kept either: nobody could tell what they end. */
   #leaveOutOrphans(items: Item[]): void {
-    /** How many calls of a lane are open in a slot: more than one in a chain of tail calls. */
+    /** The function whose call is open in a slot, by lanes. */
     const open = new Map<number, Map<number, number>>();
     items.forEach((item, i) => {
       if (item.kind !== 'records' || !(this.#left.has(item.lane) || this.#lost.has(item.lane))) return;
@@ -158,17 +159,16 @@ export class NewestWriter {
       const { words } = item;
       let to = 0;
       for (let at = 0; at < words.length; at += RECORD_WORDS) {
-        const kind = words[at + WHAT_WORD] & KIND_MASK;
+        const what = words[at + WHAT_WORD];
+        const kind = what & KIND_MASK;
         const slot = words[at + SLOT_WORD];
-        const calls = slots.get(slot) ?? 0;
-        if (kind === KIND_ENTRY) slots.set(slot, calls + 1);
-        else if (kind === KIND_EXIT || kind === KIND_UNWOUND) {
-          if (calls === 0) {
+        if (kind === KIND_ENTRY) slots.set(slot, what >>> KIND_BITS);
+        else if (kind === KIND_EXIT || kind === KIND_TAIL) {
+          if (slots.get(slot) !== what >>> KIND_BITS) {
             this.#leaveOut(item.lane);
             continue;
           }
-          if (calls === 1) slots.delete(slot);
-          else slots.set(slot, calls - 1);
+          slots.delete(slot);
         }
         if (to !== at) words.copyWithin(to, at, at + RECORD_WORDS);
         to += RECORD_WORDS;

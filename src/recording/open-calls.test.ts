@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
+import { FORMER_VERSION } from './file-layout.js';
 import {
   CallBuilder,
   KIND_BITS,
@@ -31,7 +32,8 @@ function built(words: Uint32Array): { readonly events: readonly Event[]; readonl
     onLeaf: () => 0,
     onLost: () => undefined,
   };
-  const builder = new CallBuilder('calls', new TscClock(0n, 1e9), visitor);
+  // Of the former version, in which a slot may belong to any number of open calls.
+  const builder = new CallBuilder('calls', new TscClock(0n, 1e9), visitor, { version: FORMER_VERSION });
   builder.addRecords(0, words);
   return { events, anomalies: builder.anomalies };
 }

@@ -11,11 +11,11 @@
  *                what = | function  |kind|
  *                       +-----------+---+
  *
- * `tsc`   the time stamp counter when the event happened (for UNWOUND: when it was noticed).
+ * `tsc`   the time stamp counter when the event happened.
  * `what`  index of the function and kind of the event. The recorder stores it last: as no kind is 0, an all-zero
  *         `what` is a record that is not written yet.
- * `slot`  low 32 bits of the address of the stack slot that holds the function's return address; it identifies the
- *         frame among those open in the thread. For LOST: how many records were lost, at most 2^32 - 1.
+ * `slot`  address of the stack slot that holds the function's return address, divided by 8, its low 32 bits: it tells slots apart
+ *         within 32 GiB. With the function it identifies the call. For LOST: how many records were lost, at most 2^32 - 1.
  *
  * The emitted recorder takes every offset and constant from here, and so does everything that reads records.
  */
@@ -37,19 +37,35 @@ export const LOST_NOT_KEPT = 1;
 /** A LOST record counts no further than this. */
 export const MAX_LOST = 0xffff_ffff;
 
-/** A call begins; an EXIT or UNWOUND with the same function and slot ends it. */
+/** The shift that makes a slot of an address: slots are aligned to 8 bytes. */
+export const SLOT_SHIFT = 3;
+
+/** A call begins; an EXIT or TAIL with the same function and slot ends it. */
 export const KIND_ENTRY = 1;
 /** A call returned. */
 export const KIND_EXIT = 2;
-/** A call ended without returning: longjmp or an exception. Its `tsc` is an upper bound of when that was. */
+/** Version 1 only: a call ended without returning, by longjmp or an exception. Its `tsc` is an upper bound of when that was. */
 export const KIND_UNWOUND = 3;
 /** `slot` records were dropped here, for the ring was full. The function index is 0. */
 export const KIND_LOST = 4;
-/** A call whose end is not recorded: entries-only mode, or a return address that may not be swapped. */
+/** A call whose end is not recorded: of a function that is traced by its entry only. */
 export const KIND_LEAF = 5;
+/** A call ended by a jump to another function, whose call, if it is traced, begins with the same slot. */
+export const KIND_TAIL = 6;
+/** In the ring only: the function index stands for the place that recorded, which tells function and kind. */
+export const KIND_PLACE = 7;
+/** No recorder writes it; it stands for what makes no sense. */
+export const KIND_NONE = 15;
 
 export type RecordKind =
-  typeof KIND_ENTRY | typeof KIND_EXIT | typeof KIND_UNWOUND | typeof KIND_LOST | typeof KIND_LEAF;
+  | typeof KIND_ENTRY
+  | typeof KIND_EXIT
+  | typeof KIND_UNWOUND
+  | typeof KIND_LOST
+  | typeof KIND_LEAF
+  | typeof KIND_TAIL
+  | typeof KIND_PLACE
+  | typeof KIND_NONE;
 
 /** The same layout in units of 32-bit words, for readers that view records as a `Uint32Array`. */
 export const RECORD_WORDS = RECORD_BYTES / 4;

@@ -1,4 +1,5 @@
 import { CannotError } from '../errors/index.js';
+import { FORMAT_VERSION, FORMER_VERSION } from './file-layout.js';
 
 // `source` is how the user knows the recording: its path, usually.
 
@@ -10,10 +11,10 @@ export function foreign(source: string, why: string): CannotError {
   });
 }
 
-export function otherVersion(source: string, version: number, ours: number): CannotError {
+export function otherVersion(source: string, version: number): CannotError {
   return new CannotError('RECORDING_VERSION', {
     tried: `read ${source}`,
-    why: `it is a recording of format version ${version}, and this safepoke reads version ${ours}`,
+    why: `it is a recording of format version ${version}, and this safepoke reads versions ${FORMER_VERSION} and ${FORMAT_VERSION}`,
     next: 'read it with the version of safepoke that recorded it',
   });
 }

@@ -103,7 +103,7 @@ test('a file that is not a recording is told apart from one of another version',
   other.writeUInt32LE(FORMAT_VERSION + 1, VERSION_OFFSET);
   const { error } = read(other);
   assert.equal(error?.code, 'RECORDING_VERSION');
-  assert.match(error.message, /version 2, and this safepoke reads version 1/);
+  assert.match(error.message, /version 3, and this safepoke reads versions 1 and 2/);
 });
 
 test('a damaged block head is found, and so is anything after the end', () => {

@@ -3,6 +3,7 @@ import {
   BLOCK_JSON,
   BLOCK_RECORDS,
   FORMAT_VERSION,
+  FORMER_VERSION,
   HEADER_LENGTH_OFFSET,
   MAGIC,
   MAX_JSON_BYTES,
@@ -55,6 +56,7 @@ export class RecordingReader {
   /** Length of the JSON without its padding. */
   #jsonBytes = 0;
   #lane = 0;
+  #version = FORMAT_VERSION;
   /** A record of which one push ended in the middle. */
   readonly #split = new Uint8Array(RECORD_BYTES);
   #splitBytes = 0;
@@ -120,7 +122,7 @@ export class RecordingReader {
         this.#endPrologue(this.#gathered());
         break;
       case 'header': {
-        const header = this.#json(parseHeader);
+        const header = { ...this.#json(parseHeader), formatVersion: this.#version };
         this.#await('block', BLOCK_HEADER_BYTES);
         this.#listener.onHeader?.(header);
         break;
@@ -146,7 +148,8 @@ export class RecordingReader {
     this.#checkMagic(bytes);
     const view = new DataView(bytes.buffer);
     const version = view.getUint32(VERSION_OFFSET, true);
-    if (version !== FORMAT_VERSION) throw otherVersion(this.#source, version, FORMAT_VERSION);
+    if (version !== FORMAT_VERSION && version !== FORMER_VERSION) throw otherVersion(this.#source, version);
+    this.#version = version;
     this.#awaitJson('header', view.getUint32(HEADER_LENGTH_OFFSET, true));
   }
 

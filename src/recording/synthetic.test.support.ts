@@ -1,20 +1,20 @@
 import type { RecordingHeader, RecordingMessage, RecordingMode } from './file-layout.js';
-import {
-  KIND_ENTRY,
-  KIND_EXIT,
-  KIND_LEAF,
-  KIND_LOST,
-  KIND_UNWOUND,
-  RECORD_BYTES,
-  writeRecord,
-} from './record-layout.js';
+import { KIND_ENTRY, KIND_EXIT, KIND_LEAF, KIND_LOST, RECORD_BYTES, writeRecord } from './record-layout.js';
 import type { RecordKind } from './record-layout.js';
 import { RecordingWriter } from './recording-writer.js';
 
 /** Of synthetic recordings: large, so that both words of a time stamp matter. */
 export const START_TSC = (7n << 32n) - 500n;
-const STACK_TOP = 0x7fff_f000;
-const FRAME_BYTES = 32;
+/** In units of slots, 8 bytes. */
+const STACK_TOP = 0x0fff_ff00;
+const STACK_SLOTS = 0x1_0000;
+const FRAME_SLOTS = 32;
+const SLOT_BYTES = 8;
+/** Where the stack of a lane's thread begins, and ends, in slots. */
+function stackOf(lane: number): readonly [number, number] {
+  const top = STACK_TOP - lane * 2 * STACK_SLOTS;
+  return [top - STACK_SLOTS, top + FRAME_SLOTS];
+}
 
 /** A recording made for a test. Its counter counts nanoseconds; slots follow from the depth unless they are given. */
 export class SyntheticRecording {
@@ -41,7 +41,8 @@ export class SyntheticRecording {
   }
 
   thread(lane: number, tid: number, name: string): this {
-    return this.message({ kind: 'thread', lane, tid, name });
+    const stack = stackOf(lane).map((slot) => `0x${(slot * SLOT_BYTES).toString(16)}`);
+    return this.message({ kind: 'thread', lane, tid, name, stack });
   }
 
   message(message: RecordingMessage): this {
@@ -52,7 +53,7 @@ export class SyntheticRecording {
 
   enter(lane: number, tick: number, name: string, slot?: number): this {
     const open = this.#openOf(lane);
-    const at = slot ?? STACK_TOP - open.length * FRAME_BYTES;
+    const at = slot ?? stackOf(lane)[1] - (open.length + 1) * FRAME_SLOTS;
     open.push({ name, slot: at });
     return this.record(lane, tick, KIND_ENTRY, name, at);
   }
@@ -64,8 +65,11 @@ export class SyntheticRecording {
     return this.record(lane, tick, kind, call.name, call.slot);
   }
 
+  /** The innermost call of the lane, whose thread has been told of, is gone, as another that is not traced shows, which returns there. */
   unwind(lane: number, tick: number): this {
-    return this.leave(lane, tick, KIND_UNWOUND);
+    const call = this.#openOf(lane).pop();
+    if (call === undefined) throw new Error('no call is open');
+    return this.record(lane, tick, KIND_EXIT, call.name, call.slot + FRAME_SLOTS / 2);
   }
 
   leaf(lane: number, tick: number, name: string, slot: number): this {

@@ -23,6 +23,8 @@ export interface ThreadInfo {
   readonly name: string;
   /** How many earlier threads of the trace had the same thread id. */
   readonly reuse: number;
+  /** Where its own stack lies: from one address up to another. */
+  readonly stack: readonly [bigint, bigint] | undefined;
 }
 
 /** What is known about a trace besides its records. It grows as messages arrive, from a file or from a live session. */
@@ -60,7 +62,7 @@ export class TraceInfo {
 
   /** The thread of that lane; a stand-in for one that no message has told of. */
   threadOf(lane: number): ThreadInfo {
-    return this.#threads.get(lane) ?? { lane, tid: 0, name: '', reuse: lane };
+    return this.#threads.get(lane) ?? { lane, tid: 0, name: '', reuse: lane, stack: undefined };
   }
 
   hasEnded(lane: number): boolean {
@@ -78,7 +80,16 @@ export class TraceInfo {
         const sameThread = known?.tid === message.tid;
         const reuse = sameThread ? known.reuse : (this.#livesOfTid.get(message.tid) ?? 0);
         if (!sameThread) this.#livesOfTid.set(message.tid, reuse + 1);
-        this.#threads.set(message.lane, { lane: message.lane, tid: message.tid, name: message.name, reuse });
+        const { lane, tid, name, stack } = message;
+        const [low = 0n, high = 0n] = (stack ?? []).map(BigInt);
+        const own = low < high ? ([low, high] as const) : undefined;
+        this.#threads.set(lane, {
+          lane,
+          tid,
+          name,
+          reuse,
+          stack: own ?? (sameThread ? known.stack : undefined),
+        });
         break;
       }
       case 'thread-end':

@@ -20,8 +20,6 @@ export interface Preflight {
   readonly threads: readonly number[];
   /** A seccomp filter is installed: gettid in a new thread might be refused, or worse. */
   readonly seccompFilter: boolean;
-  /** The shadow stacks of CET are on: a swapped return address would be a control-protection fault. */
-  readonly shadowStack: boolean;
 }
 
 /** Refuses what is not a 64-bit x86-64 program; `head` is the beginning of its file. @throws CannotError NOT_X86_64 */
@@ -108,6 +106,5 @@ export function preflight(pid: number): Preflight {
   return {
     threads: readThreads(pid) ?? [],
     seccompFilter: status.get('Seccomp') === SECCOMP_FILTER,
-    shadowStack: (status.get('x86_Thread_features') ?? '').includes('shstk'),
   };
 }

@@ -79,7 +79,8 @@ test('with --entry-only entries are recorded and exits are not', () => {
 test('--depth counts levels below the outermost traced call', () => {
   for (const depth of [0, 3]) {
     const traced = runTraced(['--depth', String(depth), '-F', 'fib'], build('fib.c'), '15');
-    const calls = callsOf(traced.recording);
+    const exported = safepoke('export', '--format', 'jsonl', traced.recording);
+    const calls = parseJsonLines(exported.stdout);
     assert.equal(traced.stdout, 'fib(15)=610\n');
     // Every level of fib's tree is full so far up.
     assert.equal(calls.length, 2 ** (depth + 1) - 1);

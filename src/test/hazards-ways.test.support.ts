@@ -30,8 +30,8 @@ async function switchWhileRunning(rounds: Rounds, way: 'held' | 'page-flip'): Pr
   const switches = rounds.isLong ? MANY_SWITCHES : SWITCHES;
   while (rounds.next(target.pid)) {
     target.say('run');
-    const options = { way, bufferBytes: BUFFER, filters: FUNCTIONS, entryOnly: way === 'page-flip' };
-    const session = attach(target.pid, options);
+    const exits = way === 'page-flip' ? 'none' : 'sites';
+    const session = attach(target.pid, { way, bufferBytes: BUFFER, filters: FUNCTIONS, exits });
     const held = session.status.held_us;
     for (let i = 0; i < switches; i++) {
       const name = FUNCTIONS[i % FUNCTIONS.length];
@@ -59,7 +59,7 @@ async function switchWhileRunning(rounds: Rounds, way: 'held' | 'page-flip'): Pr
 async function countWhileSwitched(rounds: Rounds): Promise<void> {
   const target = await Target.ready(build('flips.c', ...ONE_NOP), String(THREADS));
   while (rounds.next(target.pid)) {
-    const session = attach(target.pid, { way: 'page-flip', filters: FUNCTIONS, entryOnly: true });
+    const session = attach(target.pid, { way: 'page-flip', filters: FUNCTIONS, exits: 'none' });
     const off = FUNCTIONS[rounds.done % FUNCTIONS.length];
     if (rounds.done % 2 === 0) session.switch([off], false);
     target.say(`batch ${ROUNDS}`);
@@ -109,7 +109,7 @@ async function tracesOrRefuses(target: Target, way: WayName | undefined): Promis
   try {
     const session = attach(target.pid, {
       filters: FUNCTIONS,
-      entryOnly: true,
+      exits: 'none',
       bufferBytes: 1 << 16,
       ...(way === undefined ? {} : { way }),
     });

@@ -44,7 +44,6 @@ test('a program that interposes a function of libc finds the real one while all 
   for (const filters of [['libc.so.6!*'], ['*!*']]) {
     const summary = await runsTheSame(t, filters, [program]);
     assert.equal(summary.exit_status, 0);
-    assert.equal(summary.refused['caller-dependent'], 4);
   }
 });
 

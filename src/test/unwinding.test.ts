@@ -74,7 +74,7 @@ test('exceptions find their way at every moment of a session that begins, goes o
   target.kill();
 });
 
-test('a thread that is about to swap a return address when a session ends finds its way, and no hook is left behind', async () => {
+test('a thread that is within the recorder when a session ends finds its way, and nothing is left behind', async () => {
   const STAYS_MS = '30';
   const target = await Target.ready(build('stays.cc'), STAYS_MS);
   try {
@@ -103,7 +103,7 @@ test('exceptions find their way when safepoke is killed in the middle of a sessi
   }
 });
 
-test('the same while a thread stays in the recorder for longer: unwinders keep their hooks as long', async () => {
+test('the same while a thread stays in the recorder for longer', async () => {
   const target = await Target.ready(build('stays.cc'), '700');
   try {
     const before = textOf(target.pid);
@@ -115,7 +115,7 @@ test('the same while a thread stays in the recorder for longer: unwinders keep t
   }
 });
 
-test('the same while stacks are unmapped on which return addresses are swapped', async () => {
+test('the same while stacks are unmapped on which recorded calls are open', async () => {
   const target = await Target.ready(build('gone-stacks.c', '-fexceptions'));
   try {
     const before = textOf(target.pid);

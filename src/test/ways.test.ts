@@ -48,7 +48,7 @@ test('sites of one instruction are flipped without being asked for it, and the m
   assert.equal(text.length, 1);
   for (const readOnlyText of [true, false]) {
     target.say('run');
-    const options = { filters: FUNCTIONS, entryOnly: true, bufferBytes: BUFFER, readOnlyText };
+    const options = { filters: FUNCTIONS, exits: 'none' as const, bufferBytes: BUFFER, readOnlyText };
     const session = attach(target.pid, options);
     // Meanwhile the pages are still the file's, executable, each at its offset, and all with the same rights.
     const meanwhile = text.map((line) => (readOnlyText ? line : line.replace(' r-xp ', ' rwxp ')));
@@ -70,9 +70,12 @@ test('sites of one instruction are flipped without being asked for it, and the m
 
 test('a site of several instructions is changed in a hold, or refused where page flips are the only way', async () => {
   const target = await Target.ready(build('flips.c', '-O0'), '4');
-  const session = attach(target.pid, { filters: FUNCTIONS, entryOnly: true, bufferBytes: BUFFER });
+  const session = attach(target.pid, { filters: FUNCTIONS, exits: 'none' as const, bufferBytes: BUFFER });
   assert.deepEqual((await session.stop()).ways, { held: 3 });
-  assert.equal(refusal(target.pid, { filters: FUNCTIONS, entryOnly: true, way: 'page-flip' }), 'NEEDS_HOLD');
+  assert.equal(
+    refusal(target.pid, { filters: FUNCTIONS, exits: 'none' as const, way: 'page-flip' }),
+    'NEEDS_HOLD',
+  );
   assert.equal(changedBytes(target.pid), 0);
   await target.finish();
 });
@@ -102,9 +105,19 @@ test('a function into whose first instructions a handler will return is left alo
   await target.finish();
 });
 
-test('where exits are recorded, hooks for exceptions need a hold: page flips alone are refused with the reason', async () => {
+test('page flips alone change exits of one instruction as well; a function that is left by others is traced by its entry', async () => {
   const target = await Target.ready(build('flips.c', ...ONE_NOP), '4');
-  assert.equal(refusal(target.pid, { filters: FUNCTIONS, way: 'page-flip' }), 'NEEDS_HOLD');
+  target.say('run');
+  const session = attach(target.pid, { filters: FUNCTIONS, way: 'page-flip', bufferBytes: BUFFER });
+  await pause(50);
+  target.say('quiet');
+  await target.expect(/wrong=0/);
+  const { patched, entry_only: entryOnly, ways, held_us: held, restored } = await session.stop();
+  assert.equal(patched, 3);
+  // Of each function with exits at least two sites: where it begins, and where it is left.
+  assert.ok((ways['page-flip'] ?? 0) >= 2 * (3 - entryOnly) + entryOnly);
+  assert.deepEqual({ held, restored }, { held: 0, restored: true });
+  assert.equal(changedBytes(target.pid), 0);
   await target.finish();
 });
 
@@ -118,7 +131,8 @@ test('a page that somebody has changed is not flipped: what stands there would b
   const start = parseInt(text, 16);
   const end = parseInt(text.split('-')[1], 16);
   const ways = async (): Promise<object> =>
-    (await attach(target.pid, { filters: FUNCTIONS, entryOnly: true, bufferBytes: BUFFER }).stop()).ways;
+    (await attach(target.pid, { filters: FUNCTIONS, exits: 'none' as const, bufferBytes: BUFFER }).stop())
+      .ways;
   // Behind the functions: the pages are the process's own from now on, and nobody knows whose.
   const lastOf = (page: number): number => page + 4095;
   const last = new Uint8Array(1);
@@ -128,7 +142,10 @@ test('a page that somebody has changed is not flipped: what stands there would b
     writeSync(file, Uint8Array.of(1), 0, 1, lastOf(page));
   }
   assert.deepEqual(await ways(), { held: 3 });
-  assert.equal(refusal(target.pid, { filters: FUNCTIONS, entryOnly: true, way: 'page-flip' }), 'NEEDS_HOLD');
+  assert.equal(
+    refusal(target.pid, { filters: FUNCTIONS, exits: 'none' as const, way: 'page-flip' }),
+    'NEEDS_HOLD',
+  );
   for (let page = start; page < end; page += 4096) {
     readSync(file, last, 0, 1, lastOf(page));
     assert.equal(last[0], 1);
@@ -149,7 +166,7 @@ for (const [protection, why] of [
     const target = new Target(build('flips.c', ...ONE_NOP), '4', protection);
     // Linux has mseal(2) since 6.10; without it nothing is sealed, and page flips it is.
     const isProtected = (await target.expect(/^ready/)) === `ready, ${protection}`;
-    const session = attach(target.pid, { filters: FUNCTIONS, entryOnly: true, bufferBytes: BUFFER });
+    const session = attach(target.pid, { filters: FUNCTIONS, exits: 'none' as const, bufferBytes: BUFFER });
     target.say('run');
     await pause(20);
     target.say('quiet');
@@ -191,7 +208,8 @@ test('a program started under trace with page flips is never held, however often
   const { summary, stderr } = await running.ended();
   assert.equal(summary.exit_status, 0, stderr);
   assert.deepEqual({ held: summary.held_us, switched: summary.switched }, { held: 0, switched: 40 });
-  assert.equal(summary.ways['page-flip'], 1);
+  // Where it begins, and where it returns.
+  assert.equal(summary.ways['page-flip'], 2);
 });
 
 test('who talks to a session that is not there, or about functions that it does not trace, is told so', async () => {

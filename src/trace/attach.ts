@@ -53,26 +53,16 @@ import {
 } from './selection.js';
 import type { PatchedTarget } from './patched-target.js';
 import { Session, type SessionParts } from './session.js';
-import {
-  SESSION_REFUSALS,
-  planHooks,
-  planSites,
-  trustedRanges,
-  type PlannedSite,
-  type RefusedFunction,
-} from './site-plan.js';
+import { SESSION_REFUSALS, planSites, type PlannedFunction, type RefusedFunction } from './site-plan.js';
 import { ExitWatch } from './target-exit.js';
 import { TimeStamp } from './time-stamp.js';
 
 /**
- * Bounds on the number of lanes: each is address space for a ring and a shadow stack, not memory until it is used. A program
+ * Bounds on the number of lanes: each is address space for a ring and its marks, not memory until it is used. A program
  * can start and end a thousand threads before we get the processor once.
  */
 const MIN_LANES = 1024;
 const MAX_LANES = 4096;
-/** Calls open at once in a thread: an 8 MiB stack holds rarely more. */
-const MAX_SHADOW_ENTRIES = 1 << 15;
-
 /** How often to wait for a thread that has yet to make a call for a session that was killed, and how long each time. */
 const LENT_TRIES = 100;
 const LENT_PAUSE_MS = 10;
@@ -112,18 +102,18 @@ interface Start {
 export function checkOptions(options: TraceOptions): void {
   parsePatterns(options.filters);
   parsePatterns(options.notrace);
-  if (options.entryOnly === true && options.depth !== undefined) {
+  if (options.exits === 'none' && options.depth !== undefined) {
     throw new UsageError('DEPTH_OF_ENTRIES', {
       tried: 'limit the depth of entries',
-      why: 'without exits (--entry-only) nothing tells how deep a call is',
-      next: 'leave out one of --depth and --entry-only',
+      why: 'without exits (--exits none) nothing tells how deep a call is',
+      next: 'leave out one of --depth and --exits none',
     });
   }
-  if (options.entryOnly === true && options.minDurationNs !== undefined) {
+  if (options.exits === 'none' && options.minDurationNs !== undefined) {
     throw new UsageError('TIME_OF_ENTRIES', {
       tried: 'choose entries by their duration',
-      why: 'without exits (--entry-only) calls have no duration',
-      next: 'leave out one of --time-filter and --entry-only',
+      why: 'without exits (--exits none) calls have no duration',
+      next: 'leave out one of --time-filter and --exits none',
     });
   }
   if (options.inside === true && (options.way === 'held' || options.way === 'page-flip')) {
@@ -303,7 +293,7 @@ function startProgram(command: readonly string[], options: TraceOptions & Record
     // It has not begun: standing still costs it nothing, and is no holding.
     const adopted = Hold.adopt(pid, pid, new HoldTimes());
     memory = new OutsideMemory(pid);
-    const before: Preflight = { threads: [pid], seccompFilter: false, shadowStack: false };
+    const before: Preflight = { threads: [pid], seccompFilter: false };
     lock = takeLock(pid, memory, options.onNote);
     const session = start({ pid, options, memory, times, adopted, isChild: true, before, since, lock });
     adopted.release();
@@ -362,7 +352,7 @@ function succeed(pid: number, { process, watch }: Insider): InsideProcess {
 
 function preflightInside(pid: number): Preflight {
   const seccompFilter = readStatus(pid)?.get('Seccomp') === SECCOMP_FILTER;
-  return { threads: readThreads(pid) ?? [], seccompFilter, shadowStack: false };
+  return { threads: readThreads(pid) ?? [], seccompFilter };
 }
 
 /** The same with an object of ours that is loaded with the program, and no ptrace. */
@@ -438,14 +428,14 @@ function nothingTraceable(refused: readonly RefusedFunction[]): CannotError {
 }
 
 /** Modules with their functions as messages of a recording tell them. */
-function describe(sites: readonly PlannedSite[]): {
+function describe(functions: readonly PlannedFunction[]): {
   name: string;
   demangled?: string;
   module: string;
   address: string;
 }[] {
   let isHurried = false;
-  return sites.map(({ function: f, module }, i) => {
+  return functions.map(({ function: f, module }, i) => {
     // The target is changed already: the session begins, and ends in order. Its names are then shown as the file has them.
     if (i % DESCRIBED_PER_LOOK === 0) isHurried ||= ending.isWanted;
     const demangled = isHurried ? f.name : demangle(f.name);
@@ -462,23 +452,6 @@ function describe(sites: readonly PlannedSite[]): {
 function laneNumbers(threads: number): number[] {
   const wanted = Math.min(MAX_LANES, Math.max(MIN_LANES, threads * 2 + MIN_LANES / 2));
   return [wanted, Math.ceil(wanted / 4), threads + 2].map((n) => Math.max(n, threads + 2));
-}
-
-/** A range without members, for a process in which no code is trusted: calls get no exits then. */
-const NOTHING = { start: 0, end: 0 };
-
-function trustedFirst(
-  trusted: readonly { start: number; end: number }[],
-  modules: readonly Module[],
-): readonly { start: number; end: number }[] {
-  // The executable comes first in `modules`, and calls itself most.
-  const own = modules[0].text;
-  const largest = [...own].sort((a, b) => b.end - b.start - (a.end - a.start)).at(0);
-  const first = trusted.find(
-    (range) => largest !== undefined && range.start >= largest.start && range.end <= largest.end,
-  );
-  if (first === undefined) return [NOTHING, ...trusted];
-  return [first, ...trusted.filter((range) => range !== first)];
 }
 
 /** Tells when a library has been loaded that a filter names. The list of mappings is read only when the loader's has grown. */
@@ -520,14 +493,7 @@ function start({
   since,
   lock,
 }: Start): Session {
-  const entryOnly = options.entryOnly ?? false;
-  if (before.shadowStack && !entryOnly) {
-    throw new CannotError('SHADOW_STACK', {
-      tried: `record the exits of functions of process ${pid}`,
-      why: 'it runs with shadow stacks (CET), which forbid to swap a return address',
-      next: 'use --entry-only, or start it with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off',
-    });
-  }
+  const entryOnly = options.exits === 'none';
   ending.look();
   const { modules, unusable } = readModules(pid);
   const onNote = options.onNote ?? (() => undefined);
@@ -550,7 +516,7 @@ function start({
     onNote(line);
   });
   ending.look();
-  const plan = planSites(selections, memory, entryOnly);
+  const plan = planSites(selections, memory, !entryOnly);
   ending.look();
   if (plan.sites.length === 0) {
     const nothing = nothingTraceable(plan.refused);
@@ -558,16 +524,8 @@ function start({
     if (!isChild) throw nothing;
     onNote(`nothing of the program is traced: ${nothing.details.why}; ${nothing.details.next}`);
   }
-  const hooks = entryOnly ? { sites: [], refused: [] } : planHooks(modules, functions, memory);
   for (const { module, error } of functions.damaged)
     onNote(`${module.path} cannot be traced: ${error.details.why}`);
-  if (hooks.refused.length > 0) {
-    throw new CannotError('UNWINDER_UNKNOWN', {
-      tried: `prepare process ${pid} for exceptions`,
-      why: `${hooks.refused[0].function.name} of ${hooks.refused[0].module.name}: ${SESSION_REFUSALS[hooks.refused[0].reason]}`,
-      next: 'use --entry-only, which needs no such preparation',
-    });
-  }
   ending.look();
   refillDescriptors();
   const tscHz = timeStamp.estimateHz();
@@ -576,7 +534,8 @@ function start({
   const target = patchTarget({
     pid,
     modules,
-    sites: [...plan.sites, ...hooks.sites],
+    functions: plan.functions,
+    sites: plan.sites,
     memory,
     times,
     seccompFilter: before.seccompFilter,
@@ -590,13 +549,7 @@ function start({
     },
     agent: {
       ringBytes,
-      maxShadowEntries: MAX_SHADOW_ENTRIES,
-      maxDepth: options.depth,
       mayAskTid: !before.seccompFilter,
-      trusted: [
-        ...trustedFirst(trustedRanges(modules, functions), modules),
-        ...(inside === undefined ? [] : [inside.process.code]),
-      ],
       lanes: laneNumbers(before.threads.length),
       threads: before.threads.length,
       ringMemory:
@@ -635,13 +588,14 @@ function start({
       tscHz,
       startTsc: String(startTsc ?? timeStamp.now()),
       ...(options.minDurationNs === undefined ? {} : { minDurationNs: options.minDurationNs }),
+      ...(options.depth === undefined ? {} : { maxDepth: options.depth }),
       filters: [...(options.filters ?? []), ...(options.notrace ?? []).map((text) => `not ${text}`)],
     };
     return {
       pid,
       target,
       header,
-      functions: describe(target.sites),
+      functions: describe(target.functions),
       refused: [...plan.refused, ...target.refused],
       times,
       watch,

@@ -6,27 +6,21 @@ import type { PatchRequest } from './patch-target.js';
 import { PatchedTarget } from './patched-target.js';
 import type { PreparedChanges, SiteChanges, WriteWhole } from './patch.js';
 import { fromInside, fromOutside } from './reach.js';
-import type { PlannedSite, SessionRefusalReason } from './site-plan.js';
+import type { PlannedFunction, PlannedSite, RefusedFunction, SessionRefusalReason } from './site-plan.js';
 import type { TextRuns } from './text-runs.js';
 import { HeldWay, PageFlip, type Way, type WayName } from './ways.js';
 
 /** All that is computed and emitted while no thread is held. */
 export interface Ready {
   readonly agent: Agent;
+  readonly functions: readonly PlannedFunction[];
   readonly sites: readonly PlannedSite[];
   readonly interior: Interior;
   /** For each site, in their order. */
   readonly changes: SiteChanges;
-  /** What is changed one after the other. */
-  readonly parts: readonly Part[];
+  readonly prepared: PreparedChanges;
   readonly text: TextRuns;
   readonly writeWhole: WriteWhole | undefined;
-}
-
-/** Sites that are changed together. */
-interface Part {
-  readonly indices: ReadonlySet<number>;
-  readonly prepared: PreparedChanges;
 }
 
 /** How each site is to be changed, by index; those that are in neither are refused, as the way that is wished for cannot change them. */
@@ -59,9 +53,9 @@ export class Changing {
     return Object.values(this.#ways).reduce((sum, made) => sum + made, 0);
   }
 
-  /** At least one function, and not hooks alone, is traced. */
+  /** At least one function is traced. */
   get hasFunction(): boolean {
-    return this.#ready.sites.some(({ kind }, i) => kind !== 'hook' && !this.#refused.has(i));
+    return this.#ready.sites.some(({ isEntry }, i) => isEntry && !this.#refused.has(i));
   }
 
   /** From here on changed sites record. */
@@ -86,50 +80,47 @@ export class Changing {
 
   /** All threads are held, and none is within a site but those that are `impossible`. */
   write(impossible: ReadonlySet<PlannedSite>): this {
-    const { sites, parts } = this.#ready;
+    const { sites, prepared } = this.#ready;
     const { held } = this.#choice;
-    const isWanted = (i: number): boolean => held.has(i) && !impossible.has(sites[i]);
-    if (impossible.size > 0) {
-      for (const i of held) if (!isWanted(i)) this.#refused.set(i, 'thread-inside');
-    }
+    // Of a function whose entry stays as it is no end is recorded either.
+    const unwanted = new Set([...impossible].filter((site) => site.isEntry).map(({ owner }) => owner));
+    const isWanted = (i: number): boolean =>
+      held.has(i) && !impossible.has(sites[i]) && !unwanted.has(sites[i].owner);
     const isComplete = impossible.size === 0 && held.size === sites.length;
+    const some = isComplete ? held : new Set([...held].filter(isWanted));
+    if (impossible.size > 0) for (const i of held) if (!some.has(i)) this.#refused.set(i, 'thread-inside');
+    const others = isComplete ? new Set<number>() : new Set([...sites.keys()].filter((i) => !some.has(i)));
+    const rest = prepared.without(others);
     const name = this.#request.inside === undefined ? 'held' : 'rendezvous';
-    let isGivenUp = false;
-    for (const { indices, prepared } of parts) {
-      const some = isComplete ? indices : new Set([...indices].filter(isWanted));
-      if (isGivenUp) {
-        for (const i of some) this.#refused.set(i, 'handler-busy');
-        continue;
-      }
-      const others = new Set<number>();
-      if (some.size < indices.size) {
-        let inPart = 0;
-        for (const i of indices) {
-          if (!some.has(i)) others.add(inPart);
-          inPart++;
-        }
-      }
-      const rest = prepared.without(others);
-      this.#apply(new HeldWay(name, rest), some, rest.changes);
-      isGivenUp = [...this.#refused.keys()].some((i) => some.has(i) && sites[i].kind === 'hook');
-    }
+    this.#apply(new HeldWay(name, rest), some, rest.changes);
     return this;
   }
 
   /** Undefined: a way could not make some changes that another can; nothing is wrong with those that it made. */
   finish(lanes: ReadonlyMap<number, number>): PatchedTarget | undefined {
-    const { agent, sites, changes, text, writeWhole } = this.#ready;
+    const { agent, functions, sites, changes, text, writeWhole } = this.#ready;
     if (!this.#isComplete && this.#request.way === undefined) return undefined;
-    const functions = [...this.#refused].filter(
-      ([i, why]) => why !== 'handler-busy' || sites[i].kind !== 'hook',
-    );
-    const refused = functions.map(([i, reason]) => ({
-      function: sites[i].function,
-      module: sites[i].module,
-      reason,
-    }));
+    const refused: RefusedFunction[] = [];
+    // A function is traced by its entry only if one of the places where it is left is not a site.
+    const withoutExits = new Set(functions.filter(({ hasExits }) => !hasExits));
+    for (const [i, reason] of this.#refused) {
+      const { owner, isEntry } = sites[i];
+      if (isEntry) refused.push({ function: owner.function, module: owner.module, reason });
+      else withoutExits.add(owner);
+    }
     const made = changes.without(new Set(this.#refused.keys()));
-    const patched = { sites, agent, lanes, refused, ways: this.#ways, changes: made, text, writeWhole };
+    const patched = {
+      functions,
+      sites,
+      agent,
+      lanes,
+      refused,
+      withoutExits,
+      ways: this.#ways,
+      changes: made,
+      text,
+      writeWhole,
+    };
     const { pid, memory, times, inside } = this.#request;
     const reach = inside === undefined ? fromOutside(pid, memory) : fromInside(inside.process);
     return new PatchedTarget(pid, memory, times, reach, patched);

@@ -4,6 +4,7 @@ import {
   CallObjects,
   LaneMerger,
   RECORD_BYTES,
+  builderOptions,
   type Call,
   type CallVisitor,
   type TraceInfo,
@@ -23,7 +24,7 @@ export class Consumer {
   backlog = 0;
 
   constructor(info: TraceInfo, visitor: CallVisitor) {
-    this.#builder = new CallBuilder(info.header.mode, info.clock, visitor);
+    this.#builder = new CallBuilder(info.header.mode, info.clock, visitor, builderOptions(info, true));
     this.#merger = new LaneMerger(info.clock, {
       addRecords: (lane, words, from, to) => {
         this.backlog -= (to - from) * BYTES_PER_WORD;

@@ -21,7 +21,6 @@ interface Traced {
   readonly pid: number;
   readonly memory: TargetMemory;
   readonly sites: readonly PlannedSite[];
-  /** Those of functions; hooks stay, as return addresses may be swapped. */
   readonly changes: SiteChanges;
   readonly writeWhole: WriteWhole | undefined;
   readonly standAll: () => Standstill;

@@ -1,7 +1,7 @@
 // What a lane's header says, which is memory of the target's and may say anything, and another thing at the next look. Each word is read
 // once, and believed within the bounds that an honest recorder keeps; beyond them the lane is corrupt, and nobody looks at it any more.
 import { HEADER, LANE_STATE } from '../agent/index.js';
-import { KIND_BITS, KIND_ENTRY, KIND_LEAF, KIND_LOST, KIND_MASK, RECORD_BYTES } from '../recording/index.js';
+import { RECORD_BYTES } from '../recording/index.js';
 
 const WORDS_PER_HEADER = HEADER.size / 4;
 const LONGS_PER_HEADER = HEADER.size / 8;
@@ -60,11 +60,4 @@ export class LaneHeaders {
   tellTail(lane: number, tail: number): void {
     this.#longs[lane * LONGS_PER_HEADER + HEADER.tail / 8] = BigInt(tail);
   }
-}
-
-/** True if a record may be of a session with so many functions. */
-export function isRecord(what: number, functions: number): boolean {
-  const kind = what & KIND_MASK;
-  if (kind < KIND_ENTRY || kind > KIND_LEAF) return false;
-  return kind === KIND_LOST ? what >>> KIND_BITS === 0 : what >>> KIND_BITS < functions;
 }

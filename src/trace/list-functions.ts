@@ -18,6 +18,8 @@ export interface ListedFunction {
   readonly module: string;
   /** How its site would be made; undefined if it is refused. */
   readonly kind: SiteKind | undefined;
+  /** `sites`: all places where it is left can be patched; `none`: it is traced by its entry only. Undefined if it is refused. */
+  readonly exit: 'sites' | 'none' | undefined;
   /** Why it is refused, with a line of explanation. */
   readonly refusal: { readonly reason: string; readonly explanation: string } | undefined;
   /** Demangled where it can be. */
@@ -85,15 +87,15 @@ export function listFunctions(
     const known = new ModuleFunctions();
     const selections = selectFunctions(modules, known, patterns.filters, patterns.notrace);
     const unmatched = unmatchedPatterns(modules, known, [...patterns.filters, ...patterns.notrace]);
-    const plan = planSites(selections, memory, false);
+    const plan = planSites(selections, memory, true);
     const functions: ListedFunction[] = [];
-    for (const { function: f, module, kind } of plan.sites) {
-      if (kind === 'hook') continue;
+    for (const { function: f, module, kind, hasExits } of plan.functions) {
       functions.push({
         address: f.address + module.bias,
         size: f.size,
         module: module.name,
         kind,
+        exit: hasExits ? 'sites' : 'none',
         refusal: undefined,
         name: demangle(f.name),
         symbol: f.name,
@@ -105,6 +107,7 @@ export function listFunctions(
         size: f.size,
         module: module.name,
         kind: undefined,
+        exit: undefined,
         refusal: { reason, explanation: SESSION_REFUSALS[reason] },
         name: demangle(f.name),
         symbol: f.name,

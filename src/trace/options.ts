@@ -9,10 +9,10 @@ export interface TraceOptions {
   readonly filters?: readonly string[];
   /** Patterns of functions not to trace. */
   readonly notrace?: readonly string[];
-  /** Levels to trace below the outermost traced call. Not together with `entryOnly`. */
+  /** Only calls of so many levels below the outermost are wanted. Outputs leave the others out; a recording notes it. */
   readonly depth?: number;
-  /** Entries without durations, at half the cost. */
-  readonly entryOnly?: boolean;
+  /** `none`: entries without durations, at half the cost. Otherwise calls end where their functions are left. */
+  readonly exits?: 'sites' | 'none';
   /** Bytes of each thread's ring: rounded up to a power of two. */
   readonly bufferBytes?: number;
   /** Bytes that the rings of all threads may fill. None: half of what the system and its control groups leave the target. */

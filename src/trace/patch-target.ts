@@ -3,8 +3,6 @@ import {
   AGENT_CALLS,
   Agent,
   CONFINEMENT_CALLS,
-  HEAD_SIZE,
-  MENDER_CALLS,
   NOTHING_GIVEN_UP,
   OPEN_TEXT_CALLS,
   rightsToGiveUp,
@@ -37,10 +35,10 @@ import { Changing, Interior, leaveSites, type Choice, type Ready } from './chang
 import { cleanPages, pageAround } from './clean-pages.js';
 import { collectGarbage } from './garbage.js';
 import type { PatchedTarget } from './patched-target.js';
-import { PreparedChanges, SiteChanges, putJump } from './patch.js';
+import { PreparedChanges, SiteChanges } from './patch.js';
 import { anyThread } from './reach.js';
 import { refuseTraced } from './recovery.js';
-import type { PlannedSite } from './site-plan.js';
+import type { PlannedFunction, PlannedSite } from './site-plan.js';
 import { planOpening } from './opening.js';
 import { NO_TEXT_RUNS, pagesOfSites, planTextRuns, type TextRuns } from './text-runs.js';
 import {
@@ -73,12 +71,10 @@ const FEW_THREADS = 64;
 export interface PatchRequest {
   readonly pid: number;
   readonly modules: readonly Module[];
-  /** Functions to trace, then hooks; the index of a function in records is its position after `arrange`. */
+  /** Functions to trace; the index of one in records is its position after `arrange`. */
+  readonly functions: readonly PlannedFunction[];
   readonly sites: readonly PlannedSite[];
-  readonly agent: Omit<
-    AgentOptions,
-    'tidOffset' | 'withThread' | 'givenUp' | 'mayConfine' | 'mayMend' | 'whyTextStays'
-  >;
+  readonly agent: Omit<AgentOptions, 'tidOffset' | 'withThread' | 'givenUp' | 'mayConfine' | 'whyTextStays'>;
   readonly memory: TargetMemory;
   readonly times: SessionTimes;
   /** Its seccomp filters must be asked before it makes system calls for us. */
@@ -96,14 +92,21 @@ export interface PatchRequest {
   readonly onNote: (line: string) => void;
 }
 
-/** Sites in the order of their addresses, all and by clusters. */
+/** Functions and sites in the order of their addresses, all and by clusters. */
 interface Arranged {
+  readonly functions: readonly PlannedFunction[];
   readonly sites: readonly PlannedSite[];
   readonly clusters: readonly Cluster[];
 }
 
-function arrange(unordered: readonly PlannedSite[]): Arranged {
-  const sites = [...unordered].sort((a, b) => a.address - b.address);
+function arrange(request: PatchRequest): Arranged {
+  const addressOf = ({ function: f, module }: PlannedFunction): number =>
+    f.addressNumber + Number(module.bias);
+  const functions = [...request.functions].sort((a, b) => addressOf(a) - addressOf(b));
+  functions.forEach((f, i) => {
+    f.index = i;
+  });
+  const sites = [...request.sites].sort((a, b) => a.address - b.address);
   const clusters: Cluster[] = [];
   for (let first = 0; first < sites.length;) {
     const low = sites[first].address;
@@ -114,7 +117,7 @@ function arrange(unordered: readonly PlannedSite[]): Arranged {
     clusters.push({ low, high, firstIndex: first, sites: members.map((site) => site.stub) });
     first = end;
   }
-  return { sites, clusters };
+  return { functions, sites, clusters };
 }
 
 /** How a held thread is made to make calls for us. */
@@ -128,7 +131,7 @@ type CallsOf = (hold: Hold) => RemoteCalls;
  */
 export function patchTarget(request: PatchRequest): PatchedTarget {
   const { pid, memory, adopted, inside } = request;
-  const arranged = arrange(request.sites);
+  const arranged = arrange(request);
   if (inside !== undefined) return patchInside(request, inside, arranged);
   // The vdso's, as a rule: looked for before anybody is held.
   const borrowed = borrowCode(pid, memory);
@@ -147,21 +150,20 @@ function patchWaiting(
   const { pid } = request;
   const agent = mapAgent(request, adopted, arranged, callsOf, {
     withThread: true,
-    mayMend: true,
     whyTextStays: undefined,
   });
   agent.furnish(arranged.clusters);
   // A breakpoint at its entry has stopped it.
   cleanPages(request, agent, [pageAround(Number(adopted.threads[0].registers.get('rip')))]);
-  agent.emit(arranged.clusters, 1);
-  const ready = getReady(request, agent, arranged.sites);
+  agent.emit(arranged.clusters);
+  const ready = getReady(request, agent, arranged);
   const maps = readMaps(pid) ?? [];
   const choice = chooseWays(request, ready);
   const changing = withReader(1, (reader) =>
     change(request, adopted, ready, new Changing(request, ready, choice), maps, reader),
   );
   if (request.way === 'page-flip' && !changing.hasFunction) throw cannotFlip(pid);
-  return settle(request, changing, agent, adopted.threads, maps);
+  return settle(request, changing, agent, adopted.threads);
 }
 
 function patchRunning(request: PatchRequest, arranged: Arranged, callsOf: CallsOf): PatchedTarget {
@@ -177,9 +179,9 @@ function patchRunning(request: PatchRequest, arranged: Arranged, callsOf: CallsO
     ending.look();
     agent.furnish(arranged.clusters);
     ending.look();
-    agent.emit(arranged.clusters, (readThreads(pid) ?? []).length);
+    agent.emit(arranged.clusters);
     ending.look();
-    ready = getReady(request, agent, arranged.sites);
+    ready = getReady(request, agent, arranged);
     choice = chooseWays(request, ready);
     ending.look();
   } catch (error) {
@@ -233,7 +235,7 @@ function holdAndChange(
     const { threads } = all;
     // Of few threads it takes no time. Of many, what comes before is not recorded, and nobody can have asked for it yet.
     if (threads.length > FEW_THREADS) all.release();
-    return settle(request, changing, agent, threads, maps);
+    return settle(request, changing, agent, threads);
   } catch (error) {
     if (isInUse()) agent.abandon();
     else if (all === undefined) withdraw(request, agent, removeFrom);
@@ -259,7 +261,6 @@ function mapByOne(request: PatchRequest, arranged: Arranged, callsOf: CallsOf): 
     // Where job control has stopped the process, the agent's thread could not run.
     return mapAgent(request, one, arranged, callsOf, {
       withThread: !isStopped,
-      mayMend: may(MENDER_CALLS),
       whyTextStays: may(OPEN_TEXT_CALLS) ? undefined : FILTERED,
     });
   } finally {
@@ -272,7 +273,7 @@ function mapAgent(
   hold: Hold,
   { clusters }: Arranged,
   callsOf: CallsOf,
-  thread: Pick<AgentOptions, 'withThread' | 'mayMend' | 'whyTextStays'>,
+  thread: Pick<AgentOptions, 'withThread' | 'whyTextStays'>,
 ): Agent {
   const { pid, memory, modules } = request;
   const { tid } = hold.callableThread();
@@ -293,8 +294,9 @@ function mapAgent(
 function patchInside(
   request: PatchRequest,
   { process, hasBegun }: { readonly process: InsideProcess; readonly hasBegun: boolean },
-  { sites, clusters }: Arranged,
+  arranged: Arranged,
 ): PatchedTarget {
+  const { sites, clusters } = arranged;
   const { pid, memory, times } = request;
   const tidOffset = findTidOffset(pid, [process.leader], memory, request.modules);
   // Under the same filters safepoke has made a process: this one.
@@ -308,7 +310,6 @@ function patchInside(
     // That has been done when the program was loaded.
     givenUp: NOTHING_GIVEN_UP,
     mayConfine: !request.seccompFilter,
-    mayMend: isFree,
     whyTextStays,
   };
   const agent = Agent.map(pid, process.calls, memory, clusters, options, process.resident);
@@ -316,9 +317,9 @@ function patchInside(
   try {
     ending.look();
     agent.furnish(clusters);
-    agent.emit(clusters, (readThreads(pid) ?? []).length);
+    agent.emit(clusters);
     ending.look();
-    const ready = getReady(request, agent, sites);
+    const ready = getReady(request, agent, arranged);
     const choice = chooseWays(request, ready);
     const waiting = new Changing(request, ready, choice);
     return withReader((readThreads(pid) ?? []).length, (reader) => {
@@ -331,7 +332,7 @@ function patchInside(
       }
       const standing = all ?? process.begin();
       const changing = change(request, standing, ready, waiting, maps, reader);
-      return settle(request, changing, agent, standing.threads, maps);
+      return settle(request, changing, agent, standing.threads);
     });
   } catch (error) {
     if (agent.isPresent()) agent.remove(process.calls);
@@ -394,7 +395,7 @@ const STAYS_MAPPED =
   'safepoke’s memory stays in the process, unused: there was no time to take it away, or the process does not let us; it goes when you attach once more';
 
 /** Nobody is held. Writes the journal: whatever happens from now on can be undone. */
-function getReady(request: PatchRequest, agent: Agent, sites: readonly PlannedSite[]): Ready {
+function getReady(request: PatchRequest, agent: Agent, { functions, sites }: Arranged): Ready {
   const { pid, memory, seccompFilter, inside } = request;
   const changes = new SiteChanges(
     new Float64Array(sites.length),
@@ -402,42 +403,35 @@ function getReady(request: PatchRequest, agent: Agent, sites: readonly PlannedSi
     new Uint8Array(sites.length * SITE_LENGTH),
   );
   let i = 0;
-  for (const { heads, bodies } of agent.regions) {
-    for (let inRegion = 0; inRegion < bodies.length; inRegion++, i++) {
-      const { address } = sites[i];
-      changes.addresses[i] = address;
+  for (const { stubs } of agent.regions) {
+    for (const stub of stubs) {
+      changes.addresses[i] = sites[i].address;
       sites[i].putOriginal(changes.expected, i * SITE_LENGTH);
-      putJump(changes.wanted, i * SITE_LENGTH, address, Number(heads) + inRegion * HEAD_SIZE);
+      sites[i].putWanted(changes.wanted, i * SITE_LENGTH, stub);
+      i++;
     }
   }
-  const hooks = new Set([...sites.keys()].filter((index) => sites[index].kind === 'hook'));
-  const pages = pagesOfSites(pid, changes, hooks);
+  const pages = pagesOfSites(pid, changes);
   cleanPages(request, agent, pages.whole);
   const runs = agent.thread === undefined ? NO_TEXT_RUNS : planTextRuns(pid, memory, changes, pages);
   const staysShut = request.readOnlyText || agent.whyTextStays !== undefined;
   const opening = staysShut ? [] : planOpening(pid, pages, runs);
-  agent.writeJournal(changes.addresses, changes.expected, hooks, opening);
+  agent.writeJournal(changes.addresses, changes.expected, opening);
   // From inside nothing is half written anyway, and a filter might take offence.
   const { thread } = agent;
   const mayWrite = thread !== undefined && inside === undefined && !seccompFilter;
   const writeWhole = mayWrite ? thread.writeWhole.bind(thread) : undefined;
-  // From inside handlers may keep us from making some changes: no function is changed then before the hooks are.
-  const isHook = (index: number): boolean => hooks.has(index);
-  const groups = inside === undefined ? [(): boolean => true] : [isHook, (index: number) => !isHook(index)];
   // First: it has text that is in use come from the file again, and spans are read after it, so that it is there when threads are held.
   const text = prepareText(request, agent, runs, opening);
-  const parts = groups.map((belongs) => {
-    const indices = new Set([...sites.keys()].filter(belongs));
-    return { indices, prepared: PreparedChanges.of(memory, changes.only(indices), writeWhole) };
-  });
-  return { agent, sites, interior: new Interior(sites), changes, parts, text, writeWhole };
+  const prepared = PreparedChanges.of(memory, changes, writeWhole);
+  return { agent, functions, sites, interior: new Interior(sites), changes, prepared, text, writeWhole };
 }
 
 /**
  * Holding all threads once is the price of the first site that needs it; the others are cheapest written in that hold too. A program
  * that has not begun stands still anyway.
  */
-function chooseWays({ pid, memory, way, adopted, inside }: PatchRequest, ready: Ready): Choice {
+function chooseWays({ pid, memory, way, inside }: PatchRequest, ready: Ready): Choice {
   const { agent, sites, changes, text } = ready;
   const none: ReadonlySet<number> = new Set();
   const all = new Set(sites.keys());
@@ -446,18 +440,12 @@ function chooseWays({ pid, memory, way, adopted, inside }: PatchRequest, ready: 
   const flipped = new Set([...reached].filter((i) => sites[i].isOneInstruction));
   if (flipped.size === sites.length) return { flipped, held: none };
   if (way === undefined) return { flipped: none, held: all };
-  const hooks = new Set([...all].filter((i) => sites[i].kind === 'hook' && !flipped.has(i)));
-  const hasFunction = [...flipped].some((i) => sites[i].kind !== 'hook');
-  if (hasFunction && (hooks.size === 0 || adopted !== undefined)) return { flipped, held: hooks };
-  const [hook] = hooks;
+  // A function of which only some sites can be changed so is traced as far as they go: by its entry, or not at all.
+  if ([...flipped].some((i) => sites[i].isEntry)) return { flipped, held: none };
   throw new CannotError('NEEDS_HOLD', {
     tried: `change the code of process ${pid} by page flips only`,
-    why: hasFunction
-      ? `${sites[hook].function.name} must be changed as well, for exceptions, and its site is more than one instruction`
-      : 'no function that was asked for has a site of one instruction on a page that can be flipped',
-    next: hasFunction
-      ? 'use --entry-only, which needs no such preparation, start the program with `safepoke run`, or leave --way out'
-      : 'leave --way out, or compile with -pg -mfentry -mnop-mcount',
+    why: 'no function that was asked for has a site of one instruction on a page that can be flipped',
+    next: 'leave --way out, or compile with -pg -mfentry -mnop-mcount',
   });
 }
 
@@ -477,7 +465,7 @@ function flipPages(
   const changing = new Changing(request, ready, choice);
   let isUnchanged = false;
   try {
-    changing.enable().flip();
+    changing.flip().enable();
     isUnchanged = changing.made === 0;
     if (request.way !== undefined && !changing.hasFunction) throw cannotFlip(request.pid);
     return changing.finish(new Map());
@@ -534,14 +522,13 @@ function change(
   reader: ThreadReader,
   early = NOT_LOOKED_AT,
 ): Changing {
-  const { pid, memory } = request;
+  const { memory } = request;
   const { agent, interior } = ready;
   const others = hold.threads.filter((thread) => !early.threads.has(thread));
   const looks = [...early.looks, reader.look(others, maps, memory)];
   if (!looks.every(({ pointToThemselves }) => pointToThemselves)) agent.distrustThreadPointers();
   const rips = looks.flatMap(({ savedInstructionPointers }) => savedInstructionPointers);
   const impossible = leaveSites(hold, interior, rips);
-  if ([...impossible].some((site) => site.kind === 'hook')) throw busyUnwinder(pid);
   return changing.flip().write(impossible);
 }
 
@@ -554,20 +541,11 @@ function settle(
   changing: Changing,
   agent: Agent,
   threads: readonly HeldThread[],
-  maps: readonly Mapping[],
 ): PatchedTarget {
-  const known = knownThreads(pid, threads, maps, agent.tidOffset, memory);
+  const known = knownThreads(pid, threads, agent.tidOffset, memory);
   const assigned = agent.assignLanes(known.map((t) => t.known));
   changing.enable();
   const target = changing.finish(new Map(assigned.map((lane, i) => [lane, known[i].tid])));
   if (target === undefined) throw new Error('what is written while all are held is written or refused');
   return target;
-}
-
-function busyUnwinder(pid: number): CannotError {
-  return new CannotError('UNWINDER_BUSY', {
-    tried: `prepare process ${pid} for exceptions`,
-    why: 'a signal handler will return into the first instructions of its unwinder',
-    next: 'try again, or trace with --entry-only, which needs no such preparation',
-  });
 }

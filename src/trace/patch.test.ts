@@ -3,11 +3,11 @@ import { test } from 'node:test';
 import fc from 'fast-check';
 import type { MemoryRange } from '../linux/index.js';
 import type { TargetMemory } from '../target/index.js';
-import { PreparedChanges, SiteChanges, applyChanges, areApplied, putJump } from './patch.js';
+import { PreparedChanges, SiteChanges, applyChanges, areApplied } from './patch.js';
 
 function jumpTo(address: number, target: number): Uint8Array {
-  const bytes = new Uint8Array(5);
-  putJump(bytes, 0, address, target);
+  const bytes = Uint8Array.of(0xe9, 0, 0, 0, 0);
+  new DataView(bytes.buffer).setInt32(1, target - (address + bytes.length), true);
   return bytes;
 }
 

@@ -386,18 +386,13 @@ function isSame(bytes: Uint8Array, at: number, expected: Uint8Array, from: numbe
 }
 
 export const JMP_REL32 = 0xe9;
+/** The second byte of `0F 8x`, a conditional jump of which we change the distance. */
+const isConditional = (opcode: number): boolean => (opcode & 0xf0) === 0x80;
 
-/** Where the `jmp rel32` at `address` leads; undefined if the bytes are no such jump. */
+/** Where the branch whose last five bytes are at `address` leads; undefined if they are of none that we write. */
 export function jumpTarget(address: number, bytes: Uint8Array): number | undefined {
-  if (bytes.length < SITE_LENGTH || bytes[0] !== JMP_REL32) return undefined;
+  if (bytes.length < SITE_LENGTH || (bytes[0] !== JMP_REL32 && !isConditional(bytes[0]))) return undefined;
   return address + SITE_LENGTH + new DataView(bytes.buffer, bytes.byteOffset).getInt32(1, true);
-}
-
-/** Puts the bytes of `jmp target` at `address` into `into` from index `at` on. */
-export function putJump(into: Uint8Array, at: number, address: number, target: number): void {
-  const distance = target - (address + SITE_LENGTH);
-  into[at] = JMP_REL32;
-  for (let i = 1; i < SITE_LENGTH; i++) into[at + i] = (distance >> (8 * (i - 1))) & 0xff;
 }
 
 export const INT3 = 0xcc;

@@ -6,7 +6,6 @@ import { processesSharing, readMaps, readThreads, type Mapping } from '../linux/
 import {
   Hold,
   isCrowded,
-  pause,
   type HeldThread,
   type SessionTimes,
   type Standstill,
@@ -23,22 +22,17 @@ import {
   type SiteChanges,
   type WriteWhole,
 } from './patch.js';
+import { KIND_BITS, KIND_LEAF } from '../recording/index.js';
 import type { Reach } from './reach.js';
-import type { PlannedSite, RefusedFunction } from './site-plan.js';
+import type { PlannedFunction, PlannedSite, RefusedFunction } from './site-plan.js';
 import { isOnlyOurs, type TextRuns } from './text-runs.js';
 import { SITE_LENGTH } from '../x86/index.js';
 import { savedInstructionPointersOf, withReader } from './thread-facts.js';
 import type { WayName } from './ways.js';
 
-/** How long the end waits for threads to be out of our code, before it leaves hooks of unwinders where they are for longer than all else. */
-const RETURNS_PATIENCE_MS = 200;
-const RETURNS_PAUSE_MS = 2;
-/** Far more than it takes until what a thread has stored is seen by all. */
-const STORES_SEEN_MS = 1;
-
 /** What detaching achieved. */
 export interface DetachResult {
-  /** Every site has its original bytes, hooks of unwinders apart: see `areHooksRestored`. */
+  /** Every site has its original bytes. */
   readonly restored: boolean;
   /** Sites in which somebody else's bytes stood, which were left alone. */
   readonly foreign: number;
@@ -58,13 +52,17 @@ export const STAYS_SINCE: Readonly<Record<Stay, string>> = {
 
 /** What was put into a target. */
 interface Patched {
+  /** Functions in the order of their indices. */
+  readonly functions: readonly PlannedFunction[];
   /** Sites in the order of their indices. */
   readonly sites: readonly PlannedSite[];
   readonly agent: Agent;
   /** Thread ids as we know them, by lane. */
   readonly lanes: ReadonlyMap<number, number>;
-  /** Sites that were given up at the last moment. */
+  /** Functions that were given up at the last moment. */
   readonly refused: readonly RefusedFunction[];
+  /** Functions that are traced by their entries only. */
+  readonly withoutExits: ReadonlySet<PlannedFunction>;
   /** Number of sites by the way in which they were changed. */
   readonly ways: Readonly<Partial<Record<WayName, number>>>;
   /** The changes that were made. */
@@ -75,13 +73,17 @@ interface Patched {
 }
 
 export class PatchedTarget {
+  /** Functions in the order of their indices. */
+  readonly functions: readonly PlannedFunction[];
   /** Sites in the order of their indices. */
   readonly sites: readonly PlannedSite[];
   readonly agent: Agent;
   /** Thread ids as we know them, by lane. */
   readonly lanes: ReadonlyMap<number, number>;
-  /** Sites that were given up at the last moment. */
+  /** Functions that were given up at the last moment. */
   readonly refused: readonly RefusedFunction[];
+  /** Functions that are traced by their entries only. */
+  readonly withoutExits: ReadonlySet<PlannedFunction>;
   /** Number of sites by the way in which they were changed. */
   readonly ways: Readonly<Partial<Record<WayName, number>>>;
   readonly #pid: number;
@@ -100,9 +102,6 @@ export class PatchedTarget {
   /** Processes that share the target's memory, as far as they were there when the sites had been restored. */
   #sharing: number[] | undefined;
   #isRemoved = false;
-  /** Unwinders have their hooks: a return address is swapped, or may come to be. */
-  #hasHooks = false;
-  #areHooksRestored = true;
   #stay: Stay = 'inside';
   /** An address in code of ours. */
   readonly #isOurs = (rip: bigint): boolean => this.agent.ownsCode(rip);
@@ -115,7 +114,9 @@ export class PatchedTarget {
     this.#memory = memory;
     this.#times = times;
     this.#reach = reach;
+    this.functions = patched.functions;
     this.sites = patched.sites;
+    this.withoutExits = patched.withoutExits;
     this.agent = patched.agent;
     this.lanes = patched.lanes;
     this.refused = patched.refused;
@@ -127,29 +128,15 @@ export class PatchedTarget {
 
   /**
    * Turns every site back: where the text pages are the file's, by taking our copies of them away, with no thread held;
-   * elsewhere by writing, with all threads held. Our code stays mapped until `tryRemove`. While a thread stays in our code for long, hooks
-   * of unwinders stay as well: they go when `tryRemove` has seen it leave, or when we are no more.
+   * elsewhere by writing, with all threads held. Our code stays mapped until `tryRemove`.
    */
   restore(): DetachResult {
     this.#stopRecording();
-    this.#hasHooks = !this.#putReturnsBackFirst();
-    return this.#restoreSites(!this.#hasHooks);
-  }
-
-  /** False if hooks of unwinders stay where everything else is restored, or somebody else's bytes are in their place. */
-  get areHooksRestored(): boolean {
-    return !this.#hasHooks && this.#areHooksRestored;
-  }
-
-  #restoreSites(withHooks: boolean): DetachResult {
-    const { addresses } = this.#changes;
-    const hooks = this.#hookAddresses();
-    const staying = [...addresses.keys()].filter((i) => !withHooks && hooks.has(addresses[i]));
-    const back = this.#changes.reversed().without(new Set(staying));
-    this.#takeTextAway(withHooks);
+    const back = this.#changes.reversed();
+    this.#takeTextAway();
     const result = this.#writeBack(back);
     // Probes of the kernel that have waited come with it: none may as long as a jump stands.
-    if (withHooks && (result.restored || result.foreign > 0)) this.agent.shutText();
+    if (result.restored || result.foreign > 0) this.agent.shutText();
     return result;
   }
 
@@ -202,33 +189,27 @@ export class PatchedTarget {
   }
 
   #watchDebuggers(): DebuggerWatch {
-    const hooks = this.#hookAddresses();
-    const { addresses } = this.#changes;
     return new DebuggerWatch({
       pid: this.#pid,
       memory: this.#memory,
       sites: this.sites,
-      changes: this.#changes.without(new Set([...addresses.keys()].filter((i) => hooks.has(addresses[i])))),
+      changes: this.#changes,
       writeWhole: this.#writeWhole,
       standAll: this.#standAll,
     });
-  }
-
-  #hookAddresses(): Set<number> {
-    return new Set(this.sites.filter(({ kind }) => kind === 'hook').map(({ address }) => address));
   }
 
   #stopRecording(): void {
     try {
       this.agent.enable(false);
     } catch (error) {
-      // Its thread may write nothing any more; heads are in memory that we map as well.
+      // Its thread may write nothing any more; stubs are in memory that we map as well.
       if (!isRefusedCall(error)) throw error;
-      this.agent.switchHeads(this.sites.keys(), false);
+      this.agent.switchEntries(this.sites.keys(), false);
     }
   }
 
-  #takeTextAway(withHooks: boolean): void {
+  #takeTextAway(): void {
     const { agent } = this;
     if (agent.thread === undefined || this.#text.length === 0) return;
     try {
@@ -243,16 +224,32 @@ export class PatchedTarget {
       if (!isRefusedCall(error)) throw error;
     }
     try {
-      agent.thread.restoreText(withHooks);
+      agent.thread.restoreText();
     } catch (error) {
       // It stands still, perhaps with all the others; then they are held and the sites are written.
       if (!isAgentLost(error)) throw error;
     }
   }
 
-  /** Has sites record, or not, from now on; they are given by index. No thread is held, and each sees either state whole. */
+  /** Has sites record beginnings of calls, or not, from now on; they are given by index. No thread is held, and each sees either state whole. */
   switch(indices: Iterable<number>, on: boolean): void {
-    this.agent.switchHeads(indices, on);
+    this.agent.switchEntries(indices, on);
+  }
+
+  /** What each cell records, as `CodeRegion.cells` has it: of functions without exits, whatever was planned, beginnings only. */
+  get cells(): Uint32Array {
+    const { cells } = this.agent;
+    this.sites.forEach(({ owner, isEntry }, i) => {
+      const cell = isEntry && this.withoutExits.has(owner) ? this.agent.entryCell(i) : undefined;
+      if (cell !== undefined) cells[cell] = ((owner.index << KIND_BITS) | KIND_LEAF) >>> 0;
+    });
+    return cells;
+  }
+
+  /** Number of functions that are traced by their entry only. */
+  get entryOnly(): number {
+    const refused = new Set(this.refused.map((r) => r.function));
+    return [...this.withoutExits].filter((f) => !refused.has(f.function)).length;
   }
 
   /** True once the agent's memory is gone from the target. */
@@ -273,16 +270,6 @@ export class PatchedTarget {
     if (this.#isRemoved) return true;
     this.#stay = 'inside';
     if (!this.#isUnused && !this.#tryLeaveCode()) return false;
-    if (this.#hasHooks) {
-      // No return address is swapped any more. The hooks themselves led into our code until now.
-      const { restored, foreign } = this.#restoreSites(true);
-      if (!restored && foreign === 0) return false;
-      this.#areHooksRestored = restored;
-      this.#hasHooks = false;
-      this.#isUnused = false;
-      this.#outside.clear();
-      return this.tryRemove();
-    }
     this.#stay = 'still';
     // Nobody can get into our code any more. One thread unmaps it, quickly, as there is little left to free.
     if (!this.agent.dismissThread()) return false;
@@ -303,10 +290,7 @@ export class PatchedTarget {
     return true;
   }
 
-  /**
-   * Sees whether every thread is out of our code, and will not return into it. With the sites restored no way into it is left but
-   * swapped return addresses, and these are put back.
-   */
+  /** Sees whether every thread is out of our code, and will not return into it. With the sites restored no way into it is left. */
   #tryLeaveCode(): boolean {
     // Such processes are not held. Those that come from now on do not get into our code.
     this.#sharing ??= processesSharing(this.#pid);
@@ -317,47 +301,20 @@ export class PatchedTarget {
       if (this.#sharing.length > 0) return false;
       this.#stay = 'inside';
     }
-    this.#isUnused = this.#putReturnsBack(this.#outside);
+    this.#isUnused = this.#areAllOutside();
     return this.#isUnused;
   }
 
   /**
-   * Whoever walks a stack, for an exception above all, must find true return addresses, and the hooks see to it. So these are put back while
-   * hooks are still there: recording is off, and none is swapped any more by who was not in our code already. False: a thread stays there
-   * for longer, a debugger holds the threads, or one does not stop. The rest of the text can go back with nobody held, and is not to
-   * wait for that.
+   * True if all threads are out of our code and will not return into it from a handler. None is moved out: each leaves by itself. They are
+   * looked at one after the other, each held for a moment; together where they are many.
    */
-  #putReturnsBackFirst(): boolean {
-    if (!this.sites.some((site) => site.kind === 'hook')) return true;
-    pause(STORES_SEEN_MS);
-    const done = new Set<number>();
-    const until = performance.now() + RETURNS_PATIENCE_MS;
-    try {
-      if (!this.agent.maySwapReturns()) return true;
-      for (;;) {
-        if (this.agent.putReturnsBack() || this.#putReturnsBack(done)) return true;
-        if (performance.now() > until) return false;
-        pause(RETURNS_PAUSE_MS);
-      }
-    } catch (error) {
-      if (!isSafepokeError(error)) throw error;
-      return false;
-    }
-  }
-
-  /**
-   * Puts swapped return addresses back, of threads that are out of our code and will not return into it from a handler; `done` has
-   * those for which that was so already. True: it is so for all. None is moved out: each leaves by itself. Threads are looked at one
-   * after the other, each held for a moment (side by side where they are many), unless a return address is on a stack that its thread
-   * does not own: a coroutine's perhaps, on which any thread may go on.
-   */
-  #putReturnsBack(done: Set<number>): boolean {
+  #areAllOutside(): boolean {
     const agentTid = this.agent.thread?.tid;
-    if (this.#reach.mustStandAll || !this.agent.areReturnsOwn()) {
+    if (this.#reach.mustStandAll) {
       const hold = this.#standAll();
       try {
         if (anyoneInside(this.#pid, hold.threads, this.#memory, this.#isOurs)) return false;
-        this.agent.restoreReturnAddresses();
         return this.#reach.stillStand();
       } finally {
         hold.release();
@@ -365,23 +322,20 @@ export class PatchedTarget {
     }
     for (;;) {
       const threads = readThreads(this.#pid) ?? [];
-      const left = threads.filter((tid) => tid !== agentTid && !done.has(tid));
+      const left = threads.filter((tid) => tid !== agentTid && !this.#outside.has(tid));
       if (left.length === 0) return true;
-      const inside = isCrowded(this.#pid)
-        ? this.#putReturnsBackTogether(new Set(left))
-        : this.#putReturnsBackOneByOne(left);
-      for (const tid of left) if (!inside.has(tid)) done.add(tid);
+      const inside = isCrowded(this.#pid) ? this.#insideOfAll(new Set(left)) : this.#insideOfEach(left);
+      for (const tid of left) if (!inside.has(tid)) this.#outside.add(tid);
       if (inside.size > 0) return false;
     }
   }
 
-  /** Returns those that are in our code, or will return into it. */
-  #putReturnsBackOneByOne(tids: readonly number[]): Set<number> {
+  /** Those that are in our code, or will return into it. */
+  #insideOfEach(tids: readonly number[]): Set<number> {
     const maps = readMaps(this.#pid) ?? [];
     const inside = new Set<number>();
     Hold.each(this.#pid, tids, this.#times.lent, (thread) => {
       if (isInside(thread, maps, this.#memory, this.#isOurs)) inside.add(thread.tid);
-      else this.agent.restoreReturnAddresses(new Set([thread.registers.get('fs_base')]));
     });
     return inside;
   }
@@ -390,7 +344,7 @@ export class PatchedTarget {
    * The same of many threads that want a processor, with all held at once: each that is asked alone would have to wait for its turn
    * among all the others.
    */
-  #putReturnsBackTogether(tids: ReadonlySet<number>): Set<number> {
+  #insideOfAll(tids: ReadonlySet<number>): Set<number> {
     return withReader(tids.size, (reader) => {
       const maps = readMaps(this.#pid) ?? [];
       const hold = this.#standAll();
@@ -398,16 +352,11 @@ export class PatchedTarget {
         const threads = hold.threads.filter(({ tid }) => tids.has(tid));
         const { savedInstructionPointers } = reader.look(threads, maps, this.#memory);
         const anyHandler = savedInstructionPointers.some((rip) => this.#isOurs(BigInt(rip)));
-        const [inside, outside] = [new Set<number>(), new Set<bigint>()];
-        for (const thread of threads) {
-          const isWithin = anyHandler
+        const isWithin = (thread: HeldThread): boolean =>
+          anyHandler
             ? isInside(thread, maps, this.#memory, this.#isOurs)
             : this.#isOurs(thread.registers.get('rip'));
-          if (isWithin) inside.add(thread.tid);
-          else outside.add(thread.registers.get('fs_base'));
-        }
-        this.agent.restoreReturnAddresses(outside);
-        return inside;
+        return new Set(threads.filter(isWithin).map(({ tid }) => tid));
       } finally {
         hold.release();
       }

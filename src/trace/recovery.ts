@@ -4,14 +4,12 @@
 import {
   AGENT,
   CODE_PATH,
-  LANE,
   OPEN_TEXT_CALLS,
   openParts,
   RINGS_PATH,
   SHARED_PATH,
   readAgentPage,
   readJournal,
-  restoreReturnAddresses,
   sharedLast,
   shuttingCalls,
   type Journal,
@@ -63,7 +61,7 @@ export interface Recovery {
 }
 
 /**
- * Undoes what a session that is no more left in a process: sites, swapped return addresses, mappings. Undefined if there is
+ * Undoes what a session that is no more left in a process: sites, mappings. Undefined if there is
  * nothing of the kind.
  *
  * @throws CannotError ALREADY_TRACED if that session lives; FOREIGN_AGENT if it was of another version; STILL_INSIDE if a signal
@@ -144,21 +142,16 @@ export function recover(pid: number, memory: TargetMemory, times: HoldTimes): Re
       // Once is enough: nobody turns them again.
       if (journal !== undefined && tries === 0) {
         memory.writeWord(journal.control, 0n);
-        restoreSites(pid, memory, journal.sites, false, isCode);
+        restoreSites(pid, memory, journal.sites, isCode);
       }
       const others = hold.threads.filter((thread) => !isAgent(thread));
       if (anyoneInside(pid, others, memory, isCode)) continue;
-      // The agent's own thread ends by itself, now that its tracer has. It need not wait for swapped return addresses any more.
+      // The agent's own thread ends by itself, now that its tracer has.
       if (agentAt !== undefined && others.length < hold.threads.length) {
         memory.writeWord(agentAt + AGENT.control, 0n);
         continue;
       }
       const calls = new RemoteCalls(pid, hold.callableThread(), memory, borrowed);
-      if (journal !== undefined) {
-        restoreReturnAddresses(memory, journal, isCode);
-        // Not before: whoever walks a stack must find true ones.
-        restoreSites(pid, memory, journal.sites, true, isCode);
-      }
       if (agentAt !== undefined) memory.writeWord(agentAt + AGENT.journal, 0n);
       if (isInside && agentAt !== undefined) memory.writeWord(agentAt + AGENT.mappedCount, 0n);
       const texts = mayCall(pid, calls.tid, OPEN_TEXT_CALLS) ? (journal?.texts ?? []) : [];
@@ -195,12 +188,9 @@ function isWithin(inner: Range, outer: Range): boolean {
   return inner.address >= outer.address && inner.address + inner.length <= outer.address + outer.length;
 }
 
-/** Where a journal makes us write, besides sites and return addresses. */
-function placesOf({ control, data, laneTable, lanes, shadowStacks, shadowStride }: Journal): Range[] {
-  return [
-    { address: control, length: 8 },
-    { address: data, length: Math.max(laneTable + lanes * LANE.size, shadowStacks + lanes * shadowStride) },
-  ];
+/** Where a journal makes us write, besides sites. */
+function placesOf({ control }: Journal): Range[] {
+  return [{ address: control, length: 8 }];
 }
 
 /**
@@ -283,7 +273,7 @@ class FileBytes {
 }
 
 /**
- * Turns back each site that still leads into that session's code, of hooks or of functions; what somebody else has put there since is left
+ * Turns back each site that still leads into that session's code; what somebody else has put there since is left
  * alone. What is put there is what the file has: a journal that says something else is not believed.
  *
  * @throws CannotError UNPROVEN_SITE
@@ -291,8 +281,7 @@ class FileBytes {
 function restoreSites(
   pid: number,
   memory: TargetMemory,
-  { addresses, originals, isHook }: Journal['sites'],
-  hooks: boolean,
+  { addresses, originals }: Journal['sites'],
   isCode: (address: bigint) => boolean,
 ): void {
   const files = new FileBytes(pid);
@@ -303,7 +292,6 @@ function restoreSites(
     const current = memory.readMany(some.map((address) => ({ address, length: SITE_LENGTH })));
     some.forEach((address, i) => {
       const site = from + i;
-      if (isHook(site) !== hooks) return;
       // A breakpoint may stand in the place of the first byte.
       const target = jumpTarget(address, withJump(current[i]));
       if (target === undefined || !isOurTarget(target)) return;

@@ -5,12 +5,13 @@ import { MAP, PAGE, PROT, mapOwn } from '../linux/index.js';
 import {
   KIND_ENTRY,
   KIND_EXIT,
+  KIND_MASK,
+  KIND_PLACE,
   KIND_LOST,
   RECORD_BYTES,
   RECORD_WORDS,
   WHAT_WORD,
 } from '../recording/index.js';
-import { isRecord } from './lane-header.js';
 import { RingDrain, type DrainListener, type DrainedAgent } from './ring-drain.js';
 
 const LANES = 8;
@@ -18,6 +19,24 @@ const RING_BYTES = 16 * PAGE;
 const FUNCTIONS = 5;
 const MEMORY = 1 << 30;
 const KIND_BITS = 4;
+/** What recorders' cells mean: of each function its entry and its exit. */
+export const CELLS = Uint32Array.from({ length: 2 * FUNCTIONS }, (_, cell) => {
+  const kind = cell % 2 === 0 ? KIND_ENTRY : KIND_EXIT;
+  return (Math.floor(cell / 2) << KIND_BITS) | kind;
+});
+
+/** As a recorder writes it: the cell in the place of function and kind. What is neither entry nor exit stays as it is. */
+function rawOf(what: number): number {
+  const kind = what & KIND_MASK;
+  if (kind !== KIND_ENTRY && kind !== KIND_EXIT) return what;
+  return (((what >>> KIND_BITS) * 2 + (kind === KIND_ENTRY ? 0 : 1)) << KIND_BITS) | KIND_PLACE;
+}
+
+/** True if a record may be told of. */
+function isRecord(what: number): boolean {
+  return what === KIND_LOST || CELLS.includes(what);
+}
+
 /** Many times what a look at so few lanes takes. */
 const LOOK_MS = 5000;
 
@@ -35,7 +54,7 @@ export function randomFrom(seed: number): (below: number) => number {
 /** Rings and headers in memory of our own, which a round changes as a target would. */
 export class FakeTarget {
   readonly agent: DrainedAgent;
-  readonly geometry = planGeometry(LANES, RING_BYTES, 64);
+  readonly geometry = planGeometry(LANES, RING_BYTES);
   readonly rings: Uint32Array[];
   readonly headers: DataView;
   /** Times that a lane was given to another thread. */
@@ -52,19 +71,16 @@ export class FakeTarget {
       geometry: this.geometry,
       headers,
       budget: new RingBudget(MEMORY, LANES, LANES, this.geometry.ringLimit),
-      busy: () => 0n,
       grantRing: () => undefined,
       // Not unmapped with the lane: the next round reads it again.
       mapRing: (lane) => ({ ...memory[lane], unmap: () => undefined }),
       recycleLane: (lane) => {
         this.recycled++;
         this.headers.setUint32(lane * HEADER.size + HEADER.state, LANE_STATE.free, true);
-        return true;
       },
       releaseRing: (lane, offset, length) => {
         this.rings[lane].fill(0, offset / 4, (offset + length) / 4);
       },
-      setStack: () => undefined,
     };
   }
 
@@ -74,7 +90,7 @@ export class FakeTarget {
     const head = Number(this.headers.getBigUint64(at, true));
     const word = (head % RING_BYTES) / 4;
     this.rings[lane][word] = 1;
-    this.rings[lane][word + WHAT_WORD] = what;
+    this.rings[lane][word + WHAT_WORD] = rawOf(what);
     this.headers.setBigUint64(at, BigInt(head + RECORD_BYTES), true);
   }
 
@@ -102,8 +118,7 @@ export class Told implements DrainListener {
     assert.ok(this.#open.has(lane));
     assert.ok(waiting > 0 && waiting <= RING_BYTES);
     assert.ok(words.length > 0 && words.length % RECORD_WORDS === 0 && words.byteLength <= RING_BYTES);
-    for (let at = 0; at < words.length; at += RECORD_WORDS)
-      assert.ok(isRecord(words[at + WHAT_WORD], FUNCTIONS));
+    for (let at = 0; at < words.length; at += RECORD_WORDS) assert.ok(isRecord(words[at + WHAT_WORD]));
     this.records += words.length / RECORD_WORDS;
   }
 
@@ -189,7 +204,7 @@ export function fuzzLaneHeaders(rounds: number, seed: number): void {
   for (let round = 0; round < rounds; round++) {
     const target = new FakeTarget();
     const told = new Told();
-    const drain = new RingDrain(process.pid, target.agent, FUNCTIONS, new Map(), told);
+    const drain = new RingDrain(process.pid, target.agent, FUNCTIONS, CELLS, new Map(), told);
     for (let step = random(60); step >= 0; step--) {
       const lane = 1 + random(LANES - 1);
       if (random(3) > 0) target.claim(lane, process.pid);

@@ -2,13 +2,17 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { HEADER, LANE_STATE } from '../agent/index.js';
 import { WHAT_WORD } from '../recording/index.js';
-import { FakeTarget, RECORD, Told, fuzzLaneHeaders } from './ring-drain.fuzz.test.support.js';
+import { CELLS, FakeTarget, RECORD, Told, fuzzLaneHeaders } from './ring-drain.fuzz.test.support.js';
 import { RingDrain } from './ring-drain.js';
 
 function begin(): { target: FakeTarget; told: Told; drain: RingDrain } {
   const target = new FakeTarget();
   const told = new Told();
-  return { target, told, drain: new RingDrain(process.pid, target.agent, RECORD.functions, new Map(), told) };
+  return {
+    target,
+    told,
+    drain: new RingDrain(process.pid, target.agent, RECORD.functions, CELLS, new Map(), told),
+  };
 }
 
 const setHead = ({ headers }: FakeTarget, lane: number, head: bigint): void => {

@@ -18,16 +18,18 @@ import {
   KIND_LEAF,
   KIND_LOST,
   KIND_MASK,
+  KIND_PLACE,
   RECORD_BYTES,
   RECORD_WORDS,
   WHAT_WORD,
 } from '../recording/index.js';
-import { LaneHeaders, isRecord } from './lane-header.js';
+import { LaneHeaders } from './lane-header.js';
 import { stackRange } from './thread-facts.js';
 
 /** Where drained records go. A lane here is one thread's life; its number is never used again. */
 export interface DrainListener {
-  onThread(lane: number, tid: number, name: string): void;
+  /** `stack`: where the thread's own stack lies, from one address up to another; undefined: that is not known. */
+  onThread(lane: number, tid: number, name: string, stack: readonly [number, number] | undefined): void;
   /**
    * Records of a lane in order, of functions that there are. They are gone when this returns: who keeps them, copies them. `waiting`:
    * bytes in the ring, these among them.
@@ -42,7 +44,10 @@ export interface DrainListener {
 
 /** How often the list of threads is compared with the lanes in use. */
 const THREAD_CHECK_MS = 50;
-/** A reserved record that stays empty for so long, with no recorder at work, was abandoned by a jump out of a handler. */
+/**
+ * A reserved record that stays empty for so long, while its thread has written others behind it, was abandoned by a jump out of a handler.
+ * A thread that was stopped within the recorder has not.
+ */
 const ABANDONED_MS = 1000;
 /**
  * Records taken in one piece, 512 KiB: each piece is read three times (counted, given away, cleared), and stays in the
@@ -89,15 +94,7 @@ const SPARE_LANES = 16;
 /** What is drained. */
 export type DrainedAgent = Pick<
   Agent,
-  | 'budget'
-  | 'busy'
-  | 'geometry'
-  | 'grantRing'
-  | 'headers'
-  | 'mapRing'
-  | 'recycleLane'
-  | 'releaseRing'
-  | 'setStack'
+  'budget' | 'geometry' | 'grantRing' | 'headers' | 'mapRing' | 'recycleLane' | 'releaseRing'
 >;
 
 interface MappedRing {
@@ -124,6 +121,8 @@ interface LiveLane {
   /** Up to where, in bytes of all times, the thread finds memory. */
   reserved: number;
   stuckSince: number | undefined;
+  /** How far the thread had come then, in bytes of all times. */
+  stuckHead: number;
   gone: boolean;
 }
 
@@ -131,10 +130,10 @@ export class RingDrain {
   readonly #pid: number;
   readonly #agent: DrainedAgent;
   readonly #listener: DrainListener;
+  readonly #cells: Uint32Array;
   readonly #headers: LaneHeaders;
   /** Bytes consumed of each lane's ring, of all times. */
   readonly #tails: Float64Array;
-  readonly #functions: number;
   /** Records that are looked at. */
   readonly #piece = new Uint32Array(MAX_PIECE_RECORDS * RECORD_WORDS);
   /** Threads that the kernel had made when we began, in all, and that the process had; undefined: it does not tell. */
@@ -170,22 +169,24 @@ export class RingDrain {
   /** Records that were begun and never finished. */
   abandoned = 0;
 
+  /** `cells`: what each cell records, as `CodeRegion.cells` has it. */
   constructor(
     pid: number,
     agent: DrainedAgent,
     functions: number,
+    cells: Uint32Array,
     preassigned: ReadonlyMap<number, number>,
     listener: DrainListener,
   ) {
     this.#pid = pid;
     this.#agent = agent;
     this.#listener = listener;
+    this.#cells = cells;
     this.#preassigned = preassigned;
     this.#mostKept = Math.min(KEPT_BYTES, agent.budget.kept);
     const { lanes, ringBytes } = agent.geometry;
     this.#headers = new LaneHeaders(agent.headers.bytes, lanes, ringBytes, performance.now());
     this.#tails = new Float64Array(lanes);
-    this.#functions = functions;
     this.#threadsBefore = (readThreads(pid) ?? []).length;
     this.entries = new Float64Array(functions);
   }
@@ -301,13 +302,13 @@ export class RingDrain {
 
   #findLanes(now: number): void {
     const { lanes } = this.#agent.geometry;
-    let fresh: LiveLane[] | undefined;
+    let maps: ReturnType<typeof readMaps>;
     for (let index = 1; index < lanes; index++) {
       const state = this.#headers.state(index);
       if (state === LANE_STATE.free || this.#live.has(index) || this.#retired.has(index)) continue;
       // One look at the threads is for all lanes that are new.
-      if (fresh === undefined) this.#checkThreads(now);
-      fresh ??= [];
+      if (maps === undefined) this.#checkThreads(now);
+      maps ??= readMaps(this.#pid) ?? [];
       const tid = this.#tidOf(index);
       const why = state === undefined ? 'its state is none that there is' : this.#whyNoThread();
       if (why !== undefined) {
@@ -328,14 +329,16 @@ export class RingDrain {
         kept: 0,
         reserved: 0,
         stuckSince: undefined,
+        stuckHead: 0,
         gone: false,
       };
       this.#live.set(index, lane);
       this.#grant(index);
-      fresh.push(lane);
-      this.#listener.onThread(lane.id, lane.tid, readThreadName(this.#pid, lane.tid) ?? '');
+      const threadPointer = Number(this.#headers.threadPointer(index));
+      const { low, size } = stackRange(maps, threadPointer, lane.tid === this.#pid);
+      const stack = size > 0 ? ([low, low + size] as const) : undefined;
+      this.#listener.onThread(lane.id, lane.tid, readThreadName(this.#pid, lane.tid) ?? '', stack);
     }
-    if (fresh !== undefined && fresh.length > 0) this.#tellStacks(fresh);
   }
 
   /**
@@ -357,22 +360,6 @@ export class RingDrain {
       this.#agent.grantRing(index);
     } catch {
       // The target ended meanwhile; its records are still in the rings.
-    }
-  }
-
-  #tellStacks(lanes: readonly LiveLane[]): void {
-    const unknown = lanes.filter((lane) => !this.#preassigned.has(lane.index));
-    if (unknown.length === 0) return;
-    const maps = readMaps(this.#pid) ?? [];
-    for (const lane of unknown) {
-      const threadPointer = this.#headers.threadPointer(lane.index);
-      const { low, size } = stackRange(maps, Number(threadPointer), lane.tid === this.#pid);
-      try {
-        if (size > 0) this.#agent.setStack(lane.index, low, size);
-      } catch {
-        // The target ended meanwhile; its records are still in the rings.
-        return;
-      }
     }
   }
 
@@ -450,7 +437,7 @@ export class RingDrain {
         this.#advance(lane, end - start);
       }
       if (end === limit) continue;
-      if (!this.#isAbandoned(lane, now, final)) break;
+      if (!this.#isAbandoned(lane, head, now, final)) break;
       if (++empty > MOST_EMPTY) {
         this.#close(lane, 'it says that it has written where nothing is');
         return taken;
@@ -461,14 +448,23 @@ export class RingDrain {
     return taken;
   }
 
-  /** Goes through finished records; returns how many words are of such as can be. Hot: no calls but for the rare kinds, no allocation. */
+  /**
+   * Goes through finished records, and puts function and kind in the place of the cell that recorded; returns how many words are of such as
+   * can be. Hot: no calls, no allocation.
+   */
   #count(lane: LiveLane, words: Uint32Array): number {
     const { entries } = this;
+    const cells = this.#cells;
     let lost = 0;
     let at = 0;
     for (; at < words.length; at += RECORD_WORDS) {
-      const what = words[at + WHAT_WORD];
-      if (!isRecord(what, this.#functions)) break;
+      let what = words[at + WHAT_WORD];
+      if ((what & KIND_MASK) === KIND_PLACE) {
+        const place = what >>> KIND_BITS;
+        what = place < cells.length ? cells[place] : 0;
+        if (what === 0) break;
+        words[at + WHAT_WORD] = what;
+      } else if (what !== KIND_LOST) break;
       const kind = what & KIND_MASK;
       if (kind === KIND_ENTRY || kind === KIND_LEAF) entries[what >>> KIND_BITS]++;
       else if (kind === KIND_LOST) {
@@ -546,12 +542,15 @@ export class RingDrain {
     }
   }
 
-  #isAbandoned(lane: LiveLane, now: number, final: boolean): boolean {
+  #isAbandoned(lane: LiveLane, head: number, now: number, final: boolean): boolean {
     if (final) return true;
-    lane.stuckSince ??= now;
-    if (now - lane.stuckSince < ABANDONED_MS) return false;
+    if (lane.stuckSince === undefined) {
+      lane.stuckSince = now;
+      lane.stuckHead = head;
+    }
+    if (now - lane.stuckSince < ABANDONED_MS || head === lane.stuckHead) return false;
     lane.stuckSince = undefined;
-    return this.#agent.busy(lane.index) === 0n;
+    return true;
   }
 
   #end(lane: LiveLane, now: number, mayRecycle = true): void {
@@ -572,7 +571,8 @@ export class RingDrain {
     if (!mayRecycle) return;
     this.#retired.add(lane.index);
     try {
-      if (this.#agent.recycleLane(lane.index)) this.#retired.delete(lane.index);
+      this.#agent.recycleLane(lane.index);
+      this.#retired.delete(lane.index);
     } catch {
       // The target has ended: nobody will want the lane.
     }

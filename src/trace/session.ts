@@ -131,11 +131,13 @@ export class Session implements AsyncIterable<Call> {
     this.#drain = new RingDrain(
       parts.pid,
       parts.target.agent,
-      parts.target.sites.length,
+      parts.target.functions.length,
+      parts.target.cells,
       parts.target.lanes,
       {
-        onThread: (lane, tid, name) => {
-          this.#message({ kind: 'thread', lane, tid, name });
+        onThread: (lane, tid, name, stack) => {
+          const told = stack === undefined ? {} : { stack: stack.map(hexadecimal) };
+          this.#message({ kind: 'thread', lane, tid, name, ...told });
         },
         onRecords: (lane, words, waiting) => {
           this.#records(lane, words, waiting);
@@ -201,7 +203,7 @@ export class Session implements AsyncIterable<Call> {
   get status(): SessionStatus {
     if (!this.#detached) this.#noteCounts();
     const { pid, target, times, refused } = this.#parts;
-    const functions = target.sites.filter((site) => site.kind !== 'hook').length - target.refused.length;
+    const functions = target.functions.length - target.refused.length;
     const off = this.#switches?.off ?? 0;
     return {
       pid,
@@ -457,7 +459,7 @@ export class Session implements AsyncIterable<Call> {
       );
     }
     if (target.isRemoved && target.agent.hasOpenText) onNote(STAYS_OPEN);
-    return restored && target.areHooksRestored;
+    return restored;
   }
 
   get #isLate(): boolean {
@@ -644,7 +646,8 @@ export class Session implements AsyncIterable<Call> {
     const isGone = !isOurEnd(why);
     return {
       pid: parts.pid,
-      patched: parts.target.sites.filter((s) => s.kind !== 'hook').length - parts.target.refused.length,
+      patched: parts.target.functions.length - parts.target.refused.length,
+      entry_only: parts.target.entryOnly,
       ways: parts.target.ways,
       switched: this.#switches?.count ?? 0,
       refused: byName(refused),
@@ -698,6 +701,10 @@ export class Session implements AsyncIterable<Call> {
       }
     });
   }
+}
+
+function hexadecimal(address: number): string {
+  return `0x${address.toString(16)}`;
 }
 
 function asError(error: unknown): Error {

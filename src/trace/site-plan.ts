@@ -1,5 +1,5 @@
 // From selected functions to sites in a process: where, what stands there, what the stub must do in its place.
-import type { HeadKind, StubSite } from '../agent/index.js';
+import type { StubSite } from '../agent/index.js';
 import type { FunctionSymbol } from '../symbols/index.js';
 import type { Module, TargetMemory } from '../target/index.js';
 import {
@@ -7,14 +7,19 @@ import {
   SITE_LENGTH,
   analyseFunctions,
   emitSite,
-  relocateSite,
   relocatedBound,
+  stubShift,
+  type DisplacedCode,
+  type ExitMark,
+  type ExitWindow,
+  type FunctionExits,
   type FunctionRange,
+  type Recording,
   type RefusalReason,
   type SiteCandidate,
   type SiteKind,
 } from '../x86/index.js';
-import type { ModuleFunctions, ModuleSelection } from './selection.js';
+import type { ModuleSelection } from './selection.js';
 import { verdictStore } from './verdict-store.js';
 
 /** Reasons that only a running process, or the whole of a module, gives; the others are RefusalReason. */
@@ -31,7 +36,7 @@ export type SessionRefusalReason =
 export const SESSION_REFUSALS: Readonly<Record<SessionRefusalReason, string>> = {
   ...REFUSAL_EXPLANATIONS,
   changed: 'its bytes in memory are not those of the file: somebody else has changed them',
-  'go-runtime': 'the Go runtime moves stacks and reads return addresses, which must stay its own',
+  'go-runtime': 'the Go runtime moves stacks, by which calls could not be told apart',
   'managed-code': 'it belongs to a virtual machine, whose stacks are not those of C',
   'handler-busy':
     'a signal handler that ran while the threads stood still did not end, and code must not be changed under it',
@@ -48,74 +53,73 @@ export interface RefusedFunction {
   readonly reason: SessionRefusalReason;
 }
 
-/** One site in a process. */
-export interface PlannedSite {
+/** A function that is traced. */
+export interface PlannedFunction {
   readonly function: FunctionRange;
   readonly module: Module;
-  readonly kind: SiteKind | 'hook';
-  readonly head: HeadKind;
-  /** Address in the process. */
+  readonly kind: SiteKind;
+  /** All places where it is left are sites; else it is traced by its entry only. */
+  readonly hasExits: boolean;
+  /** Its index in records, once functions are arranged. */
+  index: number;
+}
+
+/** One site in a process. */
+export interface PlannedSite {
+  readonly owner: PlannedFunction;
+  /** Calls of its function begin here, or end only. */
+  readonly isEntry: boolean;
+  /** Address in the process of the `SITE_LENGTH` bytes that are changed. */
   readonly address: number;
+  /** No thread may go on strictly within so many bytes. */
   readonly displacedLength: number;
   /** No thread can be within it: it may be changed while threads run. */
   readonly isOneInstruction: boolean;
   readonly stub: StubSite;
   /** Puts the `SITE_LENGTH` bytes that stand there, and will again, into `into` from index `at` on. */
   putOriginal(into: Uint8Array, at: number): void;
+  /** The same of those that lead to the stub. */
+  putWanted(into: Uint8Array, at: number, stub: number): void;
   /** Where the copy of the displaced instruction at an address is; undefined where no instruction begins. Once it is emitted. */
   movedTo(address: number): bigint | undefined;
 }
 
-/** Functions of libgcc (and LLVM's libunwind) in which a walk over the stack begins. */
-const UNWINDER_ENTRIES: ReadonlySet<string> = new Set([
-  '_Unwind_RaiseException',
-  '_Unwind_Resume',
-  '_Unwind_Resume_or_Rethrow',
-  '_Unwind_ForcedUnwind',
-  '_Unwind_Backtrace',
-]);
-
-/**
- * Functions of the C library that look at return addresses themselves, or (__libc_unwind_link_get, glibc's) are about to use
- * an unwinder that they may just have loaded, which has no hooks then. Where one cannot be hooked, all others still work.
- */
-const RETURN_ADDRESS_READERS: ReadonlySet<string> = new Set([
-  '__libc_unwind_link_get',
-  'dlopen',
-  'dlmopen',
-  'dlsym',
-  'dlvsym',
-]);
-
-const HOOKED = [...UNWINDER_ENTRIES, ...RETURN_ADDRESS_READERS];
-
 /** V8's snapshot of compiled builtins, which is no C code: such symbols begin so. */
 const V8_BUILTINS = 'Builtins_';
 
+const JMP_REL32 = 0xe9;
+/** Bytes of `0F 8x` before the distance, and of the first of them, which stays. */
+const JCC_FIRST_BYTE = 1;
+
+/** A site whose stub executes what it displaces. */
 class Site implements PlannedSite, StubSite {
-  readonly function: FunctionRange;
   readonly address: number;
-  readonly bodyBytes: number;
-  #body = 0;
+  readonly stubBytes: number;
+  readonly stubShift: number;
+  readonly displacedLength: number;
+  readonly isEntry: boolean;
+  #stub = 0;
 
   constructor(
-    readonly module: Module,
-    readonly kind: SiteKind | 'hook',
-    readonly head: HeadKind,
-    private readonly candidate: SiteCandidate,
+    readonly owner: PlannedFunction,
+    private readonly code: DisplacedCode & { readonly originalAt: number },
+    private readonly begins: Recording['begins'],
+    private readonly exits: readonly ExitMark[],
     private readonly bias: number,
   ) {
-    this.function = candidate.function;
-    this.address = candidate.addressNumber + bias;
-    this.bodyBytes = relocatedBound(candidate);
+    this.address = code.addressNumber + bias;
+    this.displacedLength = code.displacedLength;
+    this.isEntry = begins !== undefined;
+    this.stubShift = this.isEntry ? 0 : stubShift(code.displaced, exits);
+    this.stubBytes = this.stubShift + relocatedBound(code, exits, exits.length + (this.isEntry ? 1 : 0));
   }
 
-  get displacedLength(): number {
-    return this.candidate.displacedLength;
+  get functionIndex(): number {
+    return this.owner.index;
   }
 
   get isOneInstruction(): boolean {
-    return this.candidate.displacedCount === 1;
+    return this.code.displacedCount === 1;
   }
 
   get stub(): StubSite {
@@ -123,67 +127,121 @@ class Site implements PlannedSite, StubSite {
   }
 
   putOriginal(into: Uint8Array, at: number): void {
-    const { bytes } = this.module.elf();
-    const { originalAt } = this.candidate;
+    const { bytes } = this.owner.module.elf();
+    const { originalAt } = this.code;
     for (let i = 0; i < SITE_LENGTH; i++) into[at + i] = bytes[originalAt + i];
   }
 
-  emitBody(address: number, into: Uint8Array, at: number): number {
-    this.#body = address;
-    return emitSite(this.candidate, address, this.bias, into, at);
+  putWanted(into: Uint8Array, at: number, stub: number): void {
+    putBranch(into, at, JMP_REL32, stub - (this.address + SITE_LENGTH));
+  }
+
+  emitStub(address: number, into: Uint8Array, at: number, call: Recording['call']): number {
+    this.#stub = address;
+    const { code, bias, begins, exits } = this;
+    return emitSite(code, address, bias, into, at, undefined, { begins, exits, call });
   }
 
   movedTo(address: number): bigint | undefined {
-    const body = BigInt(this.#body);
-    const { boundaries } = relocateSite(this.candidate, body, BigInt(this.bias));
+    const boundaries: { originalOffset: number; newOffset: number }[] = [];
+    const { code, bias, begins, exits } = this;
+    const call = (at: number): number => at;
+    emitSite(code, this.#stub, bias, new Uint8Array(this.stubBytes), 0, boundaries, { begins, exits, call });
     const boundary = boundaries.find((b) => b.originalOffset === address - this.address);
-    return boundary === undefined ? undefined : body + BigInt(boundary.newOffset);
+    return boundary === undefined ? undefined : BigInt(this.#stub + boundary.newOffset);
   }
+}
+
+/** A conditional jump out of a function, of which the distance is changed: it leads to the stub, which records and goes on to the target. */
+class BranchSite implements PlannedSite, StubSite {
+  readonly isEntry = false;
+  readonly isOneInstruction = true;
+  readonly displacedLength = SITE_LENGTH;
+  readonly stubBytes: number;
+  readonly stubShift = 0;
+  readonly address: number;
+
+  constructor(
+    readonly owner: PlannedFunction,
+    private readonly window: ExitWindow,
+    private readonly bias: number,
+  ) {
+    this.address = window.addressNumber + JCC_FIRST_BYTE + bias;
+    this.stubBytes = relocatedBound({ displacedLength: SITE_LENGTH, displacedCount: 1 }, window.exits);
+  }
+
+  get functionIndex(): number {
+    return this.owner.index;
+  }
+
+  get stub(): StubSite {
+    return this;
+  }
+
+  putOriginal(into: Uint8Array, at: number): void {
+    const { bytes } = this.owner.module.elf();
+    for (let i = 0; i < SITE_LENGTH; i++) into[at + i] = bytes[this.window.originalAt + JCC_FIRST_BYTE + i];
+  }
+
+  putWanted(into: Uint8Array, at: number, stub: number): void {
+    const { bytes } = this.owner.module.elf();
+    const opcode = bytes[this.window.originalAt + JCC_FIRST_BYTE];
+    putBranch(into, at, opcode, stub - (this.address + SITE_LENGTH));
+  }
+
+  emitStub(address: number, into: Uint8Array, at: number, call: Recording['call']): number {
+    const { displaced } = this.window;
+    // As if an unconditional jump to the same place were displaced.
+    const jump = { ...displaced[0], endsFlow: true };
+    const original = Uint8Array.of(JMP_REL32);
+    const code = {
+      ...this.window,
+      displaced: [jump],
+      original,
+      function: this.owner.function,
+      displacedCount: 1,
+    };
+    const recording = { begins: undefined, exits: this.window.exits, call };
+    return emitSite(code, address, this.bias, into, at, undefined, recording);
+  }
+
+  movedTo(): undefined {
+    return undefined;
+  }
+}
+
+function putBranch(into: Uint8Array, at: number, opcode: number, distance: number): void {
+  into[at] = opcode;
+  for (let i = 1; i < SITE_LENGTH; i++) into[at + i] = (distance >> (8 * (i - 1))) & 0xff;
 }
 
 function isGo(module: Module): boolean {
   return module.elf().sections.some((s) => s.name === '.go.buildinfo' || s.name === '.gopclntab');
 }
 
-/** Code within which return addresses may be swapped: all that lies in files, but for what virtual machines keep there. */
-export function trustedRanges(
-  modules: readonly Module[],
-  functions: ModuleFunctions,
-): { start: number; end: number }[] {
-  const ranges: { start: number; end: number }[] = [];
-  for (const module of modules) {
-    if (isGo(module)) continue;
-    const builtins = module.elf().mentions(V8_BUILTINS)
-      ? functions.of(module).filter((f) => f.name.startsWith(V8_BUILTINS))
-      : [];
-    for (const { start, end } of module.text) {
-      if (builtins.length === 0) {
-        ranges.push({ start, end });
-        continue;
-      }
-      const bias = Number(module.bias);
-      const low = builtins[0].addressNumber + bias;
-      const last = builtins[builtins.length - 1];
-      const high = last.addressNumber + last.size + bias;
-      if (low > start) ranges.push({ start, end: Math.min(low, end) });
-      if (high < end) ranges.push({ start: Math.max(high, start), end });
-    }
-  }
-  return ranges;
-}
-
 /** What to trace in a process. */
 export interface SitePlan {
+  readonly functions: readonly PlannedFunction[];
   readonly sites: readonly PlannedSite[];
   readonly refused: readonly RefusedFunction[];
+}
+
+/** A function as it may be traced. */
+interface Possible {
+  readonly candidate: SiteCandidate<FunctionSymbol>;
+  readonly entry: FunctionExits['entry'];
+  readonly entryExits: readonly ExitMark[];
+  readonly windows: readonly ExitWindow[];
+  hasExits: boolean;
 }
 
 /** Decides on every selected function. Reads the process, changes nothing. */
 export function planSites(
   selections: readonly ModuleSelection[],
   memory: TargetMemory | undefined,
-  entryOnly: boolean,
+  withExits: boolean,
 ): SitePlan {
+  const functions: PlannedFunction[] = [];
   const sites: PlannedSite[] = [];
   const refused: RefusedFunction[] = [];
   for (const { module, all, selected } of selections) {
@@ -199,66 +257,119 @@ export function planSites(
       native = selected.filter((f) => !f.name.startsWith(V8_BUILTINS));
       for (const f of selected) if (f.name.startsWith(V8_BUILTINS)) refuse(f, 'managed-code');
     }
-    const analysis = analyseFunctions<FunctionSymbol>(module.elf(), native, all, verdictStore());
+    const analysis = analyseFunctions<FunctionSymbol>(module.elf(), native, all, verdictStore(), withExits);
     for (const { function: f, reason } of analysis.refusals) refuse(f, reason);
-    const live = liveText(module, analysis.candidates, memory);
-    const bias = Number(module.bias);
-    for (const candidate of analysis.candidates) {
+    const windowsOf = (i: number): readonly ExitWindow[] => {
+      const exits = analysis.exits.at(i);
+      return exits === undefined || typeof exits === 'string' ? [] : exits.windows;
+    };
+    const live = liveText(
+      module,
+      analysis.candidates.flatMap((candidate, i) => [candidate, ...windowsOf(i)]),
+      memory,
+    );
+    const possible: Possible[] = [];
+    analysis.candidates.forEach((candidate, i) => {
       if (live?.equals(candidate) === false) {
         refuse(candidate.function, 'changed');
-        continue;
+        return;
       }
-      // Its return address must be what the caller pushed: its calls are recorded without an end.
-      const head: HeadKind =
-        entryOnly || candidate.usesOwnReturn
-          ? 'leaf'
-          : candidate.profilerCall?.frame === 'rbp'
-            ? 'frame'
-            : 'entry';
-      sites.push(new Site(module, candidate.kind, head, candidate, bias));
+      const exits = analysis.exits.at(i);
+      const hasExits =
+        exits !== undefined &&
+        typeof exits !== 'string' &&
+        exits.windows.every((window) => live?.equals(window) !== false);
+      possible.push({
+        candidate,
+        entry: hasExits ? exits.entry : undefined,
+        entryExits: hasExits ? exits.entryExits : [],
+        windows: hasExits ? exits.windows : [],
+        hasExits,
+      });
+    });
+    keepApart(possible);
+    const bias = Number(module.bias);
+    for (const { candidate, entry, entryExits, windows, hasExits } of possible) {
+      const { function: f, kind, profilerCall } = candidate;
+      const owner: PlannedFunction = { function: f, module, kind, hasExits, index: 0 };
+      functions.push(owner);
+      const isFrame = profilerCall?.frame === 'rbp';
+      const begins = !hasExits ? 'leaf' : isFrame ? 'frame' : 'entry';
+      const code =
+        hasExits && entry !== undefined
+          ? codeOf({ ...candidateOf(candidate), ...entry }, candidate, module)
+          : candidate;
+      sites.push(new Site(owner, code, begins, hasExits ? entryExits : [], bias));
+      if (!hasExits) continue;
+      for (const window of windows) {
+        if (window.form === 'branch') sites.push(new BranchSite(owner, window, bias));
+        else sites.push(new Site(owner, codeOf(window, candidate, module), undefined, window.exits, bias));
+      }
     }
   }
-  return { sites, refused };
+  return { functions, sites, refused };
 }
 
-/** Sites at which true return addresses are put back before an unwinder walks the stack, in whatever module it is. */
-export function planHooks(
-  modules: readonly Module[],
-  functions: ModuleFunctions,
-  memory: TargetMemory,
-): SitePlan {
-  const sites: PlannedSite[] = [];
-  const refused: RefusedFunction[] = [];
-  for (const module of modules) {
-    if (isGo(module) || !module.elf().mentions(...HOOKED)) continue;
-    const all = functions.of(module);
-    const entries = all.filter((f) => f.names.some((name) => HOOKED.includes(name)));
-    if (entries.length === 0) continue;
-    // The analysis refuses unwinders by their names; here they are wanted, for what they are.
-    const unnamed = entries.map((f) => ({
-      name: `hook ${f.name}`,
-      names: [],
-      address: f.address,
-      addressNumber: f.addressNumber,
-      size: f.size,
-      kind: f.kind,
-    }));
-    const analysis = analyseFunctions(module.elf(), unnamed, all, verdictStore());
-    const refuse = (f: FunctionRange, reason: SessionRefusalReason): void => {
-      const entry = entries.find(({ address }) => address === f.address);
-      if (entry?.names.some((name) => UNWINDER_ENTRIES.has(name)) === true)
-        refused.push({ function: f, module, reason });
-    };
-    for (const { function: f, reason } of analysis.refusals) refuse(f, reason);
-    const live = liveText(module, analysis.candidates, memory);
-    for (const candidate of analysis.candidates) {
-      if (live?.equals(candidate) === true)
-        sites.push(new Site(module, 'hook', 'hook', candidate, Number(module.bias)));
-      else refuse(candidate.function, 'changed');
+function candidateOf({ addressNumber, originalAt }: SiteCandidate): {
+  readonly addressNumber: number;
+  readonly originalAt: number;
+} {
+  return { addressNumber, originalAt };
+}
+
+function codeOf(
+  window: Pick<ExitWindow, 'addressNumber' | 'originalAt' | 'displacedLength' | 'displaced'>,
+  { function: f }: SiteCandidate,
+  module: Module,
+): DisplacedCode & { readonly originalAt: number } {
+  const { addressNumber, originalAt, displacedLength, displaced } = window;
+  const { bytes } = module.elf();
+  return {
+    addressNumber,
+    originalAt,
+    displacedLength,
+    displaced,
+    displacedCount: displaced.length,
+    get original() {
+      return bytes.subarray(originalAt, originalAt + displacedLength);
+    },
+    function: f,
+  };
+}
+
+/** No two sites share a byte: where one of an exit does, its function is traced by its entry only. */
+function keepApart(possible: readonly Possible[]): void {
+  for (let isSettled = false; !isSettled;) {
+    isSettled = true;
+    const taken: { start: number; end: number; of: Possible; isEntry: boolean }[] = [];
+    for (const of of possible) {
+      const { addressNumber, displacedLength } = of.candidate;
+      const longer = of.hasExits ? of.entry?.displacedLength : undefined;
+      const end = addressNumber + (longer ?? displacedLength);
+      taken.push({ start: addressNumber, end, of, isEntry: true });
+      if (!of.hasExits) continue;
+      for (const window of of.windows) {
+        const { addressNumber: start } = window;
+        taken.push({ start, end: start + Math.max(SITE_LENGTH, window.displacedLength), of, isEntry: false });
+      }
+    }
+    taken.sort((a, b) => a.start - b.start);
+    let last: (typeof taken)[number] | undefined;
+    for (const one of taken) {
+      if (last !== undefined && one.start < last.end) {
+        for (const { of, isEntry } of [last, one]) {
+          if (isEntry || !of.hasExits) continue;
+          of.hasExits = false;
+          isSettled = false;
+        }
+      }
+      if (last === undefined || one.end > last.end) last = one;
     }
   }
-  return { sites, refused };
 }
+
+/** Bytes of a file, and where they are. */
+type Place = Pick<SiteCandidate, 'addressNumber' | 'originalAt' | 'displacedLength'>;
 
 /** The bytes that a process has where a module's code is. Between its mappings there may be holes. */
 class LiveText {
@@ -269,7 +380,7 @@ class LiveText {
   ) {}
 
   /** True if the process has, where the site is, what the file has. */
-  equals({ addressNumber, originalAt, displacedLength }: SiteCandidate): boolean {
+  equals({ addressNumber, originalAt, displacedLength }: Place): boolean {
     const address = addressNumber + this.bias;
     for (const { start, bytes } of this.parts) {
       const offset = address - start;
@@ -285,7 +396,7 @@ class LiveText {
 /** The bytes of the process that the candidates lie in; undefined without a process. */
 function liveText(
   module: Module,
-  candidates: readonly SiteCandidate[],
+  candidates: readonly Place[],
   memory: TargetMemory | undefined,
 ): LiveText | undefined {
   if (memory === undefined) return undefined;

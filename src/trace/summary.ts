@@ -1,9 +1,11 @@
 /** What a session did, for people and programs; `--summary` writes it as JSON. Times in microseconds and milliseconds. */
 export interface SessionSummary {
   readonly pid: number;
-  /** Sites that were changed, unwinder hooks not counted. */
+  /** Functions that are traced. */
   readonly patched: number;
-  /** How sites were changed: number of sites by way, unwinder hooks counted. */
+  /** Those of them that are traced by their entry only. */
+  readonly entry_only: number;
+  /** How sites were changed: number of sites by way. */
   readonly ways: Readonly<Record<string, number>>;
   /** How often a function was switched on or off while the session ran. */
   readonly switched: number;

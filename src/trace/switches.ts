@@ -6,7 +6,7 @@ import type { PlannedSite } from './site-plan.js';
 
 export class Switches {
   readonly #target: PatchedTarget;
-  /** Indices of sites that can be switched: of functions, not hooks, that were changed. */
+  /** Indices of sites that can be switched: of entries that were changed. */
   readonly #indices: readonly number[];
   readonly #off = new Set<number>();
   /** Functions switched so far. */
@@ -18,7 +18,7 @@ export class Switches {
     this.#target = target;
     const refused = new Set(target.refused.map((r) => r.function));
     this.#indices = [...target.sites.keys()].filter(
-      (i) => target.sites[i].kind !== 'hook' && !refused.has(target.sites[i].function),
+      (i) => target.sites[i].isEntry && !refused.has(target.sites[i].owner.function),
     );
   }
 
@@ -44,7 +44,7 @@ export class Switches {
   }
 }
 
-function matches(patterns: readonly Pattern[], { function: f, module }: PlannedSite): boolean {
+function matches(patterns: readonly Pattern[], { owner: { function: f, module } }: PlannedSite): boolean {
   // A pattern without a module means whatever the session traces.
   return patterns.some(
     (pattern) => (!pattern.namesModule || concernsModule(pattern, module)) && matchesFunction(pattern, f),

@@ -1,6 +1,6 @@
 // The pages of text that hold sites, in runs. Where they are the file's own pages before anything is changed, taking our copies
 // of them away turns every site back at once, with no thread held. What a page must look like is kept: if anybody else has
-// changed it meanwhile, it is not taken away. Pages with hooks of unwinders go apart from others, as they may have to stay longer.
+// changed it meanwhile, it is not taken away.
 import type { Witness, WitnessedText } from '../agent/index.js';
 import { PAGE, filePages, pageOf, readMaps } from '../linux/index.js';
 import type { TargetMemory } from '../target/index.js';
@@ -15,8 +15,6 @@ export interface TextRun extends WitnessedText {
   /** The file's bytes, and those with all of our changes made. */
   readonly pristine: Uint8Array;
   readonly changed: Uint8Array;
-  /** A hook of an unwinder is among its sites. */
-  readonly hasHook: boolean;
 }
 
 export type TextRuns = readonly TextRun[];
@@ -29,7 +27,6 @@ export interface Stretch {
   to: number;
   readonly start: number;
   end: number;
-  hasHook: boolean;
 }
 
 /** `whole` are those that lie in one mapping each. */
@@ -39,33 +36,31 @@ export interface SitePages {
 }
 
 /** The fewest pages that can be turned back together: no site is on two stretches. */
-function stretches({ addresses }: SiteChanges, hooks: ReadonlySet<number>): Stretch[] {
+function stretches({ addresses }: SiteChanges): Stretch[] {
   const found: Stretch[] = [];
   addresses.forEach((address, i) => {
     const last = found.at(-1);
-    const [start, end, hasHook] = [pageOf(address), endOfPage(address), hooks.has(i)];
+    const [start, end] = [pageOf(address), endOfPage(address)];
     if (last === undefined || start >= last.end) {
-      found.push({ from: i, to: i + 1, start, end, hasHook });
+      found.push({ from: i, to: i + 1, start, end });
     } else {
       last.to = i + 1;
       last.end = end;
-      last.hasHook ||= hasHook;
     }
   });
   return found;
 }
 
 /**
- * The pages with sites, neighbours of a kind and in one mapping together. `hooks`: indices of those of unwinders. One that lies in two
+ * The pages with sites, neighbours in one mapping together. One that lies in two
  * mappings all the same, as a site does, cannot be turned back in one go.
  */
-export function pagesOfSites(pid: number, changes: SiteChanges, hooks: ReadonlySet<number>): SitePages {
+export function pagesOfSites(pid: number, changes: SiteChanges): SitePages {
   const starts = new Set((readMaps(pid) ?? []).map(({ start }) => start));
   const joined: Stretch[] = [];
-  for (const stretch of stretches(changes, hooks)) {
+  for (const stretch of stretches(changes)) {
     const last = joined.at(-1);
-    const isNear =
-      last?.end === stretch.start && last.hasHook === stretch.hasHook && !starts.has(stretch.start);
+    const isNear = last?.end === stretch.start && !starts.has(stretch.start);
     if (last !== undefined && isNear && last.end - last.start < MAX_RUN) {
       last.to = stretch.to;
       last.end = stretch.end;
@@ -87,7 +82,7 @@ export function planTextRuns(
 ): TextRuns {
   const { addresses, expected, wanted } = changes;
   const runs: TextRun[] = [];
-  for (const { from, to, start, end, hasHook } of pages.whole) {
+  for (const { from, to, start, end } of pages.whole) {
     const length = end - start;
     const pristine = memory.readSome(start, length);
     if (pristine.length === length && filePages(pid, start, length).every(Boolean)) {
@@ -101,7 +96,7 @@ export function planTextRuns(
       }
       const witnessOf = (i: number): Witness => witness(start, addresses[i] - start, pristine, changed);
       const witnesses = [witnessOf(from), witnessOf(to - 1)] as const;
-      runs.push({ start, length, pristine, changed, hasHook, witnesses });
+      runs.push({ start, length, pristine, changed, witnesses });
     }
   }
   return runs;

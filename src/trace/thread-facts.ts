@@ -112,7 +112,6 @@ export function stackRange(
 export function knownThreads(
   pid: number,
   threads: readonly HeldThread[],
-  maps: readonly Mapping[],
   tidOffset: number,
   memory: TargetMemory,
 ): { tid: number; known: KnownThread }[] {
@@ -127,7 +126,6 @@ export function knownThreads(
   );
   withBlock.forEach((thread, i) => {
     const threadPointer = thread.registers.get('fs_base');
-    const range = stackRange(maps, Number(threadPointer), thread.tid === pid);
     const tid = ownTids ? namespaceTid(pid, thread.tid) : thread.tid;
     const tidPointer = Number(threadPointer) + tidOffset;
     result.push({
@@ -137,8 +135,6 @@ export function knownThreads(
         tid,
         // A thread that the C library did not make has no such field.
         tidPointer: tidOffset !== 0 && tidIn(ids[i]) === tid ? tidPointer : undefined,
-        stackLow: range.low,
-        stackSize: range.size,
       },
     });
   });

@@ -2,7 +2,10 @@ import { lowerBound, type ElfFile } from '../elf/index.js';
 import { ending } from '../errors/index.js';
 import { CompilerSites, type CompilerSite } from './compiler-sites.js';
 import { describeDisplaced } from './displaced.js';
+import type { ExitRefusal, FunctionExits } from './exit-sites.js';
+import { ExitFinder } from './find-exits.js';
 import { withSharedDecoders } from './instruction-flow.js';
+import { ModuleLandings } from './landings.js';
 import type {
   DisplacedInstruction,
   FunctionRange,
@@ -18,6 +21,8 @@ import { Verdicts, type EntryVerdict } from './verdicts.js';
 export interface Analysis<F extends FunctionRange> {
   readonly candidates: readonly SiteCandidate<F>[];
   readonly refusals: readonly Refusal<F>[];
+  /** For each candidate where it is left, or why it is traced by its entry only; empty unless asked for. */
+  readonly exits: readonly (FunctionExits | ExitRefusal)[];
 }
 
 /** Where the verdicts on a file may be kept, so that it is analysed once. */
@@ -42,6 +47,7 @@ export function analyseFunctions<F extends FunctionRange>(
   asked: readonly F[],
   all: readonly FunctionRange[],
   store?: VerdictStore,
+  withExits = false,
 ): Analysis<F> {
   const verdicts = verdictsOf(elf, all, store);
   const starts = Float64Array.from(all, ({ addressNumber }) => addressNumber);
@@ -57,7 +63,24 @@ export function analyseFunctions<F extends FunctionRange>(
     if (typeof verdict === 'string') refusals.push({ function: range, reason: verdict });
     else candidates.push(new Candidate(elf, range, verdict, sites));
   }
-  return { candidates, refusals };
+  if (!withExits) return { candidates, refusals, exits: [] };
+  const finder = exitFinderOf(elf, all);
+  const found = withSharedDecoders(() => candidates.map((candidate) => finder.find(candidate)));
+  return { candidates, refusals, exits: found };
+}
+
+/** As `known`. */
+const finders = new WeakMap<
+  ElfFile,
+  { readonly all: readonly FunctionRange[]; readonly finder: ExitFinder }
+>();
+
+function exitFinderOf(elf: ElfFile, all: readonly FunctionRange[]): ExitFinder {
+  const before = finders.get(elf);
+  if (before?.all === all) return before.finder;
+  const finder = new ExitFinder(elf, ModuleLandings.of(elf, all));
+  finders.set(elf, { all, finder });
+  return finder;
 }
 
 function verdictsOf(elf: ElfFile, all: readonly FunctionRange[], store: VerdictStore | undefined): Verdicts {

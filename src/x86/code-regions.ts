@@ -15,6 +15,8 @@ export const Mark = {
   foreign: 16,
   /** Bytes of a window or a hole of a site. */
   owned: 32,
+  /** It is an entry of a table of addresses that a jump of the same function reads. */
+  entry: 64,
 } as const;
 
 /** Executable bytes of a file that lie together. Indexes count from `start`. */

@@ -16,10 +16,12 @@ const MOST_ENTRIES = 65_536;
 const WINDOW = 64;
 /** More tables than a jump can have: one for each place that its base register is written. */
 const MOST_BASES = 1024;
+/** Beyond, a number would be rounded; no address of a file is there. */
+const MOST_ADDRESS = 2n ** 53n;
 
 /**
  * How a jump through a register or memory goes:
- * - `table`: within the function, to entries of tables that were read
+ * - `table`: within the function, to entries of tables of distances or addresses that were read
  * - `absolute`: to an address that stands in memory. Such addresses are words that the loader relocates, words of data, or were taken
  *   by a `lea`: they are landings already, whether a table or a pointer has them
  * - `register`: to an address that comes from elsewhere (a parameter, a call): a call in tail position
@@ -40,7 +42,11 @@ export function judgeJumps(
   jumps: readonly IndirectJump[],
 ): JumpKind[] {
   const image = new Image(elf);
-  const judge = new Judge(image, regions, ranges, depths);
+  const pointerAt = (address: number): number | undefined => {
+    const pointer = elf.pointerAt(BigInt(address));
+    return pointer === undefined || pointer > MOST_ADDRESS ? undefined : Number(pointer);
+  };
+  const judge = new Judge(image, regions, ranges, depths, pointerAt);
   return jumps.map((jump) => {
     if (ranges.has(jump.range, Trait.undecodable)) return 'open';
     const kind = judge.kindOf(jump);
@@ -141,6 +147,8 @@ class Judge {
     private readonly regions: CodeRegions,
     private readonly ranges: CodeRanges,
     private readonly depths: StackDepths,
+    /** The word at an address, as it stands after relocation. */
+    private readonly pointerAt: (address: number) => number | undefined,
   ) {}
 
   kindOf({ range, address, length }: IndirectJump): JumpKind {
@@ -154,7 +162,10 @@ class Judge {
     this.#region = region;
     const at = address - region.start;
     const jump = decodeRare(region.bytes, at, at + length);
-    if (jump.op0Kind === OpKind.Memory) return 'absolute';
+    if (jump.op0Kind === OpKind.Memory) {
+      const value = this.#loaded(jump, at, at + length, 8, true, MOST_STEPS);
+      return this.#leadsInside(value) ? 'table' : 'absolute';
+    }
     const value = this.#valueBefore(at, RegisterExt.fullRegister(jump.op0Register), MOST_STEPS);
     switch (value.kind) {
       case 'absolute':
@@ -163,7 +174,7 @@ class Judge {
         return this.#readTables(value.parts) ? 'table' : 'open';
       case 'entry':
         // An address of 8 bytes is a landing already; a narrower one, where code stands at a low address, may be none.
-        if (value.width === 8) return 'absolute';
+        if (value.width === 8) return this.#leadsInside(value) ? 'table' : 'absolute';
         return this.#readTables([{ kind: 'addresses', of: [0] }, value]) ? 'table' : 'open';
       case 'addresses':
         // A label's address, or a function's.
@@ -349,6 +360,28 @@ class Judge {
       return found > 0;
     }
     return false;
+  }
+
+  /** True if a table of whole addresses has one within the function, behind its entry; marks what it has. */
+  #leadsInside(value: Value): boolean {
+    if (value.kind !== 'entry') return false;
+    const owner = this.ranges.owners[this.#range];
+    let found = false;
+    for (const table of value.tables) {
+      let strays = 0;
+      for (let index = 0; index < MOST_ENTRIES && strays < MOST_STRAYS; index++) {
+        const target = this.pointerAt(table + index * 8);
+        if (target === undefined) break;
+        const range = this.ranges.indexAt(target);
+        const isInside = range >= 0 && this.ranges.owners[range] === owner;
+        if (isInside && !this.ranges.isEntry(owner, target, this.regions)) {
+          this.regions.mark(target, Mark.entry);
+          found = true;
+          strays = 0;
+        } else strays++;
+      }
+    }
+    return found;
   }
 
   #readTable(table: number, base: number, width: number, isSigned: boolean): number {

@@ -93,6 +93,29 @@ export function describeDisplaced(
   return displaced;
 }
 
+/** The instructions from `from` up to `end` in `bytes`, none of which is a call; `base` is what an index lacks to be an address. */
+export function describeRun(
+  bytes: Uint8Array,
+  from: number,
+  end: number,
+  base: number,
+): DisplacedInstruction[] | RefusalReason {
+  const displaced: DisplacedInstruction[] = [];
+  for (let start = from; start < end; start = from + lastEnd(displaced)) {
+    const rare = decodeFlow(bytes, start, end);
+    if (common.flow === Flow.invalid) return 'not-relocatable';
+    const why = obstacle(bytes, start, common.end === end, rare);
+    if (why !== undefined) return why;
+    displaced.push(describe(bytes, start, from, base, rare));
+  }
+  return displaced;
+}
+
+function lastEnd(displaced: readonly DisplacedInstruction[]): number {
+  const { offset, length } = displaced[displaced.length - 1];
+  return offset + length;
+}
+
 /** Why the instruction that was decoded last cannot run elsewhere; undefined if it can. */
 function obstacle(
   bytes: Uint8Array,

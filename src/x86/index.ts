@@ -14,8 +14,9 @@ export { VERDICTS_VERSION, Verdicts, type EntryVerdict } from './verdicts.js';
 export { ModuleLandings } from './landings.js';
 export { Mark } from './code-regions.js';
 export { Trait } from './code-ranges.js';
-export { emitSite, relocateSite, relocatedBound } from './relocate-site.js';
-export type { RelocatedCode } from './relocate-site.js';
+export type { ExitBlock, ExitKind, ExitMark, ExitRefusal, ExitWindow, FunctionExits } from './exit-sites.js';
+export { CELL_SIZE, emitSite, relocateSite, relocatedBound, stubShift } from './relocate-site.js';
+export type { DisplacedCode, RecordedEvent, Recording, RelocatedCode } from './relocate-site.js';
 export { assemble, disassemble, type Assembly } from './assembler.js';
 export {
   COMPARE_SITE,

@@ -1,5 +1,6 @@
 import { CannotError } from '../errors/index.js';
 import { isPrefix } from './instruction-flow.js';
+import type { ExitBlock, ExitKind, ExitMark } from './exit-sites.js';
 import type { DisplacedInstruction, SiteCandidate } from './sites.js';
 
 /** What the stub runs in place of the displaced instructions, ending in a jump back (or in what never comes back). */
@@ -22,6 +23,46 @@ const CALL_TO_JMP = 0x30;
 const OVER_LONG_JUMP = [2, JMP_REL8, 5, JMP_REL32] as const;
 const MOST_DISTANCE = 0x7fff_ffff;
 const TWO_TO_32 = 2 ** 32;
+const CALL_REL32 = 0xe8;
+const INT3 = 0xcc;
+/** What does nothing, by its length: Intel SDM, vol. 2B, "NOP". */
+const NOPS: readonly (readonly number[])[] = [
+  [],
+  [0x90],
+  [0x66, 0x90],
+  [0x0f, 0x1f, 0x00],
+  [0x0f, 0x1f, 0x40, 0x00],
+  [0x0f, 0x1f, 0x44, 0x00, 0x00],
+  [0x66, 0x0f, 0x1f, 0x44, 0x00, 0x00],
+  [0x0f, 0x1f, 0x80, 0x00, 0x00, 0x00, 0x00],
+  [0x0f, 0x1f, 0x84, 0x00, 0x00, 0x00, 0x00, 0x00],
+];
+const LONGEST_NOP = NOPS.length - 1;
+
+/** Calls of a recorder stand at multiples of so many bytes, by which they can be told apart. */
+export const CELL_SIZE = 16;
+
+/** What a stub calls the recorder for: where a call begins, in one of these ways, or right before an instruction by which it ends. */
+export type RecordedEvent = 'entry' | 'frame' | 'leaf' | ExitKind;
+
+/** How a stub records. */
+export interface Recording {
+  /** What it begins with. */
+  readonly begins: 'entry' | 'frame' | 'leaf' | undefined;
+  readonly exits: readonly ExitMark[];
+  /** Told of each call of the recorder, which stands at `address`; returns where it goes to. */
+  readonly call: (address: number, event: RecordedEvent) => number;
+}
+
+/** What is displaced, and where from; a `SiteCandidate` is one. Addresses are those of the file. */
+export type DisplacedCode = Pick<
+  SiteCandidate,
+  'addressNumber' | 'displacedLength' | 'displacedCount' | 'displaced' | 'original'
+> & {
+  /** As `SiteCandidate.isWhole`. */
+  readonly isWhole?: boolean;
+  readonly function: { readonly name: string; readonly addressNumber: number };
+};
 
 /**
  * The code for one stub. `stubAddress` is where `bytes` will lie in the process, within 2 GiB of all that the
@@ -47,10 +88,34 @@ export function relocateSite(candidate: SiteCandidate, stubAddress: bigint, load
 }
 
 /** Most bytes that the code of a stub can need: each displaced instruction perhaps grown by a long branch, and a jump. */
-export function relocatedBound({ displacedLength, displacedCount }: SiteCandidate): number {
+export function relocatedBound(
+  { displacedLength, displacedCount }: { readonly displacedLength: number; readonly displacedCount: number },
+  exits: readonly ExitMark[] = [],
+  calls = exits.length,
+): number {
   const GROWN_INSTRUCTION = 20;
   const JUMP_BACK = 16;
-  return displacedLength + displacedCount * GROWN_INSTRUCTION + JUMP_BACK;
+  const CALL_AND_FILLING = 2 * CELL_SIZE;
+  let bytes = displacedLength + displacedCount * GROWN_INSTRUCTION + JUMP_BACK + calls * CALL_AND_FILLING;
+  for (const { block } of exits)
+    if (block !== undefined) bytes += block.original.length + block.displaced.length * GROWN_INSTRUCTION;
+  return bytes;
+}
+
+/**
+ * How far behind the beginning of a cell a stub is to begin, so that its first call of the recorder comes to stand at the beginning of
+ * one with nothing to be filled.
+ */
+export function stubShift(displaced: readonly DisplacedInstruction[], exits: readonly ExitMark[]): number {
+  const JMP = 5;
+  const JCC = 6;
+  const lengthOf = ({ form, length, endsFlow }: DisplacedInstruction): number =>
+    form === 'branch' ? (endsFlow ? JMP : JCC) : form === 'nop' ? 0 : length;
+  // Conditional jumps out of the function are recorded behind all else.
+  const first = exits.find(({ index }) => displaced[index].endsFlow);
+  if (first === undefined) return 0;
+  const before = [...displaced.slice(0, first.index), ...(first.block?.displaced.slice(0, -1) ?? [])];
+  return -before.reduce((sum, instruction) => sum + lengthOf(instruction), 0) & (CELL_SIZE - 1);
 }
 
 /**
@@ -58,30 +123,63 @@ export function relocatedBound({ displacedLength, displacedCount }: SiteCandidat
  * Addresses are numbers: many stubs are emitted at once.
  */
 export function emitSite(
-  candidate: SiteCandidate,
+  candidate: DisplacedCode,
   stubAddress: number,
   loadBias: number,
   into: Uint8Array,
   at: number,
   boundaries?: { originalOffset: number; newOffset: number }[],
+  recording?: Recording,
 ): number {
   stub.begin(candidate, stubAddress, into, at);
-  const { displaced, original } = candidate;
-  const back = candidate.addressNumber + loadBias + candidate.displacedLength;
-  if (candidate.isWhole) {
+  if (candidate.isWhole === true) {
     // Where each copy will be: instructions take the same room wherever they lead.
     const copies = new Map<number, number>();
-    for (const instruction of displaced) {
-      copies.set(candidate.addressNumber + instruction.offset, stubAddress + stub.length);
-      relocateOne(stub, instruction, original, loadBias, back);
-    }
-    // A jump to the entry may go to its endbr64, which stays where it is.
-    copies.set(candidate.function.addressNumber, stubAddress);
+    emitDisplaced(candidate, loadBias, recording, (offset) => {
+      copies.set(candidate.addressNumber + offset, stubAddress + stub.length);
+    });
+    // A jump to the entry may go to its endbr64, which stays where it is. A turn of the loop is no call.
+    copies.set(candidate.function.addressNumber, copies.get(candidate.addressNumber) ?? stubAddress);
     stub.begin(candidate, stubAddress, into, at, copies);
   }
-  for (const instruction of displaced) {
-    boundaries?.push({ originalOffset: instruction.offset, newOffset: stub.length });
-    relocateOne(stub, instruction, original, loadBias, back);
+  emitDisplaced(candidate, loadBias, recording, (originalOffset) => {
+    boundaries?.push({ originalOffset, newOffset: stub.length });
+  });
+  return stub.finish();
+}
+
+/** All that comes before the constants. `onInstruction` is told of each that is displaced, by its offset, before it is emitted. */
+function emitDisplaced(
+  { displaced, original, addressNumber, displacedLength }: DisplacedCode,
+  loadBias: number,
+  recording: Recording | undefined,
+  onInstruction: (offset: number) => void,
+): void {
+  const back = addressNumber + loadBias + displacedLength;
+  if (recording?.begins !== undefined) stub.emitRecord(recording, recording.begins);
+  // Of conditional jumps out of the function: they lead to a place behind all else, where that is recorded.
+  const taken: { readonly fix: number; readonly target: number; readonly mark: ExitMark }[] = [];
+  let next = 0;
+  for (let i = 0; i < displaced.length; i++) {
+    const instruction = displaced[i];
+    onInstruction(instruction.offset);
+    const mark = recording?.exits[next];
+    if (recording === undefined || mark?.index !== i) {
+      relocateOne(stub, instruction, original, loadBias, back);
+      continue;
+    }
+    next++;
+    if (instruction.form === 'branch' && !instruction.endsFlow) {
+      const target = Number(instruction.target) + loadBias;
+      emitBranch(stub, original, instruction.offset, target);
+      taken.push({ fix: stub.length - 4, target, mark });
+    } else if (mark.block !== undefined) {
+      emitBlock(stub, mark.block, loadBias, recording);
+    } else {
+      stub.fillCell(true);
+      stub.emitRecord(recording, mark.kind);
+      relocateOne(stub, instruction, original, loadBias, back);
+    }
   }
   const last = displaced.at(-1);
   const comesBack =
@@ -90,7 +188,29 @@ export function emitSite(
     stub.emit(JMP_REL32);
     stub.emitDistance(back);
   }
-  return stub.finish();
+  for (const { fix, target, mark } of taken) {
+    if (recording === undefined) break;
+    if (mark.block !== undefined) {
+      stub.leadHere(fix);
+      emitBlock(stub, mark.block, loadBias, recording);
+      continue;
+    }
+    stub.fillCell(false);
+    stub.leadHere(fix);
+    stub.emitRecord(recording, mark.kind);
+    stub.emit(JMP_REL32);
+    stub.emitDistance(target);
+  }
+}
+
+/** A copy of a block, which records before its last instruction. */
+function emitBlock(code: StubCode, block: ExitBlock, loadBias: number, recording: Recording): void {
+  const { displaced, original, addressNumber, kind } = block;
+  const back = addressNumber + original.length + loadBias;
+  for (const instruction of displaced.slice(0, -1)) relocateOne(code, instruction, original, loadBias, back);
+  code.fillCell(true);
+  code.emitRecord(recording, kind);
+  relocateOne(code, displaced[displaced.length - 1], original, loadBias, back);
 }
 
 function relocateOne(
@@ -178,13 +298,13 @@ class StubCode {
   #start = 0;
   #at = 0;
   #address = 0;
-  #candidate: SiteCandidate | undefined;
+  #candidate: DisplacedCode | undefined;
   #copies: ReadonlyMap<number, number> | undefined;
   readonly #constants: { readonly value: number; readonly fix: number }[] = [];
 
   /** `copies`: where in the stub is what stands at an address of the file, if jumps there are to go to it. */
   begin(
-    candidate: SiteCandidate,
+    candidate: DisplacedCode,
     address: number,
     into: Uint8Array,
     at: number,
@@ -234,6 +354,29 @@ class StubCode {
     for (const byte of PUSH_RIP_RELATIVE) this.emit(byte);
     this.#constants.push({ value, fix: this.#at });
     this.#at += 4;
+  }
+
+  /** Goes on at the beginning of a cell. */
+  fillCell(isReached: boolean): void {
+    let left = -(this.#address + this.length) & (CELL_SIZE - 1);
+    for (; !isReached && left > 0; left--) this.emit(INT3);
+    while (left > 0) {
+      const length = Math.min(left, LONGEST_NOP);
+      for (const byte of NOPS[length]) this.emit(byte);
+      left -= length;
+    }
+  }
+
+  /** Calls the recorder, from the beginning of a cell. */
+  emitRecord(recording: Recording, event: RecordedEvent): void {
+    const target = recording.call(this.#address + this.length, event);
+    this.emit(CALL_REL32);
+    this.emitDistance(target);
+  }
+
+  /** Has the branch whose distance is at an offset lead to where the code goes on. */
+  leadHere(fix: number): void {
+    this.#put32(this.#start + fix, this.length - (fix + 4));
   }
 
   /** Appends the constants. Returns the number of bytes in all. */

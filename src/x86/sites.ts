@@ -96,8 +96,6 @@ export type RefusalReason =
   | 'not-relocatable'
   | 'returns-twice'
   | 'unsafe-context'
-  | 'unwinder'
-  | 'caller-dependent'
   | 'not-code'
   | 'overlaps';
 
@@ -111,10 +109,8 @@ export const REFUSAL_EXPLANATIONS: Readonly<Record<RefusalReason, string>> = {
   'ifunc-resolver': 'the code is a resolver that the loader runs; the function is what it returns',
   'call-in-prologue': 'a call among its first instructions would return into the middle of the site',
   'not-relocatable': 'its instructions cannot all be decoded, or its first ones cannot run elsewhere',
-  'returns-twice': 'it returns more than once, so that its return address must stay as it is',
-  'unsafe-context': 'it runs where a return address or a stack is not what a function finds',
-  unwinder: 'it walks the stack and must see real return addresses',
-  'caller-dependent': 'it finds out who called it by its return address, which must stay as it is',
+  'returns-twice': 'it returns more than once, and not always from where it is left',
+  'unsafe-context': 'it runs where a stack or a return address is not what a function finds',
   'not-code': 'its bytes are not in an executable part of the file',
   overlaps: 'another function begins within the bytes that the site would replace',
 };

@@ -53,40 +53,7 @@ const UNSAFE_CONTEXT_PREFIXES = [
   '__tls_get_addr_slow',
 ];
 
-/** What these do depends on the module that calls them, which they find by their return address: RTLD_NEXT, RUNPATH. */
-const CALLER_DEPENDENT = [
-  'dlopen',
-  '__dlopen',
-  'dlmopen',
-  '__dlmopen',
-  'dlsym',
-  '__dlsym',
-  'dlvsym',
-  '__dlvsym',
-];
-
-const UNWINDER_PREFIXES = [
-  '_Unwind_',
-  '__gxx_personality',
-  '__gcc_personality',
-  'rust_eh_personality',
-  '_ULx86_64_',
-  '_Ux86_64_',
-];
-const UNWINDERS = [
-  'backtrace',
-  '__backtrace',
-  '__libc_unwind_link_get',
-  // Inside libgcc and LLVM's libunwind: they begin the walk at their own return address.
-  'uw_init_context_1',
-  'uw_install_context_1',
-  'unw_getcontext',
-  '__unw_getcontext',
-];
-
 const BY_NAME: ReadonlyMap<string, RefusalReason> = new Map([
-  ...CALLER_DEPENDENT.map((name) => [name, 'caller-dependent'] as const),
-  ...UNWINDERS.map((name) => [name, 'unwinder'] as const),
   ...UNSAFE_CONTEXT.map((name) => [name, 'unsafe-context'] as const),
   ...RETURNS_TWICE.map((name) => [name, 'returns-twice'] as const),
 ]);
@@ -97,9 +64,8 @@ export function refusalByName(names: readonly string[]): RefusalReason | undefin
     const reason = BY_NAME.get(name);
     if (reason !== undefined) return reason;
     // How all of the prefixes begin: it spares comparing 20,000 names with each of them.
-    if (!name.startsWith('_') && !name.startsWith('r')) continue;
+    if (!name.startsWith('_')) continue;
     if (UNSAFE_CONTEXT_PREFIXES.some((prefix) => name.startsWith(prefix))) return 'unsafe-context';
-    if (UNWINDER_PREFIXES.some((prefix) => name.startsWith(prefix))) return 'unwinder';
   }
   return undefined;
 }

@@ -14,12 +14,15 @@ interface FunctionsOptions {
 const ADDRESS_DIGITS = 16;
 const SIZE_COLUMNS = 8;
 const KIND_COLUMNS = 16;
+const EXIT_COLUMNS = 12;
 const NOTHING = plain('');
 
 export const registerFunctions: RegisterCommand = (program, terminal) => {
   program
     .command('functions')
-    .description('list what can be traced of a process or a file: address, size, module, kind of site, name')
+    .description(
+      'list what can be traced of a process or a file: address, size, module, kind of site, exits, name',
+    )
     .argument('[file]', 'a program or shared library')
     .option('-p, --pid <pid>', 'a running process')
     .option(
@@ -52,8 +55,9 @@ export const registerFunctions: RegisterCommand = (program, terminal) => {
         const size = plain(String(f.size).padStart(SIZE_COLUMNS));
         const module = padEnd(plain(f.module), moduleColumns);
         const what = padEnd(plain(f.kind ?? f.refusal?.reason ?? ''), KIND_COLUMNS);
+        const exit = f.exit === undefined ? NOTHING : padEnd(plain(`exit: ${f.exit}`), EXIT_COLUMNS);
         const why = f.refusal === undefined ? NOTHING : text`  # ${plain(f.refusal.explanation)}`;
-        batch.write(text`${address} ${size} ${module} ${what} ${plain(f.name)}${why}\n`);
+        batch.write(text`${address} ${size} ${module} ${what} ${exit}${plain(f.name)}${why}\n`);
       }
       batch.flush();
       const others = functions.length - wanted.length;

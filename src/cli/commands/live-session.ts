@@ -61,7 +61,7 @@ function sessionOptions(options: LiveOptions, terminal: Terminal, isEnding: () =
     ...(options.notrace === undefined ? {} : { notrace: options.notrace }),
     ...(options.depth === undefined ? {} : { depth: parseCount(options.depth, 'a depth', 0) }),
     ...(options.timeFilter === undefined ? {} : { minDurationNs: parseTime(options.timeFilter) }),
-    ...(options.entryOnly === undefined ? {} : { entryOnly: options.entryOnly }),
+    ...(options.entryOnly === true || options.exits === 'none' ? { exits: 'none' } : {}),
     ...(options.buffer === undefined ? {} : { bufferBytes: parseSize(options.buffer) }),
     ...(options.ringMemory === undefined ? {} : { ringMemoryBytes: parseSize(options.ringMemory) }),
     ...(options.output === undefined ? {} : { output: options.output }),
@@ -226,11 +226,12 @@ export async function followOne(
         options.format === 'jsonl'
           ? new JsonLinesOutput(begun.info, batch.write)
           : new GraphOutput(begun.info, batch.write, terminal.colors);
-      const minTicks =
-        wanted.minDurationNs === undefined
-          ? {}
-          : { minTicks: wanted.minDurationNs / begun.info.clock.nsPerTick };
-      begun.follow(filterCalls(output, minTicks));
+      const { minDurationNs, depth } = wanted;
+      const filter = {
+        ...(minDurationNs === undefined ? {} : { minTicks: minDurationNs / begun.info.clock.nsPerTick }),
+        ...(depth === undefined ? {} : { maxDepth: depth + 1 }),
+      };
+      begun.follow(filterCalls(output, filter));
     }
     if (deadline !== undefined) {
       timers.push(setTimeout(stop, deadline.msLeft));

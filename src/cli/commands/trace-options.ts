@@ -7,6 +7,7 @@ export interface LiveOptions {
   readonly depth?: string;
   readonly timeFilter?: string;
   readonly entryOnly?: boolean;
+  readonly exits: 'sites' | 'none';
   readonly duration?: string;
   readonly buffer?: string;
   readonly ringMemory?: string;
@@ -38,7 +39,12 @@ export function addLiveOptions(command: Command): Command {
     .option('-N, --notrace <pattern>', 'but not these (repeatable)', collect)
     .option('-D, --depth <n>', 'at most n levels below the outermost traced call')
     .option('-t, --time-filter <time>', 'only calls that last at least this: 2us, 1ms')
-    .option('--entry-only', 'entries without durations: half the cost')
+    .addOption(
+      new Option('--exits <how>', 'how ends of calls are found: by patched sites, or none, for half the cost')
+        .choices(['sites', 'none'])
+        .default('sites'),
+    )
+    .option('--entry-only', 'the same as --exits none')
     .option('--duration <time>', 'stop when it has traced so long: 500ms, 10s, 1m')
     .option(
       '--buffer <size>',

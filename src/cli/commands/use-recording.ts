@@ -44,9 +44,10 @@ function filterFrom(options: RecordingOptions, recording: RecordingFile): CallFi
       next: 'leave -t out',
     });
   const minNs = options.timeFilter === undefined ? header.minDurationNs : parseTime(options.timeFilter);
+  const depth = options.depth === undefined ? header.maxDepth : parseCount(options.depth, 'a depth', 0);
   return {
     ...(minNs === undefined ? {} : { minTicks: minNs / clock.nsPerTick }),
-    ...(options.depth === undefined ? {} : { maxDepth: parseCount(options.depth, 'a depth', 0) + 1 }),
+    ...(depth === undefined ? {} : { maxDepth: depth + 1 }),
   };
 }
 
