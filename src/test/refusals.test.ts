@@ -25,7 +25,7 @@ test('what makes no sense is refused with exit status 2', () => {
   refuses(2, /as a size/, 'attach', '-p', pid, '--buffer', 'big');
   refuses(2, /ring/, 'attach', '-p', pid, '--buffer', '16');
   refuses(2, /depth/, 'attach', '-p', pid, '-D', '-1');
-  refuses(2, /entry-only/, 'attach', '-p', pid, '-D', '1', '--entry-only');
+  refuses(2, /--exits none/, 'attach', '-p', pid, '-D', '1', '--entry-only');
   refuses(2, /unknown option/, 'attach', '-p', pid, '--fast');
   refuses(2, /unknown command/, 'qwertz');
   refuses(2, /neither a file nor a process/, 'functions');
