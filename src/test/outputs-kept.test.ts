@@ -208,8 +208,8 @@ test('what is given twice, misspelt, or matches nothing beside what does is told
     /^UNKNOWN_OPTION .*nearest is "filters"/,
   );
   assert.match(
-    codeOf(() => run(['true'], wrong({ entryonly: true }))),
-    /^UNKNOWN_OPTION .*"entryOnly"/,
+    codeOf(() => run(['true'], wrong({ readonlytext: true }))),
+    /^UNKNOWN_OPTION .*"readOnlyText"/,
   );
   assert.match(
     codeOf(() => attach(1, wrong({ filters: 'a' }))),
