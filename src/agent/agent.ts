@@ -44,6 +44,7 @@ import {
   SHARED,
   TEXT_RUN,
   entryLimit,
+  kernelPointer,
   planGeometry,
   type AgentGeometry,
 } from './layout.js';
@@ -78,7 +79,7 @@ import {
 } from './places.js';
 import { RightsWatch, type GivenUp } from './rights.js';
 import { RingBudget } from './ring-budget.js';
-import { THREAD_POINTER_BY_REGISTER } from './recorder.js';
+import { THREAD_POINTER_BY_REGISTER, THREAD_POINTER_READ_BYTES, askingInstead } from './recorder.js';
 import {
   SWITCH_BYTES,
   cellOffset,
@@ -155,6 +156,8 @@ const OTHER_RANGES = 2;
 export interface AgentOptions {
   readonly ringBytes: number;
   readonly mayAskTid: boolean;
+  /** Recorders are to ask it each time, as thread pointers do not tell threads apart. */
+  readonly asksKernel: boolean;
   /** What the agent's thread gives up first. */
   readonly givenUp: GivenUp;
   /** It may be confined: no seccomp filter minds. */
@@ -220,6 +223,8 @@ export class Agent {
   readonly #siteCount: number;
   /** Text that we have made writable. */
   #opened: readonly FileText[] = [];
+  /** Recorders ask the kernel which thread they run on. */
+  #asksKernel = false;
   /** The program has given the agent's thread a filter of system calls meanwhile. */
   #hasNewFilters = false;
   #rights: RightsWatch | undefined;
@@ -615,17 +620,40 @@ export class Agent {
       firstCell += region.cells.length;
       offset += place.length;
     });
+    if (this.#options.asksKernel) this.askKernel();
   }
 
   /** Makes recorders do without the word at the thread pointer: some thread has none. Before any site is changed. */
   distrustThreadPointers(): void {
-    let region = 0;
-    for (const { bytes, threadPointerReads } of this.regions) {
-      for (const offset of threadPointerReads) {
-        const { length } = THREAD_POINTER_BY_REGISTER;
-        this.#codeBytes(region + offset, length).set(THREAD_POINTER_BY_REGISTER);
-      }
-      region += bytes.length;
+    if (this.#asksKernel) return;
+    this.#patchRecorders(({ threadPointerReads }, put) => {
+      for (const offset of threadPointerReads) put(offset, THREAD_POINTER_BY_REGISTER);
+    });
+  }
+
+  /**
+   * Makes recorders ask the kernel which thread they run on: the program has no thread pointers, or changes them as it runs. It takes some
+   * ten times longer. Before any site is changed, and before threads get lanes.
+   */
+  askKernel(): void {
+    this.#asksKernel = true;
+    this.#memory.writeWord(this.data + DATA.tidOffset, 0n);
+    this.#patchRecorders(({ threadPointerReads, findRead, askThread }, put) => {
+      const { fast, find } = THREAD_POINTER_READ_BYTES;
+      for (const offset of threadPointerReads) put(offset, askingInstead(askThread - offset, fast));
+      put(findRead, askingInstead(askThread - findRead, find));
+    });
+  }
+
+  #patchRecorders(
+    patch: (region: CodeRegion, put: (offset: number, bytes: Uint8Array) => void) => void,
+  ): void {
+    let start = 0;
+    for (const region of this.regions) {
+      patch(region, (offset, bytes) => {
+        this.#codeBytes(start + offset, bytes.length).set(bytes);
+      });
+      start += region.bytes.length;
     }
   }
 
@@ -676,7 +704,7 @@ export class Agent {
 
   /** Offset of a thread's id from its thread pointer; 0: not known. */
   get tidOffset(): number {
-    return this.#options.tidOffset;
+    return this.#asksKernel ? 0 : this.#options.tidOffset;
   }
 
   /** The ring of a lane, mapped into safepoke itself. */
@@ -717,7 +745,8 @@ export class Agent {
     threads.slice(0, count).forEach((thread, i) => {
       const lane = i + 1;
       const at = i * LANE.size;
-      view.setBigUint64(at + LANE.threadPointer, thread.threadPointer, true);
+      const threadPointer = this.#asksKernel ? kernelPointer(thread.tid) : thread.threadPointer;
+      view.setBigUint64(at + LANE.threadPointer, threadPointer, true);
       view.setUint32(at + LANE.tid, thread.tid, true);
       if (thread.tidPointer !== undefined) {
         view.setBigUint64(at + LANE.tidPointer, BigInt(thread.tidPointer), true);

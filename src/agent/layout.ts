@@ -182,6 +182,11 @@ export const LANE_STATE = { free: 0, live: 1, ended: 2 } as const;
 /** Invalid thread pointer of a lane whose thread is known to be gone. */
 export const NO_THREAD_POINTER = 1n;
 
+/** What stands for a thread's pointer where recorders ask the kernel for its id: no address that a program can have. */
+export function kernelPointer(tid: number): bigint {
+  return BigInt.asUintN(64, ~(BigInt(tid) << BigInt(HASH_SHIFT)));
+}
+
 /** Records that one thread may write beyond the limit: its recorder interrupted by handlers that record, and so on. */
 const RING_SLACK_RECORDS = 64;
 const RECORD_SIZE = 16;

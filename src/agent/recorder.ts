@@ -74,8 +74,24 @@ const THREAD_POINTER_READS: Readonly<Record<ThreadPointerSource, string>> = {
 
 /** Labels of the places where the fast paths learn the thread pointer begin so. */
 export const THREAD_POINTER_LABEL = 'thread_pointer_';
+/** Label of the place where a thread's lane is looked for. */
+export const FIND_LABEL = 'find_lane';
+/** Label of the subroutine that asks the kernel instead: it may be called where a thread pointer is read. */
+export const ASK_LABEL = 'ask_thread';
+/** Bytes of that read in the fast paths, and where a lane is looked for. */
+export const THREAD_POINTER_READ_BYTES = { fast: 9, find: 5 } as const;
 /** `rdfsbase rsi` and four `nop`: to be put there instead of the read from memory. */
 export const THREAD_POINTER_BY_REGISTER = Uint8Array.of(0xf3, 0x48, 0x0f, 0xae, 0xc6, 0x90, 0x90, 0x90, 0x90);
+
+/** What stands in the place of such a read of so many bytes, where the kernel is to be asked by what lies `distance` behind it. */
+export function askingInstead(distance: number, bytes: number): Uint8Array {
+  const CALL_REL32 = 0xe8;
+  const NOP = 0x90;
+  const instead = new Uint8Array(bytes).fill(NOP);
+  instead[0] = CALL_REL32;
+  new DataView(instead.buffer).setInt32(1, distance - RECORDER_CALL_LENGTH, true);
+  return instead;
+}
 
 /**
  * Labels at which stubs enter the recorder. `entry`, `entry_frame` (behind `push rbp; mov rbp, rsp`, where the slot lies above the frame
@@ -298,7 +314,7 @@ write_lost_done:
     ret
 
 ; rdi data, edx whether the thread may have a new lane -> rsi thread pointer, rbx its lane; 0: it has none.
-find_lane:
+${FIND_LABEL}:
     rdfsbase rsi
     xor ebx, ebx
     test rsi, rsi
@@ -382,6 +398,17 @@ find_done:
     ret
 find_none:
     xor ebx, ebx
+    ret
+
+; rsi: what stands for this thread where thread pointers are not to be believed (layout.ts, kernelPointer). The kernel clobbers rcx and r11.
+${ASK_LABEL}:
+    push r11
+    mov eax, ${SYS.gettid}
+    syscall
+    pop r11
+    mov esi, eax
+    shl rsi, ${HASH_SHIFT}
+    not rsi
     ret
 `;
 }

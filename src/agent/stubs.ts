@@ -13,6 +13,8 @@ import { KIND_BITS, KIND_ENTRY, KIND_EXIT, KIND_LEAF, KIND_TAIL } from '../recor
 import { CELL_SIZE, assemble, type Assembly, type RecordedEvent, type Recording } from '../x86/index.js';
 import type { AgentGeometry } from './layout.js';
 import {
+  ASK_LABEL,
+  FIND_LABEL,
   THREAD_POINTER_LABEL,
   recorderListing,
   type RecorderEntry,
@@ -48,8 +50,11 @@ export interface CodeRegion {
   readonly cells: Uint32Array;
   /** Cells at which calls begin, by the site. */
   readonly entryCells: ReadonlyMap<number, number>;
-  /** Offsets in `bytes` at which the recorder learns the thread pointer. */
+  /** Offsets in `bytes` at which the recorder learns the thread pointer: in its fast paths, and where it looks for a lane. */
   readonly threadPointerReads: readonly number[];
+  readonly findRead: number;
+  /** Offset of what asks the kernel instead. */
+  readonly askThread: number;
 }
 
 /** Bytes of a cell that one aligned store changes: its call. */
@@ -176,5 +181,7 @@ export function emitRegion(
   const threadPointerReads = [...recorder.labels]
     .filter(([label]) => label.startsWith(THREAD_POINTER_LABEL))
     .map(([, offset]) => offset);
-  return { address, bytes, used, stubs, firstCell, cells, entryCells, threadPointerReads };
+  const [findRead, askThread] = [FIND_LABEL, ASK_LABEL].map((label) => recorder.labels.get(label) ?? 0);
+  const reads = { threadPointerReads, findRead, askThread };
+  return { address, bytes, used, stubs, firstCell, cells, entryCells, ...reads };
 }

@@ -115,6 +115,11 @@ export class RemoteCalls implements CallMaker {
     return this.#thread.tid;
   }
 
+  /** True if a thread that is made by a call comes to where its stack says: the system call is followed by `ret`. */
+  get mayMakeThreads(): boolean {
+    return this.#borrowed.wayBack !== undefined;
+  }
+
   /**
    * Runs `work`, which may use `call` and `string`; the thread's registers, signal mask and stack are put back whatever
    * happens.

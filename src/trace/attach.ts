@@ -54,6 +54,7 @@ import {
 import type { PatchedTarget } from './patched-target.js';
 import { Session, type SessionParts } from './session.js';
 import { SESSION_REFUSALS, planSites, type PlannedFunction, type RefusedFunction } from './site-plan.js';
+import { mustAskKernel } from './thread-pointer-changes.js';
 import { ExitWatch } from './target-exit.js';
 import { TimeStamp } from './time-stamp.js';
 
@@ -528,6 +529,14 @@ function start({
     onNote(`${module.path} cannot be traced: ${error.details.why}`);
   ending.look();
   refillDescriptors();
+  const asksKernel = mustAskKernel(modules);
+  if (asksKernel && before.seccompFilter) {
+    throw new CannotError('THREADS', {
+      tried: `tell the threads of process ${pid} apart`,
+      why: 'its thread pointers change as it runs, and a seccomp filter may mind that each thread is asked for its id',
+      next: 'trace it without the filter',
+    });
+  }
   const tscHz = timeStamp.estimateHz();
   const ringBytes = options.bufferBytes ?? DEFAULT_BUFFER_BYTES;
   let startTsc: bigint | undefined;
@@ -550,6 +559,7 @@ function start({
     agent: {
       ringBytes,
       mayAskTid: !before.seccompFilter,
+      asksKernel,
       lanes: laneNumbers(before.threads.length),
       threads: before.threads.length,
       ringMemory:

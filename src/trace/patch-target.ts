@@ -281,12 +281,14 @@ function mapAgent(
   const givenUp = rightsToGiveUp(pid, tid, may);
   const mayConfine = may(CONFINEMENT_CALLS);
   const tidOffset = findTidOffset(pid, hold.threads.slice(0, COMPARED_THREADS), memory, modules);
-  return Agent.map(pid, callsOf(hold), memory, clusters, {
+  const calls = callsOf(hold);
+  return Agent.map(pid, calls, memory, clusters, {
     ...request.agent,
     tidOffset,
     givenUp,
     mayConfine,
     ...thread,
+    withThread: thread.withThread && calls.mayMakeThreads,
   });
 }
 
@@ -526,7 +528,11 @@ function change(
   const { agent, interior } = ready;
   const others = hold.threads.filter((thread) => !early.threads.has(thread));
   const looks = [...early.looks, reader.look(others, maps, memory)];
-  if (!looks.every(({ pointToThemselves }) => pointToThemselves)) agent.distrustThreadPointers();
+  const pointers = looks.flatMap(({ threadPointers }) => threadPointers);
+  // Threads that a program makes without the C library may have none, or share one.
+  const areApart = pointers.length === 1 || new Set([0n, ...pointers]).size === pointers.length + 1;
+  if (!areApart && !request.seccompFilter) agent.askKernel();
+  else if (!looks.every(({ pointToThemselves }) => pointToThemselves)) agent.distrustThreadPointers();
   const rips = looks.flatMap(({ savedInstructionPointers }) => savedInstructionPointers);
   const impossible = leaveSites(hold, interior, rips);
   return changing.flip().write(impossible);

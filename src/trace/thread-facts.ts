@@ -152,6 +152,8 @@ export interface ThreadLook {
   readonly savedInstructionPointers: readonly number[];
   /** The word at each thread pointer is that pointer, as the ABI has it and the recorder's fast paths want it. */
   readonly pointToThemselves: boolean;
+  /** The thread pointers: 0 of who has none. */
+  readonly threadPointers: readonly bigint[];
 }
 
 /** Reads what must be known of threads while they are held. Made before they are, so that this takes as little time as can be. */
@@ -174,7 +176,11 @@ export class ThreadReader {
       memory.readInto(ranges, into);
       return into;
     });
-    return { savedInstructionPointers: found, pointToThemselves: this.#pointToThemselves(threads, memory) };
+    return {
+      savedInstructionPointers: found,
+      pointToThemselves: this.#pointToThemselves(threads, memory),
+      threadPointers: threads.map(({ registers }) => registers.get('fs_base')),
+    };
   }
 
   #pointToThemselves(threads: readonly HeldThread[], memory: TargetMemory): boolean {

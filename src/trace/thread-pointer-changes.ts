@@ -1,0 +1,62 @@
+// Whether the threads of a process have thread pointers of their own at all times, which the recorder tells them apart by. Nearly all have:
+// the C library sets one as a thread begins, and nothing changes it. Emulators, unikernels and some runtimes do, for a while; small static
+// programs have none.
+import type { ElfFile } from '../elf/index.js';
+import type { Module } from '../target/index.js';
+
+/** ARCH_SET_FS, asm/prctl.h, as an immediate operand. */
+const ARCH_SET_FS = Buffer.from([0x02, 0x10, 0x00, 0x00]);
+/** `mov r32, imm32` (B8 + register): Intel SDM, vol. 2B, "MOV". */
+const MOV_IMM32 = [0xb8, 0xbf] as const;
+/** Two bytes of each of `wrfsbase` (F3 REX.W 0F AE /2) and others, of which ModRM tells: Intel SDM, vol. 2D, "WRFSBASE". */
+const GROUP_15 = Buffer.from([0x0f, 0xae]);
+const WRFSBASE = [0xd0, 0xd7] as const;
+const REP = 0xf3;
+/** REX prefixes: Intel SDM, vol. 2A, 2.2.1. */
+const REX = [0x40, 0x4f] as const;
+const SYSCALL = Buffer.from([0x0f, 0x05]);
+/** The number of arch_prctl among system calls, for who has the C library's syscall() make it. */
+const ARCH_PRCTL = Buffer.from([0x9e, 0x00, 0x00, 0x00]);
+/** What belongs to one call stands within so many bytes. */
+const NEAR = 128;
+
+/** True if recorders must ask the kernel which thread they run on. Decided by the files alone. */
+export function mustAskKernel(modules: readonly Module[]): boolean {
+  const interpreter = modules.find(({ isExecutable }) => isExecutable)?.elf().interpreter;
+  let changes = 0;
+  for (const module of modules) {
+    const elf = module.elf();
+    // The loader and the C library set it for each thread, once.
+    if (elf.soname !== undefined && /^(?:ld-linux|ld-musl|libc\.|libpthread\.)/.test(elf.soname)) continue;
+    changes += changesOf(elf);
+  }
+  // A static program sets its own: once, unless it is one that has none.
+  return interpreter === undefined ? changes !== 1 : changes > 0;
+}
+
+function isWithin(byte: number, [first, last]: readonly [number, number]): boolean {
+  return byte >= first && byte <= last;
+}
+
+/** At how many places a file's code may change the thread pointer. */
+function changesOf(elf: ElfFile): number {
+  const isCalled = elf.mentions('arch_prctl');
+  let places = 0;
+  for (const segment of elf.loaded) {
+    if (!segment.executable) continue;
+    const view = elf.segmentBytes(segment);
+    if (view === undefined) continue;
+    const code = Buffer.from(view.buffer, view.byteOffset, view.byteLength);
+    for (let at = code.indexOf(ARCH_SET_FS); at > 0; at = code.indexOf(ARCH_SET_FS, at + 1)) {
+      if (!isWithin(code[at - 1], MOV_IMM32)) continue;
+      const behind = code.subarray(at, at + NEAR);
+      const around = code.subarray(Math.max(0, at - NEAR), at + NEAR);
+      if (isCalled || behind.includes(SYSCALL) || around.includes(ARCH_PRCTL)) places++;
+    }
+    for (let at = code.indexOf(GROUP_15); at >= 0; at = code.indexOf(GROUP_15, at + 1)) {
+      if (!isWithin(code[at + 2] ?? 0, WRFSBASE)) continue;
+      if (code[at - 1] === REP || (isWithin(code[at - 1] ?? 0, REX) && code[at - 2] === REP)) places++;
+    }
+  }
+  return places;
+}
