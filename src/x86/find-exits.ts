@@ -11,6 +11,7 @@ import type { ExitBlock, ExitKind, ExitMark, ExitRefusal, ExitWindow, FunctionEx
 import { Flow } from './flow.js';
 import { branchTarget, decodeFlow, isPrefix } from './instruction-flow.js';
 import type { ModuleLandings } from './landings.js';
+import { mayFault } from './may-fault.js';
 import { SITE_LENGTH, type SiteCandidate } from './sites.js';
 
 const RET = 0xc3;
@@ -19,7 +20,6 @@ const INT3 = 0xcc;
 const JMP_INDIRECT = 0xff;
 /** ModRM of `jmp *disp32(%rip)`. */
 const RIP_RELATIVE_JMP = 0x25;
-const SYSCALL = [0x0f, 0x05] as const;
 const JCC_LONG_LENGTH = 6;
 /** Instructions that are displaced on either side of one: five bytes are two as a rule. */
 const MOST_BESIDE = 8;
@@ -80,6 +80,8 @@ class Part {
 
 /** A range of code that belongs to a function. */
 interface CodeRange {
+  /** Its number among those of the file. */
+  readonly range: number;
   readonly addressNumber: number;
   readonly size: number;
 }
@@ -123,6 +125,7 @@ export class ExitFinder {
     const parts = [index, ...(this.#fragments.get(index) ?? [])];
     for (const part of parts) for (const [trait, why] of REFUSED) if (ranges.has(part, trait)) return why;
     const code = parts.map((part) => ({
+      range: part,
       addressNumber: ranges.starts[part],
       size: ranges.ends[part] - ranges.starts[part],
     }));
@@ -173,28 +176,29 @@ class OneFunction {
 
   #decode(): ExitRefusal | undefined {
     const { bytes } = this.elf;
-    for (const { addressNumber, size } of this.ranges) {
+    for (const { range, addressNumber, size } of this.ranges) {
       const first = this.elf.codeOffset(addressNumber, size);
       if (first < 0) return 'falls-through';
       const part = new Part(first, first + size, addressNumber - first);
       this.#parts.push(part);
       for (let start = first, end = first; start < part.limit; start = end) {
-        decodeFlow(bytes, start, part.limit);
+        const rare = decodeFlow(bytes, start, part.limit);
         const { flow, isNop } = common;
         end = common.end;
+        const address = part.base + start;
+        const faults = mayFault(bytes, start, rare, () => this.landings.depths.hasFramePointer(range, address));
         if (flow === Flow.invalid || end > part.limit) return 'falls-through';
         const isDirect = flow === Flow.jump || flow === Flow.conditionalJump;
         const target = isDirect ? part.base + branchTarget(bytes, start, end) : undefined;
         const exit = this.#exitOf(start, part.base, flow, target);
         if (exit === 'odd') return 'computed-jump';
         const isMovable = flow === Flow.next || flow === Flow.leaRelative || isDirect || exit !== undefined;
-        const isSyscall = bytes[start] === SYSCALL[0] && bytes[start + 1] === SYSCALL[1];
         if (target !== undefined && exit === undefined) {
           const sources = this.#sources.get(target) ?? [];
           sources.push({ part, step: part.steps.length });
           this.#sources.set(target, sources);
         }
-        part.steps.push({ start, end, flow, isNop, exit, target, isMovable: isMovable && !isSyscall });
+        part.steps.push({ start, end, flow, isNop, exit, target, isMovable: isMovable && !faults });
       }
       this.#findEntry(part);
       const last = part.steps.findLast(({ isNop }) => !isNop);
@@ -276,7 +280,8 @@ class OneFunction {
   #cover(part: Part, step: number): boolean {
     if (this.#isTaken(part, step)) return true;
     const { steps } = part;
-    const { start, end, flow } = steps[step];
+    const { start, end, flow, isMovable } = steps[step];
+    if (!isMovable) return false;
     if (flow === Flow.conditionalJump && end - start === JCC_LONG_LENGTH) {
       part.ranges.push({ from: step, to: step + 1, isEntry: false });
       return true;
@@ -331,8 +336,8 @@ class OneFunction {
       if (steps[first].flow === Flow.conditionalJump) return 'no-room';
     }
     const address = base + steps[first].start;
-    const { end, exit: kind } = steps[exit];
-    if (kind === undefined || steps[exit].flow === Flow.conditionalJump) return 'no-room';
+    const { end, exit: kind, isMovable } = steps[exit];
+    if (kind === undefined || !isMovable || steps[exit].flow === Flow.conditionalJump) return 'no-room';
     const landed = steps.slice(first + 1, exit + 1).some((_, i) => this.#isLanded(part, first + 1 + i));
     if (landed || end - steps[first].start > LONGEST_BLOCK) return 'landing';
     // Somebody may come who is no jump of this function's: a table, an address in data, a call.

@@ -1,5 +1,5 @@
 // How much a function has pushed where it leaves: by the unwind table, and by following its instructions where there is none.
-import type { UnwindTable } from '../elf/index.js';
+import { DWARF_RBP, type UnwindTable } from '../elf/index.js';
 import { CodeRanges, Trait } from './code-ranges.js';
 import type { CodeRegion, CodeRegions } from './code-regions.js';
 import { STACK_POINTER, common } from './common-instructions.js';
@@ -35,6 +35,13 @@ export class StackDepths {
     if (entry >= 0) return this.unwind.isCallFrame(entry, address);
     const depth = this.#followed.get(address);
     return depth === undefined ? undefined : depth === 0;
+  }
+
+  /** True if rbp is the frame pointer at an address of a range: the unwind table finds the caller's frame by it. */
+  hasFramePointer(range: number, address: number): boolean {
+    const entry = this.ranges.unwind[range];
+    const RETURN_ADDRESS = 8;
+    return entry >= 0 && this.unwind.isReturnSlot(entry, address, DWARF_RBP, RETURN_ADDRESS);
   }
 
   /** In the order of addresses; what stands behind a jump has the depth that was left for it by a jump to it. */
@@ -95,15 +102,20 @@ export class StackDepths {
 const OTHER = Number.POSITIVE_INFINITY;
 const FROM_FRAME = Number.NEGATIVE_INFINITY;
 /** `mov rbp, rsp` and `mov r, rsp`: told apart from changes by being no whole numbers. */
-const TO_FRAME = 0.5;
+export const TO_FRAME = 0.5;
 const TO_OTHER = 0.25;
 
 function isLeave(bytes: Uint8Array, at: number): boolean {
   return bytes[at] === 0xc9;
 }
 
-/** By how much the instruction decoded last, which does not jump, lowers the stack pointer, or what else it does to it. */
-function stackChange(bytes: Uint8Array, start: number, end: number, rare: Instruction | undefined): number {
+/** By how much the instruction decoded last, which does not jump, lowers the stack pointer, or what else it does to it: no whole number. */
+export function stackChange(
+  bytes: Uint8Array,
+  start: number,
+  end: number,
+  rare: Instruction | undefined,
+): number {
   if (rare !== undefined) return rareStackChange(rare);
   const first = bytes[start];
   const opcode = (first & 0xf0) === 0x40 ? bytes[start + 1] : first;
