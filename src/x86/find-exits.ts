@@ -36,7 +36,7 @@ interface Step {
   readonly exit: ExitKind | undefined;
   /** Address to which it jumps, if it is a direct jump. */
   readonly target: number | undefined;
-  /** May stand in a stub. */
+  /** May stand in a stub, as far as its flow goes. */
   readonly isMovable: boolean;
 }
 
@@ -54,6 +54,8 @@ class Part {
   readonly ranges: Range[] = [];
 
   constructor(
+    /** Number among those of the file. */
+    readonly range: number,
     readonly first: number,
     readonly limit: number,
     /** What an index into the file lacks to be an address. */
@@ -80,7 +82,7 @@ class Part {
 
 /** A range of code that belongs to a function. */
 interface CodeRange {
-  /** Its number among those of the file. */
+  /** Number among those of the file. */
   readonly range: number;
   readonly addressNumber: number;
   readonly size: number;
@@ -179,14 +181,12 @@ class OneFunction {
     for (const { range, addressNumber, size } of this.ranges) {
       const first = this.elf.codeOffset(addressNumber, size);
       if (first < 0) return 'falls-through';
-      const part = new Part(first, first + size, addressNumber - first);
+      const part = new Part(range, first, first + size, addressNumber - first);
       this.#parts.push(part);
       for (let start = first, end = first; start < part.limit; start = end) {
-        const rare = decodeFlow(bytes, start, part.limit);
+        decodeFlow(bytes, start, part.limit);
         const { flow, isNop } = common;
         end = common.end;
-        const address = part.base + start;
-        const faults = mayFault(bytes, start, rare, () => this.landings.depths.hasFramePointer(range, address));
         if (flow === Flow.invalid || end > part.limit) return 'falls-through';
         const isDirect = flow === Flow.jump || flow === Flow.conditionalJump;
         const target = isDirect ? part.base + branchTarget(bytes, start, end) : undefined;
@@ -198,7 +198,7 @@ class OneFunction {
           sources.push({ part, step: part.steps.length });
           this.#sources.set(target, sources);
         }
-        part.steps.push({ start, end, flow, isNop, exit, target, isMovable: isMovable && !faults });
+        part.steps.push({ start, end, flow, isNop, exit, target, isMovable });
       }
       this.#findEntry(part);
       const last = part.steps.findLast(({ isNop }) => !isNop);
@@ -276,12 +276,22 @@ class OneFunction {
     return part.rangeOf(step) !== undefined;
   }
 
+  /** True if a step may stand in a stub: there it must not fault. */
+  #canMove(part: Part, step: number): boolean {
+    const { bytes } = this.elf;
+    const { start, end, isMovable } = part.steps[step];
+    if (!isMovable) return false;
+    const rare = decodeFlow(bytes, start, end);
+    const hasFrame = (): boolean => this.landings.depths.hasFramePointer(part.range, part.base + start);
+    return !mayFault(bytes, start, rare, hasFrame);
+  }
+
   /** Chooses steps around one that are to be displaced. False: there is no room. */
   #cover(part: Part, step: number): boolean {
     if (this.#isTaken(part, step)) return true;
     const { steps } = part;
-    const { start, end, flow, isMovable } = steps[step];
-    if (!isMovable) return false;
+    const { start, end, flow } = steps[step];
+    if (!this.#canMove(part, step)) return false;
     if (flow === Flow.conditionalJump && end - start === JCC_LONG_LENGTH) {
       part.ranges.push({ from: step, to: step + 1, isEntry: false });
       return true;
@@ -301,7 +311,7 @@ class OneFunction {
     if (!this.#isLanded(part, from) && this.#goOn(part, from, step + 1)) return true;
     if (endsFlow(steps[step])) return false;
     for (let to = step + 1; to < steps.length && to - step < MOST_BESIDE; to++) {
-      if (!steps[to].isMovable || this.#isLanded(part, to) || this.#isTaken(part, to)) return false;
+      if (!this.#canMove(part, to) || this.#isLanded(part, to) || this.#isTaken(part, to)) return false;
       if (steps[to].end - steps[from].start < SITE_LENGTH) {
         if (endsFlow(steps[to])) return false;
         continue;
@@ -322,8 +332,7 @@ class OneFunction {
 
   /** True if the step before one may be displaced together with it. */
   #canGoBefore(part: Part, step: number): boolean {
-    const before = part.steps[step - 1];
-    return before.isMovable && !endsFlow(before) && !this.#isTaken(part, step - 1);
+    return this.#canMove(part, step - 1) && !endsFlow(part.steps[step - 1]) && !this.#isTaken(part, step - 1);
   }
 
   /** The exit and what stands before it, from where others jump to on, is executed by those instead. */
@@ -336,8 +345,9 @@ class OneFunction {
       if (steps[first].flow === Flow.conditionalJump) return 'no-room';
     }
     const address = base + steps[first].start;
-    const { end, exit: kind, isMovable } = steps[exit];
-    if (kind === undefined || !isMovable || steps[exit].flow === Flow.conditionalJump) return 'no-room';
+    const { end, exit: kind } = steps[exit];
+    if (kind === undefined || !this.#canMove(part, exit) || steps[exit].flow === Flow.conditionalJump)
+      return 'no-room';
     const landed = steps.slice(first + 1, exit + 1).some((_, i) => this.#isLanded(part, first + 1 + i));
     if (landed || end - steps[first].start > LONGEST_BLOCK) return 'landing';
     // Somebody may come who is no jump of this function's: a table, an address in data, a call.
@@ -372,7 +382,7 @@ class OneFunction {
     const { steps } = part;
     for (let from = first - 1; ; from--) {
       const step = steps[from];
-      if (!step.isMovable || endsFlow(step) || this.#isTaken(part, from)) return false;
+      if (!this.#canMove(part, from) || endsFlow(step) || this.#isTaken(part, from)) return false;
       if (steps[first].start - step.start >= SITE_LENGTH) {
         part.ranges.push({ from, to: exit + 1, isEntry: false });
         return true;

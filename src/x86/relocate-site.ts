@@ -43,12 +43,22 @@ const LONGEST_NOP = NOPS.length - 1;
 export const CELL_SIZE = 16;
 
 /** What a stub calls the recorder for: where a call begins, in one of these ways, or right before an instruction by which it ends. */
-export type RecordedEvent = 'entry' | 'frame' | 'leaf' | ExitKind;
+export type UsualEvent = 'entry' | 'frame' | 'leaf' | ExitKind;
+/** The same where something is on the stack: how much, stands in a nop behind the call (`DEPTH_OFFSET`). */
+export type DeepEvent = 'deep-entry' | 'deep-leaf';
+export type RecordedEvent = UsualEvent | DeepEvent;
+
+/** nopl disp32(%rax): the distance says how many bytes are on the stack above which the return address stands. */
+const NOP_WITH_DEPTH = [0x0f, 0x1f, 0x80] as const;
+/** Where that is, from the return address of the recorder's call on. */
+export const DEPTH_OFFSET = NOP_WITH_DEPTH.length;
 
 /** How a stub records. */
 export interface Recording {
   /** What it begins with. */
   readonly begins: 'entry' | 'frame' | 'leaf' | undefined;
+  /** Bytes that have been pushed there; of `entry` and `leaf`. */
+  readonly depth?: number;
   readonly exits: readonly ExitMark[];
   /** Told of each call of the recorder, which stands at `address`; returns where it goes to. */
   readonly call: (address: number, event: RecordedEvent) => number;
@@ -156,7 +166,11 @@ function emitDisplaced(
   onInstruction: (offset: number) => void,
 ): void {
   const back = addressNumber + loadBias + displacedLength;
-  if (recording?.begins !== undefined) stub.emitRecord(recording, recording.begins);
+  if (recording?.begins !== undefined) {
+    const { begins, depth = 0 } = recording;
+    if (depth === 0 || begins === 'frame') stub.emitRecord(recording, begins);
+    else stub.emitRecord(recording, begins === 'entry' ? 'deep-entry' : 'deep-leaf', depth);
+  }
   // Of conditional jumps out of the function: they lead to a place behind all else, where that is recorded.
   const taken: { readonly fix: number; readonly target: number; readonly mark: ExitMark }[] = [];
   let next = 0;
@@ -368,10 +382,16 @@ class StubCode {
   }
 
   /** Calls the recorder, from the beginning of a cell. */
-  emitRecord(recording: Recording, event: RecordedEvent): void {
+  emitRecord(recording: Recording, event: UsualEvent): void;
+  emitRecord(recording: Recording, event: DeepEvent, depth: number): void;
+  emitRecord(recording: Recording, event: RecordedEvent, depth?: number): void {
     const target = recording.call(this.#address + this.length, event);
     this.emit(CALL_REL32);
     this.emitDistance(target);
+    if (depth === undefined) return;
+    for (const byte of NOP_WITH_DEPTH) this.emit(byte);
+    this.#put32(this.#at, depth);
+    this.#at += 4;
   }
 
   /** Has the branch whose distance is at an offset lead to where the code goes on. */

@@ -52,7 +52,9 @@ export function mayRunFault(
   isWhole = false,
 ): boolean {
   const isBehindFrame = (at: number): boolean =>
-    FRAME_BEGINS.some((code) => at - site === code.length && code.every((byte, i) => bytes[site + i] === byte));
+    FRAME_BEGINS.some(
+      (code) => at - site === code.length && code.every((byte, i) => bytes[site + i] === byte),
+    );
   let start = site;
   const hasFrame = (): boolean =>
     isBehindFrame(start) || (range >= 0 && landings.depths.hasFramePointer(range, base + start));

@@ -172,7 +172,9 @@ export class EntryJudge {
       const { kind, offset } = prepared;
       const why = this.#obstacle(start + offset);
       if (why !== undefined) return why;
-      return has(Trait.reentered) ? 're-entered' : verdictOn(kind, { ...prepared, offset, depth: 0 }, false, has(Trait.ownReturn));
+      return has(Trait.reentered)
+        ? 're-entered'
+        : verdictOn(kind, { ...prepared, offset, depth: 0 }, false, has(Trait.ownReturn));
     }
     const offset = endbrLength(bytes, first);
     const end = first + size;
