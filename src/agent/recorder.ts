@@ -79,10 +79,18 @@ export const THREAD_POINTER_BY_REGISTER = Uint8Array.of(0xf3, 0x48, 0x0f, 0xae, 
 
 /**
  * Labels at which stubs enter the recorder. `entry`, `entry_frame` (behind `push rbp; mov rbp, rsp`, where the slot lies above the frame
- * pointer), `exit`; `leaf`: an entry whose call's end is not recorded; `entry_deep`, `leaf_deep`: something has been pushed, and how much stands
+ * pointer), `exit`; `leaf`: an entry whose call's end is not recorded; `entry_deep`, `leaf_deep`, `exit_deep`: something has been pushed, and how much stands
  * in the nop behind the call.
  */
-export const RECORDER_ENTRIES = ['entry', 'entry_frame', 'entry_deep', 'leaf', 'leaf_deep', 'exit'] as const;
+export const RECORDER_ENTRIES = [
+  'entry',
+  'entry_frame',
+  'entry_deep',
+  'leaf',
+  'leaf_deep',
+  'exit',
+  'exit_deep',
+] as const;
 export type RecorderEntry = (typeof RECORDER_ENTRIES)[number];
 
 const SAVE = `
@@ -215,6 +223,12 @@ ${p}_odd:${odd}
   const entry = (p: string, slot: string): string =>
     way(p, slot, LANE.entryLimit, '\n    call add_mark', `${unmark}${tell}`);
 
+  const exit = (p: string, slot: string): string => `
+${way(p, slot, LANE.ringLimit, unmark, `${unmark}\n    jne ${p}_full_lost`, false)}
+${p}_full_lost:                      ; its entry was lost
+    add dword [rbx+${LANE.lost}], 1
+    add qword [rcx+${HEADER.dropped}], 1
+    jmp ${p}_pass`;
   const onTop = `lea rsi, [rsp+${SAVED + 8}]`;
   const deep = `mov rsi, [rsp+${SAVED}]
     mov esi, [rsi+${DEPTH_OFFSET}]
@@ -225,11 +239,8 @@ ${entry('entry_frame', 'lea rsi, [rbp+8]')}
 ${entry('entry_deep', deep)}
 ${way('leaf', onTop, LANE.ringLimit, '', tell)}
 ${way('leaf_deep', deep, LANE.ringLimit, '', tell)}
-${way('exit', onTop, LANE.ringLimit, unmark, `${unmark}\n    jne exit_full_lost`, false)}
-exit_full_lost:                      ; its entry was lost
-    add dword [rbx+${LANE.lost}], 1
-    add qword [rcx+${HEADER.dropped}], 1
-    jmp exit_pass
+${exit('exit', onTop)}
+${exit('exit_deep', deep)}
 
 ; ---- subroutines. rbx lane, rcx its header, rdx time stamp, rsi slot unless said: these are kept ----
 

@@ -69,6 +69,8 @@ const KIND_OF: Readonly<Record<RecordedEvent, number>> = {
   'deep-entry': KIND_ENTRY,
   'deep-leaf': KIND_LEAF,
   return: KIND_EXIT,
+  'deep-return': KIND_EXIT,
+  'deep-tail': KIND_TAIL,
   tail: KIND_TAIL,
 };
 const LABEL_OF: Readonly<Record<RecordedEvent, RecorderEntry>> = {
@@ -78,9 +80,11 @@ const LABEL_OF: Readonly<Record<RecordedEvent, RecorderEntry>> = {
   'deep-entry': 'entry_deep',
   'deep-leaf': 'leaf_deep',
   return: 'exit',
+  'deep-return': 'exit_deep',
+  'deep-tail': 'exit_deep',
   tail: 'exit',
 };
-const EVENTS = ['entry', 'frame', 'leaf', 'deep-entry', 'deep-leaf', 'return', 'tail'] as const;
+const EVENTS = Object.keys(LABEL_OF) as RecordedEvent[];
 const BEGINNINGS: ReadonlySet<RecordedEvent> = new Set(['entry', 'frame', 'leaf', 'deep-entry', 'deep-leaf']);
 
 /**

@@ -13,6 +13,7 @@ import { branchTarget, decodeFlow, isPrefix } from './instruction-flow.js';
 import type { ModuleLandings } from './landings.js';
 import { mayFault } from './may-fault.js';
 import { SITE_LENGTH, type SiteCandidate } from './sites.js';
+import { TO_FRAME, TO_OTHER, hasStackIndex, stackChange } from './stack-depths.js';
 
 const RET = 0xc3;
 const RET_IMM16 = 0xc2;
@@ -46,7 +47,12 @@ interface Range {
   to: number;
   /** By the site at the entry. */
   readonly isEntry: boolean;
+  /** Behind it an exit follows, which is recorded before what may fault. */
+  early?: EarlyEnd;
 }
+
+/** How an exit is recorded before it is reached. */
+type EarlyEnd = Pick<ExitBlock, 'kind' | 'depth'>;
 
 /** A contiguous piece of a function. */
 class Part {
@@ -143,6 +149,7 @@ class OneFunction {
   readonly #blocks = new Map<number, ExitBlock>();
   #entry: { readonly part: Part; readonly range: Range } | undefined;
   #labels: boolean | undefined;
+  #redZone: boolean | undefined;
 
   constructor(
     private readonly elf: ElfFile,
@@ -159,7 +166,7 @@ class OneFunction {
       for (let step = 0; step < part.steps.length; step++) {
         if (part.steps[step].exit === undefined) continue;
         const why = this.#cover(part, step) ? undefined : this.#giveToPredecessors(part, step);
-        if (why !== undefined) return why;
+        if (why !== undefined && !this.#recordEarly(part, step)) return why;
       }
     }
     const windows: ExitWindow[] = [];
@@ -325,7 +332,7 @@ class OneFunction {
   /** Has a range that ends before a step go on up to another. False: there is none, or its stub does not come back. */
   #goOn(part: Part, from: number, to: number): boolean {
     const before = from === 0 ? undefined : part.rangeOf(from - 1);
-    if (before?.to !== from || !comesBack(part.steps[from - 1])) return false;
+    if (before?.to !== from || before.early !== undefined || !comesBack(part.steps[from - 1])) return false;
     before.to = to;
     return true;
   }
@@ -356,7 +363,7 @@ class OneFunction {
     const displaced = describeRun(this.elf.bytes, steps[first].start, end, base);
     if (typeof displaced === 'string') return 'no-room';
     const original = this.elf.bytes.subarray(steps[first].start, end);
-    this.#blocks.set(address, { addressNumber: address, original, displaced, kind });
+    this.#blocks.set(address, { addressNumber: address, original, displaced, kind, depth: 0 });
     for (const source of this.#sources.get(address) ?? [])
       if (!this.#cover(source.part, source.step)) return 'no-room';
     if (first === 0) return undefined;
@@ -391,6 +398,78 @@ class OneFunction {
     }
   }
 
+  /**
+   * What may fault right before an exit, and an exit that may fault itself, stay where they are: the exit is recorded before those. Nobody
+   * jumps in between.
+   *
+   *     xor %edx, %edx             displaced: five bytes at least
+   *     mov %rsi, %rax             behind it the exit is recorded, and the stub goes back
+   *     mov %rdx, 8(%rdi)          stays
+   *     ret
+   */
+  #recordEarly(part: Part, exit: number): boolean {
+    const { steps } = part;
+    if (steps[exit].flow === Flow.conditionalJump || this.#mayUseRedZone()) return false;
+    for (let first = exit; first > 0 && exit - first < MOST_BESIDE; first--) {
+      const { flow, start, end } = steps[first];
+      if (first !== exit && flow !== Flow.next && flow !== Flow.leaRelative) return false;
+      if (this.#isTaken(part, first)) return false;
+      const { base, range } = part;
+      const depth = this.landings.depths.pushedAt(range, base + start);
+      const { exit: kind } = steps[exit];
+      if (depth === undefined || depth < 0 || kind === undefined) return false;
+      const early = { kind, depth };
+      if (!this.#isLanded(part, first)) {
+        if (this.#coverBefore(part, first, early)) return true;
+        continue;
+      }
+      const address = base + start;
+      if (this.landings.landsWithin(address + 1, base + end)) return false;
+      if (this.#landsOtherwise(address, address + 1)) return false;
+      const original = new Uint8Array(0);
+      this.#blocks.set(address, { addressNumber: address, original, displaced: [], ...early });
+      for (const source of this.#sources.get(address) ?? [])
+        if (!this.#cover(source.part, source.step)) return false;
+      return endsFlow(steps[first - 1]) || this.#coverBefore(part, first, early);
+    }
+    return false;
+  }
+
+  /** Has an exit recorded by what is displaced right before a step. */
+  #coverBefore(part: Part, to: number, early: EarlyEnd): boolean {
+    const { steps } = part;
+    const before = part.rangeOf(to - 1);
+    if (before !== undefined) {
+      if (before.to !== to || before.early !== undefined || !comesBack(steps[to - 1])) return false;
+      before.early = early;
+      return true;
+    }
+    for (let from = to; this.#canGoBefore(part, from);) {
+      from--;
+      if (steps[to].start - steps[from].start >= SITE_LENGTH) {
+        part.ranges.push({ from, to, isEntry: false, early });
+        return true;
+      }
+      if (from === 0 || to - from >= MOST_BESIDE || this.#isLanded(part, from)) return false;
+    }
+    return false;
+  }
+
+  /** True if the function may use memory below its stack pointer, where a call of the recorder writes. */
+  #mayUseRedZone(): boolean {
+    this.#redZone ??= this.#parts.some(({ steps, range }) => {
+      if (this.landings.ranges.has(range, Trait.redZone)) return true;
+      const { bytes } = this.elf;
+      return steps.some(({ start, end }) => {
+        const rare = decodeFlow(bytes, start, end);
+        if (hasStackIndex(bytes, rare)) return true;
+        const change = stackChange(bytes, start, end, rare);
+        return change === TO_OTHER || change === TO_FRAME;
+      });
+    });
+    return this.#redZone;
+  }
+
   /** Where the filling behind an exit ends, which nobody executes; within reach. */
   #paddingEnd({ base, limit }: Part, at: number): number {
     const { bytes } = this.elf;
@@ -416,7 +495,7 @@ class OneFunction {
     return block === undefined ? undefined : { index, kind: block.kind, block };
   }
 
-  #windowOf(part: Part, { from, to }: Range): ExitWindow | undefined {
+  #windowOf(part: Part, { from, to, early }: Range): ExitWindow | undefined {
     const { steps, base } = part;
     const { start, end: firstEnd, flow } = steps[from];
     const { end } = steps[to - 1];
@@ -427,7 +506,12 @@ class OneFunction {
       const mark = this.#markOf(steps[step], step - from);
       if (mark !== undefined) exits.push(mark);
     }
-    const isBranch = to === from + 1 && flow === Flow.conditionalJump && firstEnd - start === JCC_LONG_LENGTH;
+    if (early !== undefined) exits.push({ index: displaced.length, ...early });
+    const isBranch =
+      early === undefined &&
+      to === from + 1 &&
+      flow === Flow.conditionalJump &&
+      firstEnd - start === JCC_LONG_LENGTH;
     return {
       addressNumber: base + start,
       originalAt: start,
@@ -466,6 +550,7 @@ class OneFunction {
       const mark = index < 0 ? undefined : this.#markOf(step, index);
       if (mark !== undefined) marks.push(mark);
     }
+    if (range.early !== undefined) marks.push({ index: displaced.length, ...range.early });
     return marks;
   }
 }

@@ -11,12 +11,11 @@ import { Mark } from './code-regions.js';
 import { FRAME_POINTER, STACK_POINTER, common } from './common-instructions.js';
 import { measureDisplaced, type DisplacedExtent } from './displaced.js';
 import { Flow } from './flow.js';
-import { Register, type Instruction } from './iced.js';
 import { decodeFlow } from './instruction-flow.js';
 import type { ModuleLandings } from './landings.js';
 import { mayFault } from './may-fault.js';
 import { SITE_LENGTH } from './sites.js';
-import { TO_FRAME, stackChange } from './stack-depths.js';
+import { TO_FRAME, hasStackIndex, stackChange } from './stack-depths.js';
 
 /** Further behind no site is looked for: a time stamp is to be that of the beginning. */
 const MOST_SKIPPED = 24;
@@ -111,23 +110,6 @@ export function placeBehind(
     return { ...extent, offset: at - first, depth };
   }
   return undefined;
-}
-
-/** True if the instruction that was decoded last addresses memory by rsp, or perhaps by rbp, and an index. */
-function hasStackIndex(bytes: Uint8Array, rare: Instruction | undefined): boolean {
-  if (rare !== undefined) {
-    const { memoryBase, memoryIndex } = rare;
-    return memoryIndex !== Register.None && (memoryBase === Register.RSP || memoryBase === Register.RBP);
-  }
-  const { modrm } = common;
-  if (modrm < 0) return false;
-  const RM_SIB = 4;
-  const isSib = bytes[modrm] >> 6 !== 3 && (bytes[modrm] & 7) === RM_SIB;
-  const sib = bytes[modrm + 1];
-  const NO_INDEX = 0x20;
-  // r12 and r13 look the same without their prefix.
-  const base = sib & 7;
-  return isSib && (sib & 0x38) !== NO_INDEX && (base === STACK_POINTER || base === FRAME_POINTER);
 }
 
 function isSyscall(bytes: Uint8Array, at: number): boolean {

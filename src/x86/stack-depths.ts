@@ -2,7 +2,7 @@
 import { DWARF_RBP, type UnwindTable } from '../elf/index.js';
 import { CodeRanges, Trait } from './code-ranges.js';
 import type { CodeRegion, CodeRegions } from './code-regions.js';
-import { STACK_POINTER, common } from './common-instructions.js';
+import { FRAME_POINTER, STACK_POINTER, common } from './common-instructions.js';
 import { Flow } from './flow.js';
 import { Mnemonic, OpKind, Register, RegisterExt, type Instruction } from './iced.js';
 import { branchTarget, decodeFlow, decodeRare, int32At } from './instruction-flow.js';
@@ -42,6 +42,12 @@ export class StackDepths {
     const entry = this.ranges.unwind[range];
     const RETURN_ADDRESS = 8;
     return entry >= 0 && this.unwind.isReturnSlot(entry, address, DWARF_RBP, RETURN_ADDRESS);
+  }
+
+  /** Bytes that have been pushed at an address of a range, where the unwind table tells. */
+  pushedAt(range: number, address: number): number | undefined {
+    const entry = this.ranges.unwind[range];
+    return entry < 0 ? undefined : this.unwind.pushedAt(entry, address);
   }
 
   /** In the order of addresses; what stands behind a jump has the depth that was left for it by a jump to it. */
@@ -103,7 +109,7 @@ const OTHER = Number.POSITIVE_INFINITY;
 const FROM_FRAME = Number.NEGATIVE_INFINITY;
 /** `mov rbp, rsp` and `mov r, rsp`: told apart from changes by being no whole numbers. */
 export const TO_FRAME = 0.5;
-const TO_OTHER = 0.25;
+export const TO_OTHER = 0.25;
 
 function isLeave(bytes: Uint8Array, at: number): boolean {
   return bytes[at] === 0xc9;
@@ -168,4 +174,21 @@ function rareStackChange(instruction: Instruction): number {
   if (mnemonic === Mnemonic.Cmp || mnemonic === Mnemonic.Test) return 0;
   if (isStack(0)) return OTHER;
   return mnemonic === Mnemonic.Xchg && instruction.opCount === 2 && isStack(1) ? OTHER : 0;
+}
+
+/** True if the instruction that was decoded last addresses memory by rsp, or perhaps by rbp, and an index. */
+export function hasStackIndex(bytes: Uint8Array, rare: Instruction | undefined): boolean {
+  if (rare !== undefined) {
+    const { memoryBase, memoryIndex } = rare;
+    return memoryIndex !== Register.None && (memoryBase === Register.RSP || memoryBase === Register.RBP);
+  }
+  const { modrm } = common;
+  if (modrm < 0) return false;
+  const RM_SIB = 4;
+  const isSib = bytes[modrm] >> 6 !== 3 && (bytes[modrm] & 7) === RM_SIB;
+  const sib = bytes[modrm + 1];
+  const NO_INDEX = 0x20;
+  // r12 and r13 look the same without their prefix.
+  const base = sib & 7;
+  return isSib && (sib & 0x38) !== NO_INDEX && (base === STACK_POINTER || base === FRAME_POINTER);
 }
