@@ -61,8 +61,7 @@ export function mayRunFault(
     const rare = decodeFlow(bytes, start, bytes.length);
     const { end, flow } = common;
     if (mayFault(bytes, start, rare, hasFrame)) return true;
-    const isEnd = flow === Flow.end || flow === Flow.jump || flow === Flow.indirectJump;
-    if (isEnd && !isWhole) return false;
+    if (endsFlow(flow) && !isWhole) return false;
     start = end;
   }
   return false;
@@ -106,7 +105,7 @@ export function placeBehind(
     if (typeof extent === 'string') continue;
     if (landings.startsWithin(base + at + 1, base + at + SITE_LENGTH)) continue;
     if (landings.landsWithin(base + at + 1, base + at + SITE_LENGTH)) continue;
-    if (mayRunFault(landings, code, at, extent.count)) continue;
+    if (mayRunFault(landings, code, at, extent.count) || goesOnBehindEnd(bytes, at, extent)) continue;
     return { ...extent, offset: at - first, depth };
   }
   return undefined;
@@ -114,4 +113,22 @@ export function placeBehind(
 
 function isSyscall(bytes: Uint8Array, at: number): boolean {
   return bytes[at] === SYSCALL[0] && bytes[at + 1] === SYSCALL[1];
+}
+
+/**
+ * True if what a site displaces has code behind a return or a jump. In a function that may fault that may be where a handler goes on, which
+ * is written nowhere that is looked at: a table of distances.
+ */
+function goesOnBehindEnd(bytes: Uint8Array, site: number, { count }: DisplacedExtent): boolean {
+  let start = site;
+  for (let i = 0; i + 1 < count; i++) {
+    decodeFlow(bytes, start, bytes.length);
+    if (endsFlow(common.flow)) return true;
+    start = common.end;
+  }
+  return false;
+}
+
+function endsFlow(flow: Flow): boolean {
+  return flow === Flow.end || flow === Flow.jump || flow === Flow.indirectJump;
 }
