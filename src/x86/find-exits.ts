@@ -11,7 +11,7 @@ import type { ExitBlock, ExitKind, ExitMark, ExitRefusal, ExitWindow, FunctionEx
 import { Flow } from './flow.js';
 import { branchTarget, decodeFlow, isPrefix } from './instruction-flow.js';
 import type { ModuleLandings } from './landings.js';
-import { mayFault } from './may-fault.js';
+import { mayFault, takesLong } from './may-fault.js';
 import { SITE_LENGTH, type SiteCandidate } from './sites.js';
 import { TO_FRAME, TO_OTHER, hasStackIndex, stackChange } from './stack-depths.js';
 
@@ -413,6 +413,7 @@ class OneFunction {
     for (let first = exit; first > 0 && exit - first < MOST_BESIDE; first--) {
       const { flow, start, end } = steps[first];
       if (first !== exit && flow !== Flow.next && flow !== Flow.leaRelative) return false;
+      if (first !== exit && takesLong(this.elf.bytes, start)) return false;
       if (this.#isTaken(part, first)) return false;
       const { base, range } = part;
       const depth = this.landings.depths.pushedAt(range, base + start);

@@ -79,10 +79,11 @@ const FAULTS = [
   'vmulsd %xmm2, %xmm1, %xmm0',
   'vfmadd213sd %xmm2, %xmm1, %xmm0',
   'vaddpd %zmm2, %zmm1, %zmm0',
-  'fadd %st(1), %st',
-  'fldl 8(%rsp)',
+  'fldl (%rdi)',
 ];
 const SAFE = [
+  'fadd %st(1), %st',
+  'fldl 8(%rsp)',
   'mov %rdi, %rax',
   'xor %eax, %eax',
   'mov $1, %eax',

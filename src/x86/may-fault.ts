@@ -1,8 +1,8 @@
 // Which instructions may fault: those whose fault a program may answer by where it happened. A handler of SIGSEGV, SIGBUS, SIGFPE, SIGILL,
 // SIGTRAP or SIGSYS looks the instruction up in a table, or throws. It finds neither in a stub, so that such an instruction stays where it is.
 //
-//   may fault     memory by way of a register, also of jumps and calls; division; floating point (it may be set to trap); string instructions;
-//                 what traps by itself; what the kernel may trap (system calls)
+//   may fault     memory by way of a register, also of jumps and calls; division; floating point (it may be set to trap; not of the x87, which
+//                 traps at a later instruction); string instructions; what traps by itself; what the kernel may trap (system calls)
 //   does not      memory on the stack, by rsp, or by rbp where it is the frame pointer; relative to the instruction pointer; at a constant
 //                 offset from fs (thread-local variables); nop, lea, prefetch; push, pop, call, ret
 import { FRAME_POINTER, STACK_POINTER, common } from './common-instructions.js';
@@ -13,7 +13,10 @@ import { int32At, isPrefix } from './instruction-flow.js';
 const FS_PREFIX = 0x64;
 const TWO_BYTE = 0x0f;
 const INT3 = 0xcc;
+const INT = 0xcd;
 const UD2 = 0x0b;
+const SYSCALL = 0x05;
+const SYSENTER = 0x34;
 /** Below it only what probes the stack's end goes. */
 const RED_ZONE = 128;
 /** Thread-local variables of a program and of the C library's thread block are as near. */
@@ -75,6 +78,15 @@ function mayOpcodeFault(bytes: Uint8Array, start: number): boolean {
   const opcode = bytes[at];
   if (opcode === TWO_BYTE) return bytes[at + 1] === UD2;
   return opcode === INT3 || (opcode & 0xfe) === 0xa4 || (opcode & 0xfe) === 0xaa;
+}
+
+/** True if the instruction at `start` may take long: strings, system calls. A function's time is told with them, never without. */
+export function takesLong(bytes: Uint8Array, start: number): boolean {
+  let at = start;
+  while (isPrefix(bytes[at])) at++;
+  const opcode = bytes[at];
+  if (opcode === TWO_BYTE) return bytes[at + 1] === SYSCALL || bytes[at + 1] === SYSENTER;
+  return opcode === INT || (opcode & 0xfc) === 0xa4 || (opcode >= 0xaa && opcode <= 0xaf);
 }
 
 function hasFsPrefix(bytes: Uint8Array, start: number): boolean {
@@ -155,12 +167,11 @@ function mayAddressFault(instruction: Instruction, hasFrame: () => boolean): boo
   return memoryBase !== Register.RBP || !hasFrame();
 }
 
-/** The x87, and what VEX and EVEX encode of maps 0F, 0F38 (fused multiply and add) and 0F3A (round, products). */
+/** What VEX and EVEX encode of maps 0F, 0F38 (fused multiply and add) and 0F3A (round, products). */
 function isRareFloatingPoint(bytes: Uint8Array, start: number): boolean {
   let at = start;
   while (isPrefix(bytes[at])) at++;
   const opcode = bytes[at];
-  if ((opcode & 0xf8) === 0xd8 || opcode === 0x9b) return true;
   if (opcode === TWO_BYTE) {
     const next = bytes[at + 1];
     if (next === 0x3a) return isRounding(bytes[at + 2]);

@@ -13,7 +13,7 @@ import { measureDisplaced, type DisplacedExtent } from './displaced.js';
 import { Flow } from './flow.js';
 import { decodeFlow } from './instruction-flow.js';
 import type { ModuleLandings } from './landings.js';
-import { mayFault } from './may-fault.js';
+import { mayFault, takesLong } from './may-fault.js';
 import { SITE_LENGTH } from './sites.js';
 import { TO_FRAME, hasStackIndex, stackChange } from './stack-depths.js';
 
@@ -22,7 +22,8 @@ const MOST_SKIPPED = 24;
 /** What fits into a kept verdict, in units of 8 bytes. */
 export const MOST_DEPTH = 63;
 const UNIT = 8;
-const SYSCALL = [0x0f, 0x05] as const;
+/** Somebody comes there, or may: a jump, or who has the address. */
+const ENTERED = Mark.known | Mark.foreign | Mark.called | Mark.entry;
 
 /** Where a site is, in bytes from the function's address. */
 export interface PlacedSite extends DisplacedExtent {
@@ -92,15 +93,14 @@ export function placeBehind(
     if (register === STACK_POINTER && baseOffset < 0) return undefined;
     if (register === FRAME_POINTER && frame !== undefined && frame - baseOffset > depth) return undefined;
     if (hasStackIndex(bytes, rare)) return undefined;
-    // A system call may come back to where it was made, or to somebody else.
-    if (isSyscall(bytes, at)) return undefined;
+    if (takesLong(bytes, at)) return undefined;
     const change = stackChange(bytes, at, next, rare);
     if (change === TO_FRAME) frame = depth;
     else if (!Number.isInteger(change)) return undefined;
     else depth += change;
     if (depth < 0 || depth % UNIT !== 0 || depth > MOST_DEPTH * UNIT) return undefined;
     at = next;
-    if ((regions.marksWithin(base + from + 1, base + at + 1) & Mark.known) !== 0) return undefined;
+    if ((regions.marksWithin(base + from + 1, base + at + 1) & ENTERED) !== 0) return undefined;
     const extent = measureDisplaced(bytes, at, end, padded);
     if (typeof extent === 'string') continue;
     if (landings.startsWithin(base + at + 1, base + at + SITE_LENGTH)) continue;
@@ -109,10 +109,6 @@ export function placeBehind(
     return { ...extent, offset: at - first, depth };
   }
   return undefined;
-}
-
-function isSyscall(bytes: Uint8Array, at: number): boolean {
-  return bytes[at] === SYSCALL[0] && bytes[at + 1] === SYSCALL[1];
 }
 
 /**

@@ -188,7 +188,7 @@ export class EntryJudge {
     let placed: PlacedSite | undefined = { ...extent, offset, depth: 0 };
     if (!isWhole && mayRunFault(landings, code, first + offset, extent.count)) {
       placed = placeBehind(landings, code, first + offset);
-      if (placed === undefined) return 'may-fault';
+      if (placed === undefined) return this.#obstacle(start + offset) ?? 'may-fault';
     }
     const why = this.#obstacle(start + placed.offset);
     if (why !== undefined) return why;
