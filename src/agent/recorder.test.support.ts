@@ -90,6 +90,7 @@ export interface RawRecord {
 export interface StubPlan {
   readonly functionIndex: number;
   readonly begins: Recording['begins'];
+  readonly depth?: number;
   readonly code: () => DisplacedCode;
   readonly exits: Recording['exits'];
 }
@@ -130,13 +131,13 @@ export class OwnRecorder {
     this.enable(true);
 
     const STUB_BYTES = 128;
-    const sites: StubSite[] = plans.map(({ functionIndex, begins, code, exits }) => ({
+    const sites: StubSite[] = plans.map(({ functionIndex, begins, depth = 0, code, exits }) => ({
       functionIndex,
       stubBytes: STUB_BYTES,
       stubShift: 0,
       emitStub: (address, into, at, call) => {
         if (functionIndex === plans[0].functionIndex) onPlace?.(address);
-        return emitSite(code(), address, 0, into, at, undefined, { begins, exits, call });
+        return emitSite(code(), address, 0, into, at, undefined, { begins, depth, exits, call });
       },
     }));
     const size = regionBytes(sites);

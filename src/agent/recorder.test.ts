@@ -11,7 +11,7 @@ import {
   THREAD_POINTER_LABEL,
   recorderListing,
 } from './recorder.js';
-import { emitRecorder, emitRegion, regionBytes, type StubSite } from './stubs.js';
+import { cellSwitch, emitRecorder, emitRegion, regionBytes, type StubSite } from './stubs.js';
 
 const geometry = planGeometry(128, 1 << 20);
 const places = { control: 0x7f00_1234_5000n, data: 0x7f00_1234_6000n };
@@ -189,6 +189,51 @@ test('what is traced by its entry only has one record, and switched off it has n
     own.take(FIRST).map(({ kind, functionIndex }) => [kind, functionIndex]),
     [[KIND_LEAF, 4]],
   );
+});
+
+test('where something has been pushed the slot is still that of the return address', () => {
+  const DEPTH = 24;
+  const { length } = REGISTERS;
+  for (const begins of ['entry', 'leaf'] as const) {
+    let end = 0;
+    const silent = { begins: undefined, exits: [] };
+    // The end of the function, which may fault and so stays where it is; the exit is recorded before it.
+    const rest: StubPlan = { functionIndex: 1, code: () => codeOf(`add rsp, ${DEPTH}\nret`), ...silent };
+    const exits = begins === 'entry' ? [{ index: 1, kind: 'return' as const, depth: DEPTH }] : [];
+    const deep: StubPlan = { functionIndex: 2, begins, depth: DEPTH, code: () => codeOf('nop', end), exits };
+    const pushes: StubPlan = {
+      ...whole(3, `sub rsp, ${DEPTH}\npush r12\nret`),
+      begins: 'entry',
+      exits: [],
+    };
+    const onPlace = (address: number): void => {
+      end = address;
+    };
+    const own: OwnRecorder = new OwnRecorder([rest, deep, pushes], { onPlace });
+    const file = new BigUint64Array(length + 1);
+    for (let i = 0; i < length; i++) file[i] = BigInt(i) << 40n;
+    file[REGISTERS.indexOf('r12')] = BigInt(own.region.stubs[1]);
+    const left = own.call(2, file);
+    assert.deepEqual(left.slice(0, length), file.slice(0, length));
+    const records = own.take(FIRST);
+    assert.deepEqual(
+      records.map(({ kind, functionIndex }) => [kind, functionIndex]),
+      begins === 'leaf'
+        ? [
+            [KIND_ENTRY, 3],
+            [KIND_LEAF, 2],
+          ]
+        : [
+            [KIND_ENTRY, 3],
+            [KIND_ENTRY, 2],
+            [KIND_EXIT, 2],
+          ],
+    );
+    assert.equal(new Set(records.map(({ slot }) => slot)).size, 1);
+    // Switched off it does nothing.
+    const cell = own.region.entryCells.get(1) ?? -1;
+    assert.equal(cellSwitch(own.region, cell, false) & 0xff_ffff_ffffn, 0x00_0044_1f0fn);
+  }
 });
 
 test('a full ring drops whole calls: the end of a call whose entry was lost is lost with it, and the count is exact', () => {

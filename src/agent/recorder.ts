@@ -27,7 +27,7 @@ import {
   RECORD_WHAT_OFFSET,
   SLOT_SHIFT,
 } from '../recording/index.js';
-import { CELL_SIZE } from '../x86/index.js';
+import { CELL_SIZE, DEPTH_OFFSET } from '../x86/index.js';
 import {
   CACHE_BITS,
   CONTROL,
@@ -95,9 +95,18 @@ export function askingInstead(distance: number, bytes: number): Uint8Array {
 
 /**
  * Labels at which stubs enter the recorder. `entry`, `entry_frame` (behind `push rbp; mov rbp, rsp`, where the slot lies above the frame
- * pointer), `exit`; `leaf`: an entry whose call's end is not recorded.
+ * pointer), `exit`; `leaf`: an entry whose call's end is not recorded; `entry_deep`, `leaf_deep`, `exit_deep`: something has been pushed, and how much stands
+ * in the nop behind the call.
  */
-export const RECORDER_ENTRIES = ['entry', 'entry_frame', 'leaf', 'exit'] as const;
+export const RECORDER_ENTRIES = [
+  'entry',
+  'entry_frame',
+  'entry_deep',
+  'leaf',
+  'leaf_deep',
+  'exit',
+  'exit_deep',
+] as const;
 export type RecorderEntry = (typeof RECORDER_ENTRIES)[number];
 
 const SAVE = `
@@ -149,14 +158,7 @@ export function recorderListing(
    * it writes. For a read of memory that is there already the kernel maps all pages of the 64 KiB at once (fault_around_bytes in
    * mm/memory.c), for a write only the one; and the tracer has seen to it that it is there.
    */
-  const way = (
-    p: string,
-    slotAddress: string,
-    limit: number,
-    full: string,
-    odd: string,
-    begins = true,
-  ): string => `
+  const way = (p: string, slot: string, limit: number, full: string, odd: string, begins = true): string => `
 ${p}:${SAVE}
     mov rax, ${control}
     cmp dword [rax+${CONTROL.enabled}], 0
@@ -180,7 +182,7 @@ ${p}_lane:
     rdtsc
     shl rdx, 32
     or rdx, rax                      ; rdx: time stamp, all along
-    lea rsi, ${slotAddress}
+    ${slot}
     shr rsi, ${SLOT_SHIFT}           ; rsi: slot
     mov rcx, [rbx+${LANE.header}]
     mov rax, [rcx+${HEADER.head}]
@@ -234,18 +236,27 @@ ${p}_odd:${odd}
   const tell = `
     call write_lost`;
   // What begins anew with a slot has replaced what was lost with it.
-  const entry = (p: string, slotAddress: string): string =>
-    way(p, slotAddress, LANE.entryLimit, '\n    call add_mark', `${unmark}${tell}`);
+  const entry = (p: string, slot: string): string =>
+    way(p, slot, LANE.entryLimit, '\n    call add_mark', `${unmark}${tell}`);
 
-  return `
-${entry('entry', `[rsp+${SAVED + 8}]`)}
-${entry('entry_frame', '[rbp+8]')}
-${way('leaf', `[rsp+${SAVED + 8}]`, LANE.ringLimit, '', tell)}
-${way('exit', `[rsp+${SAVED + 8}]`, LANE.ringLimit, unmark, `${unmark}\n    jne exit_full_lost`, false)}
-exit_full_lost:                      ; its entry was lost
+  const exit = (p: string, slot: string): string => `
+${way(p, slot, LANE.ringLimit, unmark, `${unmark}\n    jne ${p}_full_lost`, false)}
+${p}_full_lost:                      ; its entry was lost
     add dword [rbx+${LANE.lost}], 1
     add qword [rcx+${HEADER.dropped}], 1
-    jmp exit_pass
+    jmp ${p}_pass`;
+  const onTop = `lea rsi, [rsp+${SAVED + 8}]`;
+  const deep = `mov rsi, [rsp+${SAVED}]
+    mov esi, [rsi+${DEPTH_OFFSET}]
+    lea rsi, [rsp+rsi+${SAVED + 8}]`;
+  return `
+${entry('entry', onTop)}
+${entry('entry_frame', 'lea rsi, [rbp+8]')}
+${entry('entry_deep', deep)}
+${way('leaf', onTop, LANE.ringLimit, '', tell)}
+${way('leaf_deep', deep, LANE.ringLimit, '', tell)}
+${exit('exit', onTop)}
+${exit('exit_deep', deep)}
 
 ; ---- subroutines. rbx lane, rcx its header, rdx time stamp, rsi slot unless said: these are kept ----
 

@@ -71,18 +71,26 @@ const KIND_OF: Readonly<Record<RecordedEvent, number>> = {
   entry: KIND_ENTRY,
   frame: KIND_ENTRY,
   leaf: KIND_LEAF,
+  'deep-entry': KIND_ENTRY,
+  'deep-leaf': KIND_LEAF,
   return: KIND_EXIT,
+  'deep-return': KIND_EXIT,
+  'deep-tail': KIND_TAIL,
   tail: KIND_TAIL,
 };
 const LABEL_OF: Readonly<Record<RecordedEvent, RecorderEntry>> = {
   entry: 'entry',
   frame: 'entry_frame',
   leaf: 'leaf',
+  'deep-entry': 'entry_deep',
+  'deep-leaf': 'leaf_deep',
   return: 'exit',
+  'deep-return': 'exit_deep',
+  'deep-tail': 'exit_deep',
   tail: 'exit',
 };
-const EVENTS = ['entry', 'frame', 'leaf', 'return', 'tail'] as const;
-const BEGINNINGS: ReadonlySet<RecordedEvent> = new Set(['entry', 'frame', 'leaf']);
+const EVENTS = Object.keys(LABEL_OF) as RecordedEvent[];
+const BEGINNINGS: ReadonlySet<RecordedEvent> = new Set(['entry', 'frame', 'leaf', 'deep-entry', 'deep-leaf']);
 
 /**
  * What the first bytes of an entry's cell become: as emitted, or what does nothing. Either is one instruction, and they are aligned to
@@ -148,8 +156,8 @@ export function emitRegion(
   const bytes = new Uint8Array(size).fill(INT3);
   bytes.set(recorder.bytes);
   const base = Number(address);
-  const ways: Record<RecordedEvent, number> = { entry: 0, frame: 0, leaf: 0, return: 0, tail: 0 };
-  for (const event of EVENTS) ways[event] = base + (recorder.labels.get(LABEL_OF[event]) ?? 0);
+  const ways = new Map<RecordedEvent, number>();
+  for (const event of EVENTS) ways.set(event, base + (recorder.labels.get(LABEL_OF[event]) ?? 0));
   const cells = new Uint32Array((size - RECORDER_BYTES) / CELL_SIZE);
   const stubs = new Float64Array(sites.length);
   const entryCells = new Map<number, number>();
@@ -159,7 +167,7 @@ export function emitRegion(
     const cell = (at - firstAddress) / CELL_SIZE;
     cells[cell] = ((sites[i].functionIndex << KIND_BITS) | KIND_OF[event]) >>> 0;
     if (BEGINNINGS.has(event)) entryCells.set(i, cell);
-    return ways[event];
+    return ways.get(event) ?? 0;
   };
   let used = RECORDER_BYTES;
   for (; i < sites.length; i++) {

@@ -263,6 +263,13 @@ export class UnwindTable {
     return this.#register === DWARF_RSP && this.#offset === 8;
   }
 
+  /** Bytes that have been pushed at an address; undefined where the table does not find the frame by the stack pointer. */
+  pushedAt(index: number, address: number): number | undefined {
+    if (index !== this.#entry || address < this.#location) this.#begin(index);
+    this.#runTo(address);
+    return this.#register === DWARF_RSP ? this.#offset - 8 : undefined;
+  }
+
   /** Calls `visit` with every address at which an exception may land. */
   forEachLandingPad(visit: (address: number) => void): void {
     const segments = new Map<number, Cursor>();

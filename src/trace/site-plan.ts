@@ -106,6 +106,7 @@ class Site implements PlannedSite, StubSite {
     private readonly begins: Recording['begins'],
     private readonly exits: readonly ExitMark[],
     private readonly bias: number,
+    private readonly depth = 0,
   ) {
     this.address = code.addressNumber + bias;
     this.displacedLength = code.displacedLength;
@@ -138,15 +139,15 @@ class Site implements PlannedSite, StubSite {
 
   emitStub(address: number, into: Uint8Array, at: number, call: Recording['call']): number {
     this.#stub = address;
-    const { code, bias, begins, exits } = this;
-    return emitSite(code, address, bias, into, at, undefined, { begins, exits, call });
+    const { code, bias, begins, depth, exits } = this;
+    return emitSite(code, address, bias, into, at, undefined, { begins, depth, exits, call });
   }
 
   movedTo(address: number): bigint | undefined {
     const boundaries: { originalOffset: number; newOffset: number }[] = [];
-    const { code, bias, begins, exits } = this;
-    const call = (at: number): number => at;
-    emitSite(code, this.#stub, bias, new Uint8Array(this.stubBytes), 0, boundaries, { begins, exits, call });
+    const { code, bias, begins, depth, exits } = this;
+    const recording = { begins, depth, exits, call: (at: number) => at };
+    emitSite(code, this.#stub, bias, new Uint8Array(this.stubBytes), 0, boundaries, recording);
     const boundary = boundaries.find((b) => b.originalOffset === address - this.address);
     return boundary === undefined ? undefined : BigInt(this.#stub + boundary.newOffset);
   }
@@ -290,7 +291,7 @@ export function planSites(
     keepApart(possible);
     const bias = Number(module.bias);
     for (const { candidate, entry, entryExits, windows, hasExits } of possible) {
-      const { function: f, kind, profilerCall } = candidate;
+      const { function: f, kind, profilerCall, depth } = candidate;
       const owner: PlannedFunction = { function: f, module, kind, hasExits, index: 0 };
       functions.push(owner);
       const isFrame = profilerCall?.frame === 'rbp';
@@ -299,7 +300,7 @@ export function planSites(
         hasExits && entry !== undefined
           ? codeOf({ ...candidateOf(candidate), ...entry }, candidate, module)
           : candidate;
-      sites.push(new Site(owner, code, begins, hasExits ? entryExits : [], bias));
+      sites.push(new Site(owner, code, begins, hasExits ? entryExits : [], bias, depth));
       if (!hasExits) continue;
       for (const window of windows) {
         if (window.form === 'branch') sites.push(new BranchSite(owner, window, bias));

@@ -193,6 +193,73 @@ test('the verdict on each kind of code is the one that its bytes ask for', () =>
   }
 });
 
+/** Functions in assembly of which some instructions may fault; where the site is, from the function's address, and what is on the stack. */
+const placed: [name: string, code: string, offset: number | 'may-fault', depth?: number][] = [
+  ['safe', 'mov %rsi, %rax; push %rbx; pop %rbx; mov (%rdi), %rdx; ret', 0, 0],
+  ['first', 'mov (%rdi), %rax; mov %rsi, %rdx; add %rdx, %rax; ret', 3, 0],
+  ['behind_endbr', 'endbr64; mov (%rdi), %rax; mov %rsi, %rdx; add %rdx, %rax; ret', 7, 0],
+  ['second', 'mov %rsi, %rdx; mov (%rdi), %rax; add %rdx, %rax; xor %ecx, %ecx; ret', 6, 0],
+  [
+    'several',
+    'mov (%rdi), %rax; mov 8(%rdi), %rdx; add (%rsi), %rax; add %rdx, %rax; xor %ecx, %ecx; ret',
+    10,
+    0,
+  ],
+  ['divides', 'push $9; pop %rax; cltd; idiv %esi; mov %rax, %rcx; xor %edx, %edx; ret', 6, 0],
+  ['accessor', 'mov 8(%rdi), %rax; ret; nop; nop; nop; nop', 4, 0],
+  ['pushed', 'push %rbx; mov (%rdi), %rbx; mov %rbx, %rax; xor %edx, %edx; pop %rbx; ret', 4, 8],
+  [
+    'pushed_twice',
+    'push %r12; push %rbx; mov (%rdi), %rbx; mov %rbx, %rax; xor %edx, %edx; pop %rbx; pop %r12; ret',
+    6,
+    16,
+  ],
+  ['room', 'mov (%rdi), %eax; sub $0x40, %rsp; mov %eax, 8(%rsp); add $0x40, %rsp; ret', 2, 0],
+  ['behind_room', 'sub $0x40, %rsp; mov (%rdi), %rax; mov %rax, 8(%rsp); add $0x40, %rsp; ret', 7, 64],
+  ['too_deep', 'sub $0x400, %rsp; ret', 0, 0],
+  ['popped', 'push %rbx; mov (%rdi), %rax; pop %rbx; mov %rsi, %rdx; ret; nop', 4, 8],
+  ['frame', 'push %rbp; mov %rsp, %rbp; mov %rdi, -8(%rbp); mov (%rdi), %rax; pop %rbp; ret', 0, 0],
+  ['no_frame', 'mov -8(%rbp), %rax; mov %rsi, %rdx; xor %ecx, %ecx; ret', 4, 0],
+  ['by_jump', 'jmp *8(%rdi); nop; nop; nop', 'may-fault'],
+  ['by_call', 'push %rbx; nop; nop; call *8(%rdi); pop %rbx; ret', 'may-fault'],
+  ['red_zone', 'mov %rsi, -8(%rsp); mov (%rdi), %rax; mov -8(%rsp), %rdx; add %rdx, %rax; ret', 0, 0],
+  ['in_red_zone', 'mov (%rdi), %rax; mov %rsi, -8(%rsp); mov (%rdi), %rdx; mov -8(%rsp), %rcx; ret', 3, 0],
+  ['no_room', 'mov (%rdi), %rax; mov %rsi, -8(%rsp); mov (%rdi), %edx; ret', 3, 0],
+  [
+    'only_red_zone',
+    'mov (%rdi), %rax; test %al, (%rdi); mov %si, -8(%rsp); mov (%rdi), %edx; mov -8(%rsp), %ecx; ret',
+    5,
+    0,
+  ],
+  ['by_index', 'mov %al, -8(%rsp,%rsi); mov (%rdi), %rax; mov %rsi, %rdx; xor %ecx, %ecx; ret', 'may-fault'],
+  ['by_alias', 'mov (%rdi), %rcx; mov %rsp, %rax; mov %rcx, -8(%rax); mov -8(%rax), %rdx; ret', 'may-fault'],
+  ['jumps', 'mov (%rdi), %eax; test %eax, (%rsi); je 1f; mov %esi, %eax; 1: ret', 'may-fault'],
+  [
+    'jumped_to',
+    'mov (%rdi), %rax; test %rax, (%rdi); 1: mov %rsi, %rdx; add %rdx, %rax; dec %rdx; jnz 1b; ret',
+    'may-fault',
+  ],
+  ['code_behind', 'mov %rsi, %rdx; mov (%rdi), %rax; ret; mov %rsi, %rax; ret', 'may-fault'],
+  ['loops', 'mov (%rdi), %rax; mov %rsi, %rdx; dec %rax; jnz loops; ret', 'may-fault'],
+  ['realigned', 'mov %rsi, %rbx; and $-32, %rsp; mov (%rdi), %rax; ret', 0, 0],
+  ['calls_system', 'xor %eax, %eax; syscall; mov %rax, %rdx; xor %ecx, %ecx; ret', 'may-fault'],
+];
+
+test('what may fault stays where it is: the site comes behind it, or there is none', () => {
+  const functions = placed.map(
+    ([name, code]) =>
+      `.globl ${name}\\n.type ${name},@function\\n.balign 16\\n${name}: ${code}\\n.size ${name},.-${name}\\n`,
+  );
+  const source = `__asm__("${functions.join('')}"); int main(void) { return 0; }`;
+  const { analysis } = analyse(compile(source));
+  for (const [name, , offset, depth] of placed) {
+    const found = analysis.candidates.find(({ function: { names } }) => names.includes(name));
+    const site = found && [found.addressNumber - found.function.addressNumber, found.depth];
+    const wanted = offset === 'may-fault' ? offset : [offset, depth];
+    assert.deepEqual(site ?? refusal(analysis, name), wanted, name);
+  }
+});
+
 test('a function that its cold part jumps into the first bytes of is refused, with and without symbols', () => {
   // gcc writes such code where the cold part is a slow path within a loop at the very entry.
   const source = `__asm__(

@@ -104,6 +104,7 @@ class Candidate<F extends FunctionRange> implements SiteCandidate<F> {
   readonly displacedCount: number;
   readonly isWhole: boolean;
   readonly usesOwnReturn: boolean;
+  readonly depth: number;
 
   constructor(
     private readonly elf: ElfFile,
@@ -118,6 +119,7 @@ class Candidate<F extends FunctionRange> implements SiteCandidate<F> {
     this.displacedCount = verdict.count;
     this.isWhole = verdict.isWhole;
     this.usesOwnReturn = verdict.usesOwnReturn;
+    this.depth = verdict.depth;
   }
 
   get address(): bigint {

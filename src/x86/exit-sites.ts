@@ -5,20 +5,28 @@ export type ExitKind = 'return' | 'tail';
 
 /**
  * The last instructions of a function's path, which others jump to and which have no room for a site: those that jump there execute a copy
- * instead. The last of `displaced` is the exit. The address is that of the file; `original` are the bytes there.
+ * instead. The last of `displaced` is the exit. The address is that of the file; `original` are the bytes there. Where one of them may fault
+ * nothing is displaced: those that jump there record before they do.
  */
 export interface ExitBlock {
   readonly addressNumber: number;
   readonly original: Uint8Array;
   readonly displaced: readonly DisplacedInstruction[];
   readonly kind: ExitKind;
+  /** Bytes on the stack above which the return address stands where the exit is recorded. */
+  readonly depth: number;
 }
 
-/** Says that displaced instruction number `index` of a site leaves the function; with `block`: by a jump to that. */
+/**
+ * Says that displaced instruction number `index` of a site leaves the function; with `block`: by a jump to that. An index behind the last one
+ * says that nothing but an exit follows, and what may fault before it: it is recorded before those.
+ */
 export interface ExitMark {
   readonly index: number;
   readonly kind: ExitKind;
   readonly block?: ExitBlock;
+  /** As `ExitBlock.depth`; 0 unless the index is behind the last instruction. */
+  readonly depth?: number;
 }
 
 /**

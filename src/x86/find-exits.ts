@@ -11,7 +11,9 @@ import type { ExitBlock, ExitKind, ExitMark, ExitRefusal, ExitWindow, FunctionEx
 import { Flow } from './flow.js';
 import { branchTarget, decodeFlow, isPrefix } from './instruction-flow.js';
 import type { ModuleLandings } from './landings.js';
+import { mayFault, takesLong } from './may-fault.js';
 import { SITE_LENGTH, type SiteCandidate } from './sites.js';
+import { TO_FRAME, TO_OTHER, hasStackIndex, stackChange } from './stack-depths.js';
 
 const RET = 0xc3;
 const RET_IMM16 = 0xc2;
@@ -19,7 +21,6 @@ const INT3 = 0xcc;
 const JMP_INDIRECT = 0xff;
 /** ModRM of `jmp *disp32(%rip)`. */
 const RIP_RELATIVE_JMP = 0x25;
-const SYSCALL = [0x0f, 0x05] as const;
 const JCC_LONG_LENGTH = 6;
 /** Instructions that are displaced on either side of one: five bytes are two as a rule. */
 const MOST_BESIDE = 8;
@@ -36,7 +37,7 @@ interface Step {
   readonly exit: ExitKind | undefined;
   /** Address to which it jumps, if it is a direct jump. */
   readonly target: number | undefined;
-  /** May stand in a stub. */
+  /** May stand in a stub, as far as its flow goes. */
   readonly isMovable: boolean;
 }
 
@@ -46,7 +47,12 @@ interface Range {
   to: number;
   /** By the site at the entry. */
   readonly isEntry: boolean;
+  /** Behind it an exit follows, which is recorded before what may fault. */
+  early?: EarlyEnd;
 }
+
+/** How an exit is recorded before it is reached. */
+type EarlyEnd = Pick<ExitBlock, 'kind' | 'depth'>;
 
 /** A contiguous piece of a function. */
 class Part {
@@ -54,6 +60,8 @@ class Part {
   readonly ranges: Range[] = [];
 
   constructor(
+    /** Number among those of the file. */
+    readonly range: number,
     readonly first: number,
     readonly limit: number,
     /** What an index into the file lacks to be an address. */
@@ -80,6 +88,8 @@ class Part {
 
 /** A range of code that belongs to a function. */
 interface CodeRange {
+  /** Number among those of the file. */
+  readonly range: number;
   readonly addressNumber: number;
   readonly size: number;
 }
@@ -123,6 +133,7 @@ export class ExitFinder {
     const parts = [index, ...(this.#fragments.get(index) ?? [])];
     for (const part of parts) for (const [trait, why] of REFUSED) if (ranges.has(part, trait)) return why;
     const code = parts.map((part) => ({
+      range: part,
       addressNumber: ranges.starts[part],
       size: ranges.ends[part] - ranges.starts[part],
     }));
@@ -138,6 +149,7 @@ class OneFunction {
   readonly #blocks = new Map<number, ExitBlock>();
   #entry: { readonly part: Part; readonly range: Range } | undefined;
   #labels: boolean | undefined;
+  #redZone: boolean | undefined;
 
   constructor(
     private readonly elf: ElfFile,
@@ -154,7 +166,7 @@ class OneFunction {
       for (let step = 0; step < part.steps.length; step++) {
         if (part.steps[step].exit === undefined) continue;
         const why = this.#cover(part, step) ? undefined : this.#giveToPredecessors(part, step);
-        if (why !== undefined) return why;
+        if (why !== undefined && !this.#recordEarly(part, step)) return why;
       }
     }
     const windows: ExitWindow[] = [];
@@ -173,10 +185,10 @@ class OneFunction {
 
   #decode(): ExitRefusal | undefined {
     const { bytes } = this.elf;
-    for (const { addressNumber, size } of this.ranges) {
+    for (const { range, addressNumber, size } of this.ranges) {
       const first = this.elf.codeOffset(addressNumber, size);
       if (first < 0) return 'falls-through';
-      const part = new Part(first, first + size, addressNumber - first);
+      const part = new Part(range, first, first + size, addressNumber - first);
       this.#parts.push(part);
       for (let start = first, end = first; start < part.limit; start = end) {
         decodeFlow(bytes, start, part.limit);
@@ -188,13 +200,12 @@ class OneFunction {
         const exit = this.#exitOf(start, part.base, flow, target);
         if (exit === 'odd') return 'computed-jump';
         const isMovable = flow === Flow.next || flow === Flow.leaRelative || isDirect || exit !== undefined;
-        const isSyscall = bytes[start] === SYSCALL[0] && bytes[start + 1] === SYSCALL[1];
         if (target !== undefined && exit === undefined) {
           const sources = this.#sources.get(target) ?? [];
           sources.push({ part, step: part.steps.length });
           this.#sources.set(target, sources);
         }
-        part.steps.push({ start, end, flow, isNop, exit, target, isMovable: isMovable && !isSyscall });
+        part.steps.push({ start, end, flow, isNop, exit, target, isMovable });
       }
       this.#findEntry(part);
       const last = part.steps.findLast(({ isNop }) => !isNop);
@@ -272,11 +283,22 @@ class OneFunction {
     return part.rangeOf(step) !== undefined;
   }
 
+  /** True if a step may stand in a stub: there it must not fault. */
+  #canMove(part: Part, step: number): boolean {
+    const { bytes } = this.elf;
+    const { start, end, isMovable } = part.steps[step];
+    if (!isMovable) return false;
+    const rare = decodeFlow(bytes, start, end);
+    const hasFrame = (): boolean => this.landings.depths.hasFramePointer(part.range, part.base + start);
+    return !mayFault(bytes, start, rare, hasFrame);
+  }
+
   /** Chooses steps around one that are to be displaced. False: there is no room. */
   #cover(part: Part, step: number): boolean {
     if (this.#isTaken(part, step)) return true;
     const { steps } = part;
     const { start, end, flow } = steps[step];
+    if (!this.#canMove(part, step)) return false;
     if (flow === Flow.conditionalJump && end - start === JCC_LONG_LENGTH) {
       part.ranges.push({ from: step, to: step + 1, isEntry: false });
       return true;
@@ -296,7 +318,7 @@ class OneFunction {
     if (!this.#isLanded(part, from) && this.#goOn(part, from, step + 1)) return true;
     if (endsFlow(steps[step])) return false;
     for (let to = step + 1; to < steps.length && to - step < MOST_BESIDE; to++) {
-      if (!steps[to].isMovable || this.#isLanded(part, to) || this.#isTaken(part, to)) return false;
+      if (!this.#canMove(part, to) || this.#isLanded(part, to) || this.#isTaken(part, to)) return false;
       if (steps[to].end - steps[from].start < SITE_LENGTH) {
         if (endsFlow(steps[to])) return false;
         continue;
@@ -310,15 +332,14 @@ class OneFunction {
   /** Has a range that ends before a step go on up to another. False: there is none, or its stub does not come back. */
   #goOn(part: Part, from: number, to: number): boolean {
     const before = from === 0 ? undefined : part.rangeOf(from - 1);
-    if (before?.to !== from || !comesBack(part.steps[from - 1])) return false;
+    if (before?.to !== from || before.early !== undefined || !comesBack(part.steps[from - 1])) return false;
     before.to = to;
     return true;
   }
 
   /** True if the step before one may be displaced together with it. */
   #canGoBefore(part: Part, step: number): boolean {
-    const before = part.steps[step - 1];
-    return before.isMovable && !endsFlow(before) && !this.#isTaken(part, step - 1);
+    return this.#canMove(part, step - 1) && !endsFlow(part.steps[step - 1]) && !this.#isTaken(part, step - 1);
   }
 
   /** The exit and what stands before it, from where others jump to on, is executed by those instead. */
@@ -332,7 +353,8 @@ class OneFunction {
     }
     const address = base + steps[first].start;
     const { end, exit: kind } = steps[exit];
-    if (kind === undefined || steps[exit].flow === Flow.conditionalJump) return 'no-room';
+    if (kind === undefined || !this.#canMove(part, exit) || steps[exit].flow === Flow.conditionalJump)
+      return 'no-room';
     const landed = steps.slice(first + 1, exit + 1).some((_, i) => this.#isLanded(part, first + 1 + i));
     if (landed || end - steps[first].start > LONGEST_BLOCK) return 'landing';
     // Somebody may come who is no jump of this function's: a table, an address in data, a call.
@@ -341,7 +363,7 @@ class OneFunction {
     const displaced = describeRun(this.elf.bytes, steps[first].start, end, base);
     if (typeof displaced === 'string') return 'no-room';
     const original = this.elf.bytes.subarray(steps[first].start, end);
-    this.#blocks.set(address, { addressNumber: address, original, displaced, kind });
+    this.#blocks.set(address, { addressNumber: address, original, displaced, kind, depth: 0 });
     for (const source of this.#sources.get(address) ?? [])
       if (!this.#cover(source.part, source.step)) return 'no-room';
     if (first === 0) return undefined;
@@ -367,13 +389,86 @@ class OneFunction {
     const { steps } = part;
     for (let from = first - 1; ; from--) {
       const step = steps[from];
-      if (!step.isMovable || endsFlow(step) || this.#isTaken(part, from)) return false;
+      if (!this.#canMove(part, from) || endsFlow(step) || this.#isTaken(part, from)) return false;
       if (steps[first].start - step.start >= SITE_LENGTH) {
         part.ranges.push({ from, to: exit + 1, isEntry: false });
         return true;
       }
       if (from === 0 || first - from >= MOST_BESIDE || this.#isLanded(part, from)) return false;
     }
+  }
+
+  /**
+   * What may fault right before an exit, and an exit that may fault itself, stay where they are: the exit is recorded before those. Nobody
+   * jumps in between.
+   *
+   *     xor %edx, %edx             displaced: five bytes at least
+   *     mov %rsi, %rax             behind it the exit is recorded, and the stub goes back
+   *     mov %rdx, 8(%rdi)          stays
+   *     ret
+   */
+  #recordEarly(part: Part, exit: number): boolean {
+    const { steps } = part;
+    if (steps[exit].flow === Flow.conditionalJump || this.#mayUseRedZone()) return false;
+    for (let first = exit; first > 0 && exit - first < MOST_BESIDE; first--) {
+      const { flow, start, end } = steps[first];
+      if (first !== exit && flow !== Flow.next && flow !== Flow.leaRelative) return false;
+      if (first !== exit && takesLong(this.elf.bytes, start)) return false;
+      if (this.#isTaken(part, first)) return false;
+      const { base, range } = part;
+      const depth = this.landings.depths.pushedAt(range, base + start);
+      const { exit: kind } = steps[exit];
+      if (depth === undefined || depth < 0 || kind === undefined) return false;
+      const early = { kind, depth };
+      if (!this.#isLanded(part, first)) {
+        if (this.#coverBefore(part, first, early)) return true;
+        continue;
+      }
+      const address = base + start;
+      if (this.landings.landsWithin(address + 1, base + end)) return false;
+      if (this.#landsOtherwise(address, address + 1)) return false;
+      const original = new Uint8Array(0);
+      this.#blocks.set(address, { addressNumber: address, original, displaced: [], ...early });
+      for (const source of this.#sources.get(address) ?? [])
+        if (!this.#cover(source.part, source.step)) return false;
+      return endsFlow(steps[first - 1]) || this.#coverBefore(part, first, early);
+    }
+    return false;
+  }
+
+  /** Has an exit recorded by what is displaced right before a step. */
+  #coverBefore(part: Part, to: number, early: EarlyEnd): boolean {
+    const { steps } = part;
+    const before = part.rangeOf(to - 1);
+    if (before !== undefined) {
+      if (before.to !== to || before.early !== undefined || !comesBack(steps[to - 1])) return false;
+      before.early = early;
+      return true;
+    }
+    for (let from = to; this.#canGoBefore(part, from);) {
+      from--;
+      if (steps[to].start - steps[from].start >= SITE_LENGTH) {
+        part.ranges.push({ from, to, isEntry: false, early });
+        return true;
+      }
+      if (from === 0 || to - from >= MOST_BESIDE || this.#isLanded(part, from)) return false;
+    }
+    return false;
+  }
+
+  /** True if the function may use memory below its stack pointer, where a call of the recorder writes. */
+  #mayUseRedZone(): boolean {
+    this.#redZone ??= this.#parts.some(({ steps, range }) => {
+      if (this.landings.ranges.has(range, Trait.redZone)) return true;
+      const { bytes } = this.elf;
+      return steps.some(({ start, end }) => {
+        const rare = decodeFlow(bytes, start, end);
+        if (hasStackIndex(bytes, rare)) return true;
+        const change = stackChange(bytes, start, end, rare);
+        return change === TO_OTHER || change === TO_FRAME;
+      });
+    });
+    return this.#redZone;
   }
 
   /** Where the filling behind an exit ends, which nobody executes; within reach. */
@@ -401,7 +496,7 @@ class OneFunction {
     return block === undefined ? undefined : { index, kind: block.kind, block };
   }
 
-  #windowOf(part: Part, { from, to }: Range): ExitWindow | undefined {
+  #windowOf(part: Part, { from, to, early }: Range): ExitWindow | undefined {
     const { steps, base } = part;
     const { start, end: firstEnd, flow } = steps[from];
     const { end } = steps[to - 1];
@@ -412,7 +507,12 @@ class OneFunction {
       const mark = this.#markOf(steps[step], step - from);
       if (mark !== undefined) exits.push(mark);
     }
-    const isBranch = to === from + 1 && flow === Flow.conditionalJump && firstEnd - start === JCC_LONG_LENGTH;
+    if (early !== undefined) exits.push({ index: displaced.length, ...early });
+    const isBranch =
+      early === undefined &&
+      to === from + 1 &&
+      flow === Flow.conditionalJump &&
+      firstEnd - start === JCC_LONG_LENGTH;
     return {
       addressNumber: base + start,
       originalAt: start,
@@ -451,6 +551,7 @@ class OneFunction {
       const mark = index < 0 ? undefined : this.#markOf(step, index);
       if (mark !== undefined) marks.push(mark);
     }
+    if (range.early !== undefined) marks.push({ index: displaced.length, ...range.early });
     return marks;
   }
 }

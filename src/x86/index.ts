@@ -15,7 +15,14 @@ export { ModuleLandings } from './landings.js';
 export { Mark } from './code-regions.js';
 export { Trait } from './code-ranges.js';
 export type { ExitBlock, ExitKind, ExitMark, ExitRefusal, ExitWindow, FunctionExits } from './exit-sites.js';
-export { CELL_SIZE, emitSite, relocateSite, relocatedBound, stubShift } from './relocate-site.js';
+export {
+  CELL_SIZE,
+  DEPTH_OFFSET,
+  emitSite,
+  relocateSite,
+  relocatedBound,
+  stubShift,
+} from './relocate-site.js';
 export type { DisplacedCode, RecordedEvent, Recording, RelocatedCode } from './relocate-site.js';
 export { assemble, disassemble, type Assembly } from './assembler.js';
 export {

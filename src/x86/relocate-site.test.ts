@@ -38,6 +38,7 @@ function siteOver(...code: number[]): SiteCandidate {
     displaced,
     isWhole: false,
     usesOwnReturn: false,
+    depth: 0,
     profilerCall: undefined,
   };
 }

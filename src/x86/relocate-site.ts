@@ -43,12 +43,22 @@ const LONGEST_NOP = NOPS.length - 1;
 export const CELL_SIZE = 16;
 
 /** What a stub calls the recorder for: where a call begins, in one of these ways, or right before an instruction by which it ends. */
-export type RecordedEvent = 'entry' | 'frame' | 'leaf' | ExitKind;
+export type UsualEvent = 'entry' | 'frame' | 'leaf' | ExitKind;
+/** The same where something is on the stack: how much, stands in a nop behind the call (`DEPTH_OFFSET`). */
+export type DeepEvent = 'deep-entry' | 'deep-leaf' | 'deep-return' | 'deep-tail';
+export type RecordedEvent = UsualEvent | DeepEvent;
+
+/** nopl disp32(%rax): the distance says how many bytes are on the stack above which the return address stands. */
+const NOP_WITH_DEPTH = [0x0f, 0x1f, 0x80] as const;
+/** Where that is, from the return address of the recorder's call on. */
+export const DEPTH_OFFSET = NOP_WITH_DEPTH.length;
 
 /** How a stub records. */
 export interface Recording {
   /** What it begins with. */
   readonly begins: 'entry' | 'frame' | 'leaf' | undefined;
+  /** Bytes that have been pushed there; of `entry` and `leaf`. */
+  readonly depth?: number;
   readonly exits: readonly ExitMark[];
   /** Told of each call of the recorder, which stands at `address`; returns where it goes to. */
   readonly call: (address: number, event: RecordedEvent) => number;
@@ -98,7 +108,8 @@ export function relocatedBound(
   const CALL_AND_FILLING = 2 * CELL_SIZE;
   let bytes = displacedLength + displacedCount * GROWN_INSTRUCTION + JUMP_BACK + calls * CALL_AND_FILLING;
   for (const { block } of exits)
-    if (block !== undefined) bytes += block.original.length + block.displaced.length * GROWN_INSTRUCTION;
+    if (block !== undefined)
+      bytes += block.original.length + (block.displaced.length + 1) * GROWN_INSTRUCTION;
   return bytes;
 }
 
@@ -112,7 +123,7 @@ export function stubShift(displaced: readonly DisplacedInstruction[], exits: rea
   const lengthOf = ({ form, length, endsFlow }: DisplacedInstruction): number =>
     form === 'branch' ? (endsFlow ? JMP : JCC) : form === 'nop' ? 0 : length;
   // Conditional jumps out of the function are recorded behind all else.
-  const first = exits.find(({ index }) => displaced[index].endsFlow);
+  const first = exits.find(({ index }) => index === displaced.length || displaced[index].endsFlow);
   if (first === undefined) return 0;
   const before = [...displaced.slice(0, first.index), ...(first.block?.displaced.slice(0, -1) ?? [])];
   return -before.reduce((sum, instruction) => sum + lengthOf(instruction), 0) & (CELL_SIZE - 1);
@@ -156,7 +167,11 @@ function emitDisplaced(
   onInstruction: (offset: number) => void,
 ): void {
   const back = addressNumber + loadBias + displacedLength;
-  if (recording?.begins !== undefined) stub.emitRecord(recording, recording.begins);
+  if (recording?.begins !== undefined) {
+    const { begins, depth = 0 } = recording;
+    if (depth === 0 || begins === 'frame') stub.emitRecord(recording, begins);
+    else stub.emitRecord(recording, begins === 'entry' ? 'deep-entry' : 'deep-leaf', depth);
+  }
   // Of conditional jumps out of the function: they lead to a place behind all else, where that is recorded.
   const taken: { readonly fix: number; readonly target: number; readonly mark: ExitMark }[] = [];
   let next = 0;
@@ -182,6 +197,11 @@ function emitDisplaced(
     }
   }
   const last = displaced.at(-1);
+  const early = recording?.exits[next];
+  if (recording !== undefined && early?.index === displaced.length) {
+    stub.fillCell(true);
+    emitEnd(recording, early.kind, early.depth);
+  }
   const comesBack =
     last === undefined || !(last.endsFlow || last.form === 'call' || last.form === 'indirect-call');
   if (comesBack) {
@@ -203,9 +223,21 @@ function emitDisplaced(
   }
 }
 
-/** A copy of a block, which records before its last instruction. */
+function emitEnd(recording: Recording, kind: ExitKind, depth = 0): void {
+  if (depth === 0) stub.emitRecord(recording, kind);
+  else stub.emitRecord(recording, kind === 'return' ? 'deep-return' : 'deep-tail', depth);
+}
+
+/** A copy of a block, which records before its last instruction; or what records and goes on to the block itself. */
 function emitBlock(code: StubCode, block: ExitBlock, loadBias: number, recording: Recording): void {
-  const { displaced, original, addressNumber, kind } = block;
+  const { displaced, original, addressNumber, kind, depth } = block;
+  if (displaced.length === 0) {
+    code.fillCell(true);
+    emitEnd(recording, kind, depth);
+    code.emit(JMP_REL32);
+    code.emitDistance(addressNumber + loadBias);
+    return;
+  }
   const back = addressNumber + original.length + loadBias;
   for (const instruction of displaced.slice(0, -1)) relocateOne(code, instruction, original, loadBias, back);
   code.fillCell(true);
@@ -368,10 +400,16 @@ class StubCode {
   }
 
   /** Calls the recorder, from the beginning of a cell. */
-  emitRecord(recording: Recording, event: RecordedEvent): void {
+  emitRecord(recording: Recording, event: UsualEvent): void;
+  emitRecord(recording: Recording, event: DeepEvent, depth: number): void;
+  emitRecord(recording: Recording, event: RecordedEvent, depth?: number): void {
     const target = recording.call(this.#address + this.length, event);
     this.emit(CALL_REL32);
     this.emitDistance(target);
+    if (depth === undefined) return;
+    for (const byte of NOP_WITH_DEPTH) this.emit(byte);
+    this.#put32(this.#at, depth);
+    this.#at += 4;
   }
 
   /** Has the branch whose distance is at an offset lead to where the code goes on. */

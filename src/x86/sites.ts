@@ -61,7 +61,7 @@ export interface DisplacedInstruction {
 export interface SiteCandidate<F extends FunctionRange = FunctionRange> {
   readonly function: F;
   readonly kind: SiteKind;
-  /** First byte of the site: the function's address, or behind its `endbr64`, or its profiler call. */
+  /** First byte of the site: the function's address, or behind its `endbr64` and what may fault, or its profiler call. */
   readonly address: bigint;
   readonly addressNumber: number;
   /** Bytes from `address` to the instruction at which the original code goes on; at least `SITE_LENGTH`. */
@@ -80,6 +80,8 @@ export interface SiteCandidate<F extends FunctionRange = FunctionRange> {
   readonly isWhole: boolean;
   /** True if the function reads or changes its own return address, which must be what the caller pushed. */
   readonly usesOwnReturn: boolean;
+  /** Bytes that the function has pushed at the site, which stands behind instructions that may fault; else 0. */
+  readonly depth: number;
   /** For `call-site` only. */
   readonly profilerCall: ProfilerCall | undefined;
 }
@@ -93,6 +95,7 @@ export type RefusalReason =
   | 'cold-fragment'
   | 'ifunc-resolver'
   | 'call-in-prologue'
+  | 'may-fault'
   | 'not-relocatable'
   | 'returns-twice'
   | 'unsafe-context'
@@ -108,6 +111,8 @@ export const REFUSAL_EXPLANATIONS: Readonly<Record<RefusalReason, string>> = {
   'cold-fragment': 'it is a part of another function that was moved away: jumps lead to it, and no call',
   'ifunc-resolver': 'the code is a resolver that the loader runs; the function is what it returns',
   'call-in-prologue': 'a call among its first instructions would return into the middle of the site',
+  'may-fault':
+    'its first instructions may fault, and the program could not tell where; no place behind them can have the site',
   'not-relocatable': 'its instructions cannot all be decoded, or its first ones cannot run elsewhere',
   'returns-twice': 'it returns more than once, and not always from where it is left',
   'unsafe-context': 'it runs where a stack or a return address is not what a function finds',

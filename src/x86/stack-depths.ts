@@ -1,8 +1,8 @@
 // How much a function has pushed where it leaves: by the unwind table, and by following its instructions where there is none.
-import type { UnwindTable } from '../elf/index.js';
+import { DWARF_RBP, type UnwindTable } from '../elf/index.js';
 import { CodeRanges, Trait } from './code-ranges.js';
 import type { CodeRegion, CodeRegions } from './code-regions.js';
-import { STACK_POINTER, common } from './common-instructions.js';
+import { FRAME_POINTER, STACK_POINTER, common } from './common-instructions.js';
 import { Flow } from './flow.js';
 import { Mnemonic, OpKind, Register, RegisterExt, type Instruction } from './iced.js';
 import { branchTarget, decodeFlow, decodeRare, int32At } from './instruction-flow.js';
@@ -35,6 +35,19 @@ export class StackDepths {
     if (entry >= 0) return this.unwind.isCallFrame(entry, address);
     const depth = this.#followed.get(address);
     return depth === undefined ? undefined : depth === 0;
+  }
+
+  /** True if rbp is the frame pointer at an address of a range: the unwind table finds the caller's frame by it. */
+  hasFramePointer(range: number, address: number): boolean {
+    const entry = this.ranges.unwind[range];
+    const RETURN_ADDRESS = 8;
+    return entry >= 0 && this.unwind.isReturnSlot(entry, address, DWARF_RBP, RETURN_ADDRESS);
+  }
+
+  /** Bytes that have been pushed at an address of a range, where the unwind table tells. */
+  pushedAt(range: number, address: number): number | undefined {
+    const entry = this.ranges.unwind[range];
+    return entry < 0 ? undefined : this.unwind.pushedAt(entry, address);
   }
 
   /** In the order of addresses; what stands behind a jump has the depth that was left for it by a jump to it. */
@@ -95,15 +108,20 @@ export class StackDepths {
 const OTHER = Number.POSITIVE_INFINITY;
 const FROM_FRAME = Number.NEGATIVE_INFINITY;
 /** `mov rbp, rsp` and `mov r, rsp`: told apart from changes by being no whole numbers. */
-const TO_FRAME = 0.5;
-const TO_OTHER = 0.25;
+export const TO_FRAME = 0.5;
+export const TO_OTHER = 0.25;
 
 function isLeave(bytes: Uint8Array, at: number): boolean {
   return bytes[at] === 0xc9;
 }
 
-/** By how much the instruction decoded last, which does not jump, lowers the stack pointer, or what else it does to it. */
-function stackChange(bytes: Uint8Array, start: number, end: number, rare: Instruction | undefined): number {
+/** By how much the instruction decoded last, which does not jump, lowers the stack pointer, or what else it does to it: no whole number. */
+export function stackChange(
+  bytes: Uint8Array,
+  start: number,
+  end: number,
+  rare: Instruction | undefined,
+): number {
   if (rare !== undefined) return rareStackChange(rare);
   const first = bytes[start];
   const opcode = (first & 0xf0) === 0x40 ? bytes[start + 1] : first;
@@ -156,4 +174,21 @@ function rareStackChange(instruction: Instruction): number {
   if (mnemonic === Mnemonic.Cmp || mnemonic === Mnemonic.Test) return 0;
   if (isStack(0)) return OTHER;
   return mnemonic === Mnemonic.Xchg && instruction.opCount === 2 && isStack(1) ? OTHER : 0;
+}
+
+/** True if the instruction that was decoded last addresses memory by rsp, or perhaps by rbp, and an index. */
+export function hasStackIndex(bytes: Uint8Array, rare: Instruction | undefined): boolean {
+  if (rare !== undefined) {
+    const { memoryBase, memoryIndex } = rare;
+    return memoryIndex !== Register.None && (memoryBase === Register.RSP || memoryBase === Register.RBP);
+  }
+  const { modrm } = common;
+  if (modrm < 0) return false;
+  const RM_SIB = 4;
+  const isSib = bytes[modrm] >> 6 !== 3 && (bytes[modrm] & 7) === RM_SIB;
+  const sib = bytes[modrm + 1];
+  const NO_INDEX = 0x20;
+  // r12 and r13 look the same without their prefix.
+  const base = sib & 7;
+  return isSib && (sib & 0x38) !== NO_INDEX && (base === STACK_POINTER || base === FRAME_POINTER);
 }

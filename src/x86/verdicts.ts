@@ -3,9 +3,10 @@ import { ending } from '../errors/index.js';
 import type { ElfFile } from '../elf/index.js';
 import { CodeRanges, Trait } from './code-ranges.js';
 import { Mark } from './code-regions.js';
-import { CompilerSites, type CompilerSite } from './compiler-sites.js';
+import { CompilerSites } from './compiler-sites.js';
 import { endbrLength, measureDisplaced, type DisplacedExtent } from './displaced.js';
 import { ModuleLandings } from './landings.js';
+import { mayRunFault, placeBehind, type FunctionCode, type PlacedSite } from './site-behind.js';
 import { SITE_LENGTH, type FunctionRange, type RefusalReason, type SiteKind } from './sites.js';
 
 /** Longer functions are not copied as a whole for the sake of a loop at their entry. */
@@ -29,14 +30,18 @@ const CODES: readonly (SiteKind | RefusalReason)[] = [
   'not-relocatable',
   'not-code',
   'overlaps',
+  'may-fault',
 ];
 const SITE_KINDS = 4;
 /** Raised with every change of what the analysis answers or how it is written down. */
-export const VERDICTS_VERSION = 1;
+export const VERDICTS_VERSION = 2;
 
 const IS_WHOLE = 1;
 const OWN_RETURN = 2;
-/** Bytes of each verdict: code, flags, and three numbers of 16 bits. */
+/** Bits of the flags above which the depth stands, and its unit. */
+const DEPTH_SHIFT = 2;
+const DEPTH_UNIT = 8;
+/** Bytes of each verdict: code, flags and depth, and three numbers of 16 bits. */
 const BYTES = 8;
 const MOST_IN_16_BITS = 0xffff;
 
@@ -48,6 +53,8 @@ export interface EntryVerdict {
   readonly count: number;
   readonly isWhole: boolean;
   readonly usesOwnReturn: boolean;
+  /** As `SiteCandidate.depth`. */
+  readonly depth: number;
 }
 
 /** One verdict for each function of a file, in their order. */
@@ -81,11 +88,13 @@ export class Verdicts {
     const verdicts = new Verdicts(bytes);
     for (let i = 0; i < count; i++) {
       const code = bytes[i * BYTES];
-      if (code >= CODES.length || bytes[i * BYTES + 1] > (IS_WHOLE | OWN_RETURN)) return undefined;
+      if (code >= CODES.length) return undefined;
       const verdict = verdicts.at(i);
       if (typeof verdict === 'string') continue;
-      if (verdict.length < SITE_LENGTH || verdict.count < 1 || verdict.count > verdict.length)
-        return undefined;
+      const { length, count: instructions, depth, offset } = verdict;
+      if (length < SITE_LENGTH || instructions < 1 || instructions > length) return undefined;
+      // What has pushed something stands before the site.
+      if (depth > 0 && offset === 0) return undefined;
     }
     return verdicts;
   }
@@ -110,6 +119,7 @@ export class Verdicts {
       count: this.#view.getUint16(at + 6, true),
       isWhole: (flags & IS_WHOLE) !== 0,
       usesOwnReturn: (flags & OWN_RETURN) !== 0,
+      depth: (flags >>> DEPTH_SHIFT) * DEPTH_UNIT,
     };
   }
 
@@ -119,9 +129,10 @@ export class Verdicts {
       this.#bytes[at] = CODES.indexOf(verdict);
       return;
     }
-    const { kind, offset, length, count, isWhole, usesOwnReturn } = verdict;
+    const { kind, offset, length, count, isWhole, usesOwnReturn, depth } = verdict;
     this.#bytes[at] = CODES.indexOf(kind);
-    this.#bytes[at + 1] = (isWhole ? IS_WHOLE : 0) | (usesOwnReturn ? OWN_RETURN : 0);
+    const flags = (isWhole ? IS_WHOLE : 0) | (usesOwnReturn ? OWN_RETURN : 0);
+    this.#bytes[at + 1] = flags | ((depth / DEPTH_UNIT) << DEPTH_SHIFT);
     this.#view.setUint16(at + 2, offset, true);
     this.#view.setUint16(at + 4, length, true);
     this.#view.setUint16(at + 6, count, true);
@@ -157,34 +168,43 @@ export class EntryJudge {
     const { bytes } = region;
     const first = start - region.start;
     const prepared = this.#compilerSites.find(range, bytes, first);
-    const offset = prepared?.offset ?? endbrLength(bytes, first);
-    const site = start + offset;
-    let extent: DisplacedExtent | RefusalReason | CompilerSite;
-    if (prepared === undefined) {
-      extent = measureDisplaced(
-        bytes,
-        first + offset,
-        first + size,
-        this.#paddedEnd(ranges, start + size) - region.start,
-      );
-      if (typeof extent === 'string') return extent;
-      if (has(Trait.undecodable)) return 'not-relocatable';
-      if (has(Trait.openJump)) return 'computed-jump';
-    } else extent = prepared;
-    // Only the site's own bytes change: behind them everybody may land, on what has always stood there.
-    if (landings.startsWithin(site + 1, site + SITE_LENGTH)) return 'overlaps';
-    const isWhole = has(Trait.reentered);
-    if (landings.landsWithin(site + 1, site + SITE_LENGTH)) return 'branched-into';
-    if (isWhole) {
-      const whole =
-        prepared === undefined ? this.#whole(index, bytes, first, offset, region.start) : undefined;
-      if (whole === undefined) return 're-entered';
-      extent = whole;
+    if (prepared !== undefined) {
+      const { kind, offset } = prepared;
+      const why = this.#obstacle(start + offset);
+      if (why !== undefined) return why;
+      return has(Trait.reentered)
+        ? 're-entered'
+        : verdictOn(kind, { ...prepared, offset, depth: 0 }, false, has(Trait.ownReturn));
     }
-    const { length, count } = extent;
-    if (offset > MOST_IN_16_BITS || length > MOST_IN_16_BITS) return 'not-relocatable';
-    const kind = prepared?.kind ?? 'relocated';
-    return { kind, offset, length, count, isWhole, usesOwnReturn: has(Trait.ownReturn) };
+    const offset = endbrLength(bytes, first);
+    const end = first + size;
+    const padded = this.#paddedEnd(ranges, start + size) - region.start;
+    const code: FunctionCode = { range: index, bytes, base: region.start, first, end, padded };
+    const extent = measureDisplaced(bytes, first + offset, end, padded);
+    if (typeof extent === 'string') return extent;
+    if (has(Trait.undecodable)) return 'not-relocatable';
+    if (has(Trait.openJump)) return 'computed-jump';
+    const isWhole = has(Trait.reentered);
+    let placed: PlacedSite | undefined = { ...extent, offset, depth: 0 };
+    if (!isWhole && mayRunFault(landings, code, first + offset, extent.count)) {
+      placed = placeBehind(landings, code, first + offset);
+      if (placed === undefined) return this.#obstacle(start + offset) ?? 'may-fault';
+    }
+    const why = this.#obstacle(start + placed.offset);
+    if (why !== undefined) return why;
+    if (isWhole) {
+      const whole = this.#whole(index, bytes, first, offset, region.start);
+      if (whole === undefined) return 're-entered';
+      if (mayRunFault(landings, code, first + offset, whole.count, true)) return 'may-fault';
+      placed = { ...whole, offset, depth: 0 };
+    }
+    return verdictOn('relocated', placed, isWhole, has(Trait.ownReturn));
+  }
+
+  /** Why the five bytes at an address cannot be changed. Behind them everybody may land, on what has always stood there. */
+  #obstacle(site: number): RefusalReason | undefined {
+    if (this.landings.startsWithin(site + 1, site + SITE_LENGTH)) return 'overlaps';
+    return this.landings.landsWithin(site + 1, site + SITE_LENGTH) ? 'branched-into' : undefined;
   }
 
   /** Where padding behind a function ends at the latest: the next range, or the end of the code. */
@@ -226,4 +246,14 @@ export class EntryJudge {
     const extent = measureDisplaced(bytes, site, end, end, wanted);
     return typeof extent === 'string' ? undefined : extent;
   }
+}
+
+function verdictOn(
+  kind: SiteKind,
+  { offset, length, count, depth }: PlacedSite,
+  isWhole: boolean,
+  usesOwnReturn: boolean,
+): EntryVerdict | RefusalReason {
+  if (offset > MOST_IN_16_BITS || length > MOST_IN_16_BITS) return 'not-relocatable';
+  return { kind, offset, length, count, isWhole, usesOwnReturn, depth };
 }

@@ -47,7 +47,7 @@ __asm__(".text\n"
   // Its own return address is what it is about: on the stack, taken off it, by a copy of the stack pointer, kept for later.
   FUNCTION(reads_return, "mov (%rsp),%rax\nmov (%rax),%al\nmovzbl %al,%eax\nadd %rdi,%rax\nret")
   FUNCTION(pops_return, "pop %rdx\nmov %rdi,%rax\nadd $4,%rax\nmovzbl (%rdx),%ecx\nadd %rcx,%rax\njmp *%rdx")
-  FUNCTION(reads_copy, "mov %rsp,%r11\nmov (%r11),%rax\nmovzbl (%rax),%eax\nadd %rdi,%rax\nret")
+  FUNCTION(reads_copy, "mov %rsp,%r11\nxor %eax,%eax\nmov (%r11),%rax\nmovzbl (%rax),%eax\nadd %rdi,%rax\nret")
   FUNCTION(keeps, "lea 8(%rsp),%rax\nmov %rax,(%rdi)\nmov (%rsp),%rax\nmov %rax,8(%rdi)\nmov $1,%eax\nret"));
 
 int main(void) {
