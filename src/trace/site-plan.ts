@@ -296,46 +296,56 @@ export function planSites(
       functions.push(owner);
       const isFrame = profilerCall?.frame === 'rbp';
       const begins = !hasExits ? 'leaf' : isFrame ? 'frame' : 'entry';
-      const code =
-        hasExits && entry !== undefined
-          ? codeOf({ ...candidateOf(candidate), ...entry }, candidate, module)
-          : candidate;
+      const code = hasExits && entry !== undefined ? new WindowCode(entry, candidate, f, module) : candidate;
       sites.push(new Site(owner, code, begins, hasExits ? entryExits : [], bias, depth));
       if (!hasExits) continue;
       for (const window of windows) {
         if (window.form === 'branch') sites.push(new BranchSite(owner, window, bias));
-        else sites.push(new Site(owner, codeOf(window, candidate, module), undefined, window.exits, bias));
+        else
+          sites.push(
+            new Site(owner, new WindowCode(window, window, f, module), undefined, window.exits, bias),
+          );
       }
     }
   }
   return { functions, sites, refused };
 }
 
-function candidateOf({ addressNumber, originalAt }: SiteCandidate): {
-  readonly addressNumber: number;
-  readonly originalAt: number;
-} {
-  return { addressNumber, originalAt };
-}
+/** What a window displaces. It is found in the file when it is asked for: there may be 10^6 of them. */
+class WindowCode implements DisplacedCode {
+  readonly function: FunctionRange;
+  readonly displacedCount: number;
 
-function codeOf(
-  window: Pick<ExitWindow, 'addressNumber' | 'originalAt' | 'displacedLength' | 'displaced'>,
-  { function: f }: SiteCandidate,
-  module: Module,
-): DisplacedCode & { readonly originalAt: number } {
-  const { addressNumber, originalAt, displacedLength, displaced } = window;
-  const { bytes } = module.elf();
-  return {
-    addressNumber,
-    originalAt,
-    displacedLength,
-    displaced,
-    displacedCount: displaced.length,
-    get original() {
-      return bytes.subarray(originalAt, originalAt + displacedLength);
-    },
-    function: f,
-  };
+  constructor(
+    private readonly window: Pick<ExitWindow, 'displaced' | 'displacedLength'>,
+    private readonly place: Pick<ExitWindow, 'addressNumber' | 'originalAt'>,
+    range: FunctionRange,
+    private readonly module: Module,
+  ) {
+    this.function = range;
+    this.displacedCount = window.displaced.length;
+  }
+
+  get addressNumber(): number {
+    return this.place.addressNumber;
+  }
+
+  get originalAt(): number {
+    return this.place.originalAt;
+  }
+
+  get displacedLength(): number {
+    return this.window.displacedLength;
+  }
+
+  get displaced(): DisplacedCode['displaced'] {
+    return this.window.displaced;
+  }
+
+  get original(): Uint8Array {
+    const { originalAt, displacedLength } = this;
+    return this.module.elf().bytes.subarray(originalAt, originalAt + displacedLength);
+  }
 }
 
 /** No two sites share a byte: where one of an exit does, its function is traced by its entry only. */

@@ -40,11 +40,9 @@ export interface ExitWindow {
   readonly originalAt: number;
   /**
    * `jump`: a five-byte jump to the stub. `branch`: a conditional jump of six bytes (0F 8x rel32) is the exit, and only its distance is
-   * changed. `short`: a two-byte jump to `hole`, five bytes of padding, where the jump to the stub stands.
+   * changed.
    */
-  readonly form: 'jump' | 'branch' | 'short';
-  /** Of `short` only. */
-  readonly hole: number | undefined;
+  readonly form: 'jump' | 'branch';
   /** Bytes from the window's start to where the original code goes on. */
   readonly displacedLength: number;
   readonly displaced: readonly DisplacedInstruction[];

@@ -12,7 +12,7 @@ import { Flow } from './flow.js';
 import { branchTarget, decodeFlow, isPrefix } from './instruction-flow.js';
 import type { ModuleLandings } from './landings.js';
 import { mayFault, takesLong } from './may-fault.js';
-import { SITE_LENGTH, type SiteCandidate } from './sites.js';
+import { SITE_LENGTH, type DisplacedInstruction, type SiteCandidate } from './sites.js';
 import { TO_FRAME, TO_OTHER, hasStackIndex, stackChange } from './stack-depths.js';
 
 const RET = 0xc3;
@@ -362,8 +362,7 @@ class OneFunction {
       return 'landing';
     const displaced = describeRun(this.elf.bytes, steps[first].start, end, base);
     if (typeof displaced === 'string') return 'no-room';
-    const original = this.elf.bytes.subarray(steps[first].start, end);
-    this.#blocks.set(address, { addressNumber: address, original, displaced, kind, depth: 0 });
+    this.#blocks.set(address, new Block(this.elf, base, steps[first].start, end, kind));
     for (const source of this.#sources.get(address) ?? [])
       if (!this.#cover(source.part, source.step)) return 'no-room';
     if (first === 0) return undefined;
@@ -491,7 +490,7 @@ class OneFunction {
 
   /** How a step leaves the function, by itself or by a block that it leads to. */
   #markOf(step: Step, index: number): ExitMark | undefined {
-    if (step.exit !== undefined) return { index, kind: step.exit };
+    if (step.exit !== undefined) return markOf(index, step.exit);
     const block = step.target === undefined ? undefined : this.#blocks.get(step.target);
     return block === undefined ? undefined : { index, kind: block.kind, block };
   }
@@ -513,15 +512,7 @@ class OneFunction {
       to === from + 1 &&
       flow === Flow.conditionalJump &&
       firstEnd - start === JCC_LONG_LENGTH;
-    return {
-      addressNumber: base + start,
-      originalAt: start,
-      form: isBranch ? 'branch' : 'jump',
-      hole: undefined,
-      displacedLength: Math.max(end - start, SITE_LENGTH),
-      displaced,
-      exits,
-    };
+    return new Window(this.elf, base, start, end, isBranch ? 'branch' : 'jump', exits);
   }
 
   /** What the site at the entry displaces, if it goes on further than it must; null: it cannot. */
@@ -534,11 +525,7 @@ class OneFunction {
     if (newEnd <= end) return undefined;
     const more = describeRun(this.elf.bytes, end, newEnd, part.base);
     if (typeof more === 'string') return null;
-    const further = more.map((one) => ({ ...one, offset: one.offset + candidate.displacedLength }));
-    return {
-      displacedLength: newEnd - candidate.originalAt,
-      displaced: [...candidate.displaced, ...further],
-    };
+    return new LongerEntry(this.elf, candidate, newEnd);
   }
 
   #entryMarks(displaced: SiteCandidate['displaced']): ExitMark[] {
@@ -554,6 +541,94 @@ class OneFunction {
     if (range.early !== undefined) marks.push({ index: displaced.length, ...range.early });
     return marks;
   }
+}
+
+/** Instructions of a file, from one index up to another: there may be 10^6 such runs, so that they are described when it is asked for. */
+class Run {
+  constructor(
+    protected readonly elf: ElfFile,
+    protected readonly base: number,
+    readonly originalAt: number,
+    protected readonly end: number,
+  ) {}
+
+  get addressNumber(): number {
+    return this.base + this.originalAt;
+  }
+
+  get original(): Uint8Array {
+    return this.elf.bytes.subarray(this.originalAt, this.end);
+  }
+
+  /** Who makes a run has seen that it can be described. */
+  get displaced(): readonly DisplacedInstruction[] {
+    const displaced = describeRun(this.elf.bytes, this.originalAt, this.end, this.base);
+    return typeof displaced === 'string' ? [] : displaced;
+  }
+}
+
+class Window extends Run implements ExitWindow {
+  constructor(
+    elf: ElfFile,
+    base: number,
+    start: number,
+    end: number,
+    readonly form: ExitWindow['form'],
+    readonly exits: readonly ExitMark[],
+  ) {
+    super(elf, base, start, end);
+  }
+
+  get displacedLength(): number {
+    return Math.max(this.end - this.originalAt, SITE_LENGTH);
+  }
+}
+
+/** Where nothing of it may fault. */
+class Block extends Run implements ExitBlock {
+  readonly depth = 0;
+
+  constructor(
+    elf: ElfFile,
+    base: number,
+    start: number,
+    end: number,
+    readonly kind: ExitKind,
+  ) {
+    super(elf, base, start, end);
+  }
+}
+
+/** What the site at the entry displaces, and what stands behind that up to an index. */
+class LongerEntry {
+  constructor(
+    private readonly elf: ElfFile,
+    private readonly candidate: SiteCandidate,
+    private readonly end: number,
+  ) {}
+
+  get displacedLength(): number {
+    return this.end - this.candidate.originalAt;
+  }
+
+  get displaced(): readonly DisplacedInstruction[] {
+    const { elf, candidate } = this;
+    const { originalAt, addressNumber, displacedLength } = candidate;
+    const more = new Run(elf, addressNumber - originalAt, originalAt + displacedLength, this.end).displaced;
+    const further = more.map((one) => ({ ...one, offset: one.offset + displacedLength }));
+    return [...candidate.displaced, ...further];
+  }
+}
+
+/** Marks that are nothing but a number and a kind, by both: most are. */
+const MARKS = new Map<ExitKind, ExitMark[]>([
+  ['return', []],
+  ['tail', []],
+]);
+
+function markOf(index: number, kind: ExitKind): ExitMark {
+  const marks = MARKS.get(kind) ?? [];
+  return (marks[index] ??= { index, kind });
 }
 
 /** True if the memory operand with that ModRM has an index: Intel SDM, vol. 2, table 2-3. */
