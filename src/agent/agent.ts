@@ -405,13 +405,15 @@ export class Agent {
           agent.furnish(clusters, call, calls.tid);
         return agent;
       } catch (error) {
-        // Its thread must not lose the code that it executes.
-        if (agent?.dismissThread() === false) {
-          agent.close();
-          throw error;
+        try {
+          // Its thread must not lose the code that it executes.
+          if (agent?.dismissThread() !== false)
+            for (const { address, length } of mapped) call(SYS.munmap, address, length);
+        } finally {
+          // The process may have ended: nothing of it is kept here then either.
+          if (agent !== undefined) agent.close();
+          else if (sharedFile >= 0) closeSync(sharedFile);
         }
-        for (const { address, length } of mapped) call(SYS.munmap, address, length);
-        if (sharedFile >= 0) closeSync(sharedFile);
         throw error;
       }
     });
