@@ -273,18 +273,30 @@ function mapByOne(request: PatchRequest, arranged: Arranged, callsOf: CallsOf): 
   // Looked at before we hold it: a thread that is held is `t`, whatever it was.
   const isStopped = (readStatus(pid, tid)?.get('State') ?? '').startsWith('T');
   const one = holdCaller(pid, tid, times);
+  let agent: Agent | undefined;
   try {
     if (seccompFilter) checkSeccomp(pid, one.callableThread().tid, AGENT_CALLS);
     const may = (calls: readonly PlannedCall[]): boolean =>
       !seccompFilter || seccompRefusal(one.callableThread().tid, calls) === undefined;
     // Where job control has stopped the process, the agent's thread could not run.
-    return mapAgent(request, one, arranged, callsOf, {
+    agent = mapAgent(request, one, arranged, callsOf, {
       withThread: !isStopped,
       mayMend: may(MENDER_CALLS),
       whyTextStays: may(OPEN_TEXT_CALLS) ? undefined : FILTERED,
     });
   } finally {
+    releaseOrClose(one, agent);
+  }
+  return agent;
+}
+
+/** A thread that cannot be let go has ended, or worse: nothing comes of the agent then. */
+function releaseOrClose(one: Hold, agent: Agent | undefined): void {
+  try {
     one.release();
+  } catch (error) {
+    agent?.close();
+    throw error;
   }
 }
 
