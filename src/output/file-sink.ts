@@ -188,6 +188,19 @@ export class FileSink implements RecordingSink {
   }
 }
 
+/** Writes a whole file; if that fails, what was there stays. Throws as `FileSink` does. */
+export function writeWhole(path: string, content: string, waiting?: SinkWaiting): void {
+  const file = new FileSink(path, 'text', waiting);
+  try {
+    file.write([Buffer.from(content)]);
+    file.commit();
+  } catch (error) {
+    file.discard();
+    throw error;
+  }
+  file.close();
+}
+
 function ownDescriptor(path: string): number | undefined {
   const match = OWN_DESCRIPTOR.exec(path);
   return match === null ? STANDARD.get(path) : Number(match[1]);
