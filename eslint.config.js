@@ -12,7 +12,7 @@ const rooms = {
   agent: ['target', 'x86', 'errors', 'protocol', 'linux', 'recording'],
   target: ['x86', 'elf', 'linux', 'errors', 'symbols'],
   x86: ['elf', 'protocol', 'errors'],
-  symbols: ['elf', 'errors'],
+  symbols: ['elf', 'errors', 'text'],
   elf: ['errors'],
   linux: ['errors'],
   recording: ['errors'],

@@ -386,7 +386,15 @@ export class AgentThread {
     const { page } = places;
     const stack = page + AGENT.stack;
     // It begins with the registers of the thread that clones it, so that the sixth argument, of which there is none, gets there too.
-    const own = call(SYS.clone, AGENT_THREAD_FLAGS, stack, 0, 0, page + AGENT.threadBlock, page);
+    let own: number;
+    try {
+      own = call(SYS.clone, AGENT_THREAD_FLAGS, stack, 0, 0, page + AGENT.threadBlock, page);
+    } catch (error) {
+      // Should it be there all the same, it is to leave. The word is ours no more: its mapping may go.
+      new Uint32Array(mapping.bytes)[AGENT.owner / 4] |= FUTEX_OWNER_DIED;
+      owner.release();
+      throw error;
+    }
     if (own < 0) {
       owner.release();
       return undefined;

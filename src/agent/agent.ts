@@ -292,10 +292,10 @@ export class Agent {
     const journalRoom = journalBytes(clusters.length + OTHER_RANGES, siteCount);
     const ownBytes = (geometry: AgentGeometry): number =>
       roundToPage(PAGE + geometry.dataBytes + journalRoom + TEXT_TABLES * siteCount * TEXT_RUN.size);
-    return calls.run((call, string) => {
-      let sharedFile = -1;
-      let agent: Agent | undefined;
-      const name = resident === undefined ? SHARED_NAME : RINGS_NAME;
+    let sharedFile = -1;
+    let agent: Agent | undefined;
+    const name = resident === undefined ? SHARED_NAME : RINGS_NAME;
+    const make = (call: RemoteCall, string: (text: string) => bigint): Agent => {
       // After mlockall(MCL_FUTURE) all that is mapped is filled at once: our empty rings would take all memory there is.
       const isLocked = !/^0 kB$/.test(readStatus(pid)?.get('VmLck') ?? '0 kB');
       const map = (address: number, length: number, prot: number, flags: number, fd = -1): number => {
@@ -374,15 +374,19 @@ export class Agent {
         return agent;
       } catch (error) {
         // Its thread must not lose the code that it executes.
-        if (agent?.dismissThread() === false) {
-          agent.close();
-          throw error;
-        }
-        for (const { address, length } of mapped) call(SYS.munmap, address, length);
-        if (sharedFile >= 0) closeSync(sharedFile);
+        if (agent?.dismissThread() !== false)
+          for (const { address, length } of mapped) call(SYS.munmap, address, length);
         throw error;
       }
-    });
+    };
+    try {
+      return calls.run(make);
+    } catch (error) {
+      // The process may have ended, when its thread was given back at the latest: nothing of it is kept here.
+      if (agent !== undefined) agent.close();
+      else if (sharedFile >= 0) closeSync(sharedFile);
+      throw error;
+    }
   }
 
   /** Starts the agent's thread, if the process may have one more. */

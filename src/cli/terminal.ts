@@ -6,6 +6,7 @@ import { closeSync, fstatSync, writeSync } from 'node:fs';
 import { Readable, Writable } from 'node:stream';
 import { isatty } from 'node:tty';
 import { CannotError } from '../errors/index.js';
+import type { SinkWaiting } from '../output/index.js';
 import { plain, type Text } from '../text/index.js';
 import { makeColors, type Colors } from './colors.js';
 
@@ -66,14 +67,6 @@ const LOOK_MS = 100;
 /** Where the command is to end, a reader that takes nothing gets so long for what is still to be said. */
 const LAST_PATIENCE_MS = 500;
 
-/** How a session that is to end in time waits for readers that do not read. */
-export interface Waiting {
-  /** True once the descriptor takes something, false if it does not within so many milliseconds. */
-  readonly awaitWritable: (fd: number, ms: number) => boolean;
-  /** True if the session is to end. */
-  readonly isEnding: () => boolean;
-}
-
 /** Thrown by `Terminal.data` when the reader of stdout has gone (`| head`): the command ends its session and exits. */
 export class OutputClosed extends Error {
   constructor() {
@@ -94,10 +87,10 @@ export class Terminal {
   columns: number = isatty(STDOUT) ? USUAL_COLUMNS : Number.POSITIVE_INFINITY;
   #noteColumns = USUAL_COLUMNS;
   #progressShown = false;
-  #waiting: Waiting | undefined;
+  #waiting: SinkWaiting | undefined;
 
   /** From now on, or no longer, waits for readers end when the session is to end. */
-  waitAs(waiting: Waiting | undefined): void {
+  waitAs(waiting: SinkWaiting | undefined): void {
     this.#waiting = waiting;
   }
 
@@ -176,7 +169,7 @@ export class Terminal {
   }
 }
 
-function writeAll(fd: number, bytes: Uint8Array, waiting?: Waiting): void {
+function writeAll(fd: number, bytes: Uint8Array, waiting?: SinkWaiting): void {
   let offset = 0;
   let waitMs = FULL_PIPE_WAIT_MS;
   const atOnce = waiting === undefined || fstatSync(fd).isFile() ? bytes.length : PIPE_BUF;
@@ -199,7 +192,7 @@ function writeAll(fd: number, bytes: Uint8Array, waiting?: Waiting): void {
   }
 }
 
-function awaitReader(fd: number, { awaitWritable, isEnding }: Waiting): void {
+function awaitReader(fd: number, { awaitWritable, isEnding }: SinkWaiting): void {
   let endingSince: number | undefined;
   while (!awaitWritable(fd, LOOK_MS)) {
     if (!isEnding()) continue;

@@ -1,19 +1,8 @@
+import { editDistance } from '../text/index.js';
 import { UsageError } from './safepoke-error.js';
 
 /** What a value of an option must be. */
 export type OptionType = 'string' | 'number' | 'boolean' | 'function' | 'strings';
-
-/** How many letters two words differ by: the edit distance of Levenshtein. */
-function distance(a: string, b: string): number {
-  let row = Array.from({ length: b.length + 1 }, (_, i) => i);
-  for (let i = 1; i <= a.length; i++) {
-    const next = [i];
-    for (let j = 1; j <= b.length; j++)
-      next.push(Math.min(row[j] + 1, next[j - 1] + 1, row[j - 1] + (a[i - 1] === b[j - 1] ? 0 : 1)));
-    row = next;
-  }
-  return row[b.length];
-}
 
 function isOf(value: unknown, type: OptionType): boolean {
   if (type === 'strings') return Array.isArray(value) && value.every((item) => typeof item === 'string');
@@ -43,7 +32,8 @@ export function checkOptionTypes(
     const type = known.get(name);
     if (type === undefined) {
       const near = names.reduce((best, other) =>
-        distance(name.toLowerCase(), other.toLowerCase()) < distance(name.toLowerCase(), best.toLowerCase())
+        editDistance(name.toLowerCase(), other.toLowerCase()) <
+        editDistance(name.toLowerCase(), best.toLowerCase())
           ? other
           : best,
       );

@@ -14,8 +14,8 @@ const SIGKILL = 9;
 const SIGTERM = 15;
 
 const dieAt = Number(process.env[DIE_AT] ?? Number.POSITIVE_INFINITY);
-const waitAt = Number(process.env[WAIT_AT] ?? Number.POSITIVE_INFINITY);
-const waitMs = Number(process.env[WAIT_MS] ?? 0);
+let waitAt = Number(process.env[WAIT_AT] ?? Number.POSITIVE_INFINITY);
+let waitMs = Number(process.env[WAIT_MS] ?? 0);
 const endAt = Number(process.env[END_AT] ?? Number.POSITIVE_INFINITY);
 const cell = new Int32Array(new SharedArrayBuffer(4));
 let passed = 0;
@@ -23,6 +23,13 @@ let passed = 0;
 /** True if there is such a number: changes that are else made by one loop of ours are then made one by one. */
 export function isFaultWanted(): boolean {
   return Number.isFinite(dieAt);
+}
+
+/** Counts fault points anew, and waits at the `at`th: for tests that have many sessions in one process. */
+export function waitAtFaultPoint(at: number, ms: number): void {
+  passed = 0;
+  waitAt = at;
+  waitMs = ms;
 }
 
 /** Stands between every two changes in a target. */

@@ -94,7 +94,7 @@ export { PidFile } from './pid-file.js';
 export { CaughtSignals, ENDING_SIGNALS, awaitWritable } from './caught-signals.js';
 export { terminalColumns } from './terminal-size.js';
 export { ProcessLock, effectiveUser, lockHolders, rightfulHolder, type LockHolder } from './process-lock.js';
-export { faultPoint, isFaultWanted } from './fault-point.js';
+export { faultPoint, isFaultWanted, waitAtFaultPoint } from './fault-point.js';
 export { OWNER_ENTRY_BYTES, OwnerWord } from './owner-word.js';
 export { processesSharing } from './shared-memory.js';
 export { filePages } from './page-map.js';

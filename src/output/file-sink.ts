@@ -7,7 +7,9 @@ import {
   fstatSync,
   lstatSync,
   openSync,
+  readFileSync,
   readSync,
+  readdirSync,
   renameSync,
   rmSync,
   writeSync,
@@ -26,6 +28,7 @@ const READER_PATIENCE_MS = 10_000;
 const READER_LOOK_MS = 1;
 /** Names of our own descriptors, which are links of the kernel's: whoever gives one means what it has opened. */
 const OWN_DESCRIPTOR = /^(?:\/dev\/fd|\/proc\/self\/fd)\/(\d+)$/;
+const OWN_DESCRIPTORS = '/proc/self/fd';
 const STANDARD: ReadonlyMap<string, number> = new Map([
   ['/dev/stdout', 1],
   ['/dev/stderr', 2],
@@ -71,6 +74,7 @@ export class FileSink implements RecordingSink {
     try {
       if (given !== undefined) {
         const stats = fstatSync(given);
+        checkGiven(given, stats);
         const own = waiting !== undefined && stats.isFIFO() ? reopen(given) : undefined;
         this.#fd = own ?? given;
         this.#isGiven = own === undefined;
@@ -188,9 +192,52 @@ export class FileSink implements RecordingSink {
   }
 }
 
+/** Writes a whole file; if that fails, what was there stays. Throws as `FileSink` does. */
+export function writeWhole(path: string, content: string, waiting?: SinkWaiting): void {
+  const file = new FileSink(path, 'text', waiting);
+  try {
+    file.write([Buffer.from(content)]);
+    file.commit();
+  } catch (error) {
+    file.discard();
+    throw error;
+  }
+  file.close();
+}
+
 function ownDescriptor(path: string): number | undefined {
   const match = OWN_DESCRIPTOR.exec(path);
   return match === null ? STANDARD.get(path) : Number(match[1]);
+}
+
+/**
+ * Whoever names a descriptor means one that we were given, to write to. What Node has opened for itself has such numbers too: what is written
+ * there wakes its threads, or waits for ever.
+ */
+function checkGiven(fd: number, stats: Stats): void {
+  const isKnown = stats.isFile() || stats.isFIFO() || stats.isSocket() || stats.isCharacterDevice();
+  if (isKnown && accessOf(fd) !== constants.O_RDONLY && !(stats.isFIFO() && isReadByUs(stats))) return;
+  throw Object.assign(new Error('EBADF'), { code: 'EBADF' });
+}
+
+/** Node's pipes have both their ends here. */
+function isReadByUs(pipe: Stats): boolean {
+  return readdirSync(OWN_DESCRIPTORS)
+    .map(Number)
+    .some((fd) => {
+      try {
+        const { ino, dev } = fstatSync(fd);
+        return ino === pipe.ino && dev === pipe.dev && accessOf(fd) !== constants.O_WRONLY;
+      } catch {
+        // It was the folder's own.
+        return false;
+      }
+    });
+}
+
+function accessOf(fd: number): number {
+  const flags = /^flags:\s*(\d+)$/m.exec(readFileSync(`/proc/self/fdinfo/${fd}`, 'utf8'))?.[1] ?? '0';
+  return Number.parseInt(flags, 8) & (constants.O_WRONLY | constants.O_RDWR);
 }
 
 /** The same pipe by a description of our own: that of others is not to be changed. Undefined where we may not open it. */
@@ -254,6 +301,7 @@ function describeOpenError(error: unknown): string {
   const { code } = error as NodeJS.ErrnoException;
   if (code === 'ENOENT') return 'there is no such folder';
   if (code === 'ENXIO') return 'nobody reads from it';
+  if (code === 'EBADF') return 'no such descriptor is open for writing';
   if (code === 'EAGAIN') return 'its reader takes nothing';
   return describeFileError(error);
 }

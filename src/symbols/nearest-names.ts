@@ -1,3 +1,5 @@
+import { editDistance } from '../text/index.js';
+
 const DEFAULT_LIMIT = 3;
 /** Comparing is quadratic in length: a person's typing error is found within this much. */
 const LONGEST_COMPARED = 64;
@@ -34,26 +36,4 @@ function nearness(wanted: string, name: string, tolerance: number): number {
   if (name.includes(wanted)) return 1 - wanted.length / name.length;
   if (Math.abs(name.length - wanted.length) > tolerance) return tolerance + 1;
   return editDistance(wanted, name, tolerance);
-}
-
-/** Levenshtein distance with swapped neighbours counted once, given up as soon as it must exceed `tolerance`. */
-function editDistance(a: string, b: string, tolerance: number): number {
-  let beforeLast: number[] = [];
-  let last = Array.from({ length: b.length + 1 }, (_, j) => j);
-  for (let i = 1; i <= a.length; i++) {
-    const row = [i];
-    let least = i;
-    for (let j = 1; j <= b.length; j++) {
-      const same = a[i - 1] === b[j - 1];
-      let cost = Math.min(last[j] + 1, row[j - 1] + 1, last[j - 1] + (same ? 0 : 1));
-      const swapped = i > 1 && j > 1 && a[i - 1] === b[j - 2] && a[i - 2] === b[j - 1];
-      if (swapped) cost = Math.min(cost, beforeLast[j - 2] + 1);
-      row.push(cost);
-      if (cost < least) least = cost;
-    }
-    if (least > tolerance) return tolerance + 1;
-    beforeLast = last;
-    last = row;
-  }
-  return last[b.length];
 }

@@ -2,7 +2,7 @@
 import { clockHazards } from './hazards-clock.test.support.js';
 import { contestHazards } from './hazards-contest.test.support.js';
 import { deathHazards } from './hazards-deaths.test.support.js';
-import { hostileHazards } from './hostile.test.support.js';
+import { hostileHazards } from './hostile-rounds.test.support.js';
 import { insideHazards } from './hazards-inside.test.support.js';
 import { limitHazards } from './hazards-limits.test.support.js';
 import { otherHazards } from './hazards-others.test.support.js';

@@ -1,35 +1,27 @@
 // A target that does all it can against its tracer (test/targets/hostile.c), which is root: what it may do to itself, and to nobody else.
 import assert from 'node:assert/strict';
 import { spawn, type ChildProcess } from 'node:child_process';
-import {
-  chmodSync,
-  existsSync,
-  mkdirSync,
-  readFileSync,
-  readdirSync,
-  rmSync,
-  statSync,
-  writeFileSync,
-} from 'node:fs';
-import { createInterface } from 'node:readline';
+import { existsSync, mkdirSync, readFileSync, readdirSync, rmSync } from 'node:fs';
 import type { SessionSummary } from '../index.js';
-import type { Hazard, Rounds } from './rounds.test.support.js';
-import { build, folder, fresh, main } from './targets.test.support.js';
+import { Bystanders, firstLine } from './bystanders.test.support.js';
+import { build, fresh, main } from './targets.test.support.js';
 
 /** Nobody's user and group on Linux systems: the kernel's overflowuid. */
 const NOBODY = 65_534;
-const VICTIM = 'only root may read or write this\n'.repeat(1000);
-/** What it may take in all until it is told to end, and then; the latter is what users are promised, and a slow machine's start of Node. */
-const TRACE_MS = 15_000;
-const END_MS = 2000;
-const SLACK_MS = 3000;
+/**
+ * What it may take in all until it is told to end, and then; the latter is what users are promised, and a slow machine's start of Node. What
+ * was started from inside goes on for ever, and both are told to end.
+ */
+const LIVES_MS: Readonly<Record<HostileWay, number>> = { attach: 15_000, inside: 2000 };
+export const END_MS = 2000;
+export const SLACK_MS = 3000;
 /** Node itself, 128 MiB of rings that are kept, and what waits to be written. */
-const MOST_MEMORY_KIB = 900 << 10;
+export const MOST_MEMORY_KIB = 900 << 10;
 const LOOK_MS = 20;
 /** An attach passes a few dozen points, a detach some more: the rest of the rounds wait at none. */
 const MOST_POINTS = 160;
 const WAIT_MS = 40;
-/** Documented: 0: traced; 1: refused, or it failed; and the target's own, as a shell tells it, where the summary says that it has ended. */
+/** Documented: 0: traced; 1: refused, or it failed; and the target's own, as a shell tells it, where the summary says that it has ended, or it was started. */
 const STATUSES: readonly number[] = [0, 1];
 const SIGNAL_STATUS = 128;
 
@@ -41,58 +33,7 @@ export const HOSTILE_MODES: readonly string[] = [
   ...['stack', 'text', 'fork', 'threads', 'exec', 'die'],
 ];
 
-/** What nothing may change. */
-class Bystanders {
-  readonly victim = fresh('victim');
-  readonly #process = spawn('cat', { stdio: ['pipe', 'pipe', 'ignore'] });
-  #before = '';
-
-  private constructor() {
-    // The target names it, and may do no more.
-    chmodSync(folder, 0o755);
-    writeFileSync(this.victim, VICTIM);
-    chmodSync(this.victim, 0o600);
-  }
-
-  static async gather(): Promise<Bystanders> {
-    const all = new Bystanders();
-    // Loaded once it answers.
-    all.#process.stdin.write('begun\n');
-    await firstLine(all.#process);
-    all.#before = all.#look();
-    return all;
-  }
-
-  #look(): string {
-    const pid = this.#process.pid ?? 0;
-    const { size, mtimeMs, mode } = statSync(this.victim);
-    const nice = /\) \S+(?: \S+){15} (\S+)/.exec(readFileSync(`/proc/${pid}/stat`, 'utf8'))?.[1];
-    const maps = readFileSync(`/proc/${pid}/maps`, 'utf8');
-    return JSON.stringify({ size, mtimeMs, mode, nice, maps, text: readFileSync(this.victim, 'utf8') });
-  }
-
-  assertUntouched(what: string): void {
-    assert.equal(
-      this.#look(),
-      this.#before,
-      `${what}: a file or a process that has nothing to do with it was changed`,
-    );
-  }
-
-  end(): void {
-    this.#process.kill('SIGKILL');
-    rmSync(this.victim);
-  }
-}
-
-/** Waits for the first line that a program writes. */
-async function firstLine(child: ChildProcess): Promise<string> {
-  assert.ok(child.stdout);
-  for await (const line of createInterface(child.stdout)) return line;
-  throw new Error('a program has ended before it began');
-}
-
-function mostMemory(pid: number): number {
+export function mostMemory(pid: number): number {
   try {
     return Number(/^VmHWM:\s*(\d+) kB$/m.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))?.[1] ?? 0);
   } catch {
@@ -100,34 +41,36 @@ function mostMemory(pid: number): number {
   }
 }
 
+/** How root comes to trace it: it is there, as nobody's, or is started, and gives up its rights itself. */
+export type HostileWay = 'attach' | 'inside';
+
 /**
- * Root attaches to a program that does what `mode` says, and waits at the `point`th place between two changes in it, until the time is over.
+ * Root traces a program that does what `mode` says, and waits at the `point`th place between two changes in it, until the time is over.
  * It ends in time, by itself, with a status that is documented, one message, and without much memory.
  */
-export async function hostileRound(mode: string, point: number): Promise<void> {
+export async function hostileRound(mode: string, point: number, way: HostileWay = 'attach'): Promise<void> {
   assert.equal(process.getuid?.(), 0, 'run this as root: sudo npm test');
-  const what = `mode ${mode}, fault point ${point}`;
-  const program = build('hostile.c');
+  const what = `${way}, mode ${mode}, fault point ${point}`;
   const place = fresh('round');
   mkdirSync(place, { mode: 0o755 });
   const bystanders = await Bystanders.gather();
-  const target = spawn(program, [mode, bystanders.victim], {
-    uid: NOBODY,
-    gid: NOBODY,
-    cwd: '/',
-    stdio: ['ignore', 'pipe', 'ignore'],
-  });
+  const command = [build('hostile.c'), mode, bystanders.victim];
+  const files = ['-o', `${place}/trace.spk`, '--summary', `${place}/summary.json`];
+  const env = { ...process.env, SAFEPOKE_WAIT_AT: String(point), SAFEPOKE_WAIT_MS: String(WAIT_MS) };
+  let target: ChildProcess | undefined;
   let tracer: ChildProcess | undefined;
   try {
-    const pid = Number(await firstLine(target));
-    const files = ['-o', `${place}/trace.spk`, '--summary', `${place}/summary.json`];
-    const command = [main, 'attach', '-p', String(pid), '--duration', '200ms', ...files];
-    const env = { ...process.env, SAFEPOKE_WAIT_AT: String(point), SAFEPOKE_WAIT_MS: String(WAIT_MS) };
-    tracer = spawn(process.execPath, command, { env, stdio: ['ignore', 'ignore', 'pipe'] });
-    const { code, signal, text, memory, endMs } = await watch(tracer);
+    let words = ['run', '--inside', ...files, '--', ...command];
+    if (way === 'attach') {
+      target = spawnHostile(command);
+      words = ['attach', '-p', await firstLine(target), '--duration', '200ms', ...files];
+    }
+    tracer = spawn(process.execPath, [main, ...words], { env, stdio: ['ignore', 'ignore', 'pipe'] });
+    const { code, signal, text, memory, endMs } = await watch(tracer, LIVES_MS[way]);
     assert.equal(signal, null, `${what}: safepoke was ended by a signal\n${text}`);
+    const isOwn = way === 'inside' && code !== null && code > SIGNAL_STATUS;
     assert.ok(
-      statuses(`${place}/summary.json`).includes(code ?? -1),
+      isOwn || statuses(`${place}/summary.json`).includes(code ?? -1),
       `${what}: exit status ${code}\n${text}`,
     );
     assert.doesNotMatch(text, /^\s+at .*:\d+:\d+|internal|unhandled|uncaught/im, `${what}: ${text}`);
@@ -141,10 +84,36 @@ export async function hostileRound(mode: string, point: number): Promise<void> {
       what,
     );
   } finally {
+    killAll(childrenOf(tracer?.pid ?? 0));
     tracer?.kill('SIGKILL');
-    target.kill('SIGKILL');
+    target?.kill('SIGKILL');
     bystanders.end();
     rmSync(place, { recursive: true, force: true });
+  }
+}
+
+/** Starts one as nobody's. Its first line is its process id. */
+export function spawnHostile([program, ...args]: readonly string[]): ChildProcess {
+  return spawn(program, args, { uid: NOBODY, gid: NOBODY, cwd: '/', stdio: ['ignore', 'pipe', 'ignore'] });
+}
+
+export function childrenOf(pid: number): number[] {
+  try {
+    const text = readFileSync(`/proc/${pid}/task/${pid}/children`, 'utf8').trim();
+    return text === '' ? [] : text.split(' ').map(Number);
+  } catch {
+    return [];
+  }
+}
+
+/** Those of them that are still there. */
+export function killAll(pids: readonly number[]): void {
+  for (const pid of pids) {
+    try {
+      process.kill(pid, 'SIGKILL');
+    } catch {
+      // It has ended.
+    }
   }
 }
 
@@ -166,20 +135,27 @@ interface Watched {
   readonly endMs: number;
 }
 
-async function watch(tracer: ChildProcess): Promise<Watched> {
+async function watch(tracer: ChildProcess, livesMs: number): Promise<Watched> {
   const pid = tracer.pid ?? 0;
   let text = '';
   let memory = 0;
+  let children: readonly number[] = [];
   tracer.stderr?.on('data', (data: Buffer) => (text += data.toString()));
   const looks = setInterval(() => {
     memory = Math.max(memory, mostMemory(pid));
+    const now = childrenOf(pid);
+    if (now.length > 0) children = now;
   }, LOOK_MS);
   let toldAt: number | undefined;
   const tell = setTimeout(() => {
     toldAt = performance.now();
     tracer.kill('SIGTERM');
-  }, TRACE_MS);
-  const kill = setTimeout(() => tracer.kill('SIGKILL'), TRACE_MS + END_MS + 2 * SLACK_MS);
+  }, livesMs);
+  const kill = setTimeout(() => tracer.kill('SIGKILL'), livesMs + END_MS + 2 * SLACK_MS);
+  // A program that it has started has the same standard error: what outlives its tracer is not waited for.
+  tracer.once('exit', () => {
+    killAll(children);
+  });
   const [code, signal] = await new Promise<[number | null, string | null]>((resolve) => {
     tracer.once('close', (...end) => {
       resolve(end);
@@ -188,7 +164,8 @@ async function watch(tracer: ChildProcess): Promise<Watched> {
   clearInterval(looks);
   clearTimeout(tell);
   clearTimeout(kill);
-  return { code, signal, text, memory, endMs: toldAt === undefined ? 0 : performance.now() - toldAt };
+  const endMs = toldAt === undefined ? 0 : performance.now() - toldAt;
+  return { code, signal, text, memory, endMs };
 }
 
 /** Points that differ from round to round, and are the same whenever it runs. */
@@ -196,15 +173,20 @@ export function pointOf(round: number): number {
   return 1 + ((round * 61) % MOST_POINTS);
 }
 
-export const hostileHazards: readonly Hazard[] = [
-  {
-    name: 'a hostile program that changes all memory it shares, in turn in every way and at every step: only it suffers',
-    async run(rounds: Rounds): Promise<void> {
-      for (let round = 0; rounds.next(); round++) {
-        const mode = HOSTILE_MODES[round % HOSTILE_MODES.length];
-        await hostileRound(mode, pointOf(round));
-        rounds.count('hostile rounds');
-      }
-    },
-  },
+/** Only what is traced from inside has these: the block, the object, threads that are called together, one that asks what it may execute. */
+export const ONLY_INSIDE: readonly string[] = [
+  'block',
+  'counts',
+  'places',
+  'buffer',
+  'object',
+  'asks',
+  'calls-all',
+  'deaf',
+];
+
+/** What it does where it was started from inside. No journal of an earlier session is looked for there. */
+export const INSIDE_MODES: readonly string[] = [
+  ...ONLY_INSIDE,
+  ...HOSTILE_MODES.filter((mode) => mode !== 'forge'),
 ];

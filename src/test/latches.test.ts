@@ -35,6 +35,8 @@ test('threads that wait are latched without standing still, and go on waiting', 
   for (let i = 0; i < 5; i++) {
     const latches = Latches.in(target.pid, new HoldTimes(), 0, anywhere, patiently);
     assert.equal(latches.threads.length, TIMES * CALLS);
+    // Each is on its way back into its call, which takes a processor for a moment.
+    while (states(target.pid).includes('R traced')) await pause(1);
     assert.deepEqual(new Set(states(target.pid)), new Set(['S', 'S traced']));
     latches.release();
     await untilAllWait(target.pid);

@@ -163,7 +163,10 @@ test('with few descriptors a session works, or is refused, and the target is wha
     ];
     const ran = spawnSync(
       'sh',
-      ['-c', `ulimit -n ${limit}; exec "$@"`, 'sh', ...words, '-o', fresh('recording')],
+      [
+        ...['-c', `ulimit -n ${limit}; exec "$@"`, 'sh', ...words],
+        ...['-o', fresh('recording'), '--summary', fresh('summary')],
+      ],
       {
         encoding: 'utf8',
         timeout: 60_000,
@@ -171,6 +174,10 @@ test('with few descriptors a session works, or is refused, and the target is wha
     );
     statuses.add(ran.status);
     assert.doesNotMatch(ran.stderr, /^ +at /m);
+    if (ran.status !== 0) {
+      assert.equal(ran.status, 1, `${limit}: ${ran.stderr}`);
+      assert.match(ran.stderr, /^safepoke: cannot [^\n]*\n$/, String(limit));
+    }
     assert.equal(changedBytes(target.pid), 0, `${limit}: ${ran.stderr}`);
     assert.deepEqual(mapsOf(target.pid), before, `${limit}: ${ran.stderr}`);
   }

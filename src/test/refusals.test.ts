@@ -148,3 +148,21 @@ test('files that are no programs for this machine are refused', () => {
   refuses(1, /there is no such file/, 'run', '--', '/nowhere/at/all');
   refuses(1, /there is no such folder; make the folder/, 'run', '-o', '/nowhere/x', '--', '/bin/true');
 });
+
+test('a session that is refused when there was memory for it already leaves no memory and no descriptor of it here', async () => {
+  const target = await Target.ready(build('busy.c'), '2');
+  const refuse = async (): Promise<{ files: number; shared: number }> => {
+    assert.throws(() => attach(target.pid, { way: 'page-flip' }), { code: 'NEEDS_HOLD' });
+    // Files of modules are closed when there is nothing else to do.
+    await pause(0);
+    await pause(0);
+    const maps = readFileSync('/proc/self/maps', 'utf8');
+    return {
+      files: readdirSync('/proc/self/fd').length,
+      shared: maps.split('\n').filter((line) => line.includes('memfd:safepoke')).length,
+    };
+  };
+  const { files } = await refuse();
+  for (let i = 0; i < 3; i++) assert.deepEqual(await refuse(), { files, shared: 0 });
+  await target.finish();
+});

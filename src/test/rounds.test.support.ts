@@ -44,11 +44,11 @@ export class Rounds {
     this.#least = least;
   }
 
-  /** True if there is to be another round. `target` is looked at for its memory. */
-  next(target?: number): boolean {
+  /** True if there is to be another round. `target` is looked at for its memory, as is whoever traces it. */
+  next(target?: number, tracer = process.pid): boolean {
     const ms = performance.now() - this.#began;
     const isWarm = ms >= Math.min(WARM_UP * this.#ms, WARM_UP_MS);
-    this.#look('tracer', process.pid, isWarm);
+    this.#look('tracer', tracer, isWarm);
     if (target !== undefined) this.#look('target', target, isWarm);
     if (ms >= this.#ms && this.done >= this.#least) return false;
     this.done++;

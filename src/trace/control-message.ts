@@ -1,6 +1,7 @@
 // What goes over a session's socket: one request, one reply, each a line of JSON. Nothing that comes from the other side is believed
 // before it has been looked at here: its length, its depth, its fields.
 import { CannotError, UsageError, isSafepokeError } from '../errors/index.js';
+import { plain } from '../text/index.js';
 import type { SessionStatus } from './summary.js';
 
 /** Most bytes of a message. A server has no more for all that come at the same time. */
@@ -186,10 +187,7 @@ function refusalOf(reply: ReadonlyMap<string, unknown>): ControlRefusal | undefi
 /** As it may be shown: what another process says is to move no cursor and end no line. */
 function textOf(value: unknown): string | undefined {
   if (typeof value !== 'string' || value.length > MAX_TEXT_LENGTH) return undefined;
-  return value.replace(/[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/gu, (character) => {
-    const code = character.codePointAt(0) ?? 0;
-    return `\\u{${code.toString(16)}}`;
-  });
+  return plain(value);
 }
 
 function answerOf(reply: ReadonlyMap<string, unknown>, pid: number): ControlAnswer | undefined {

@@ -152,23 +152,44 @@ function patchWaiting(
     withThread: true,
     whyTextStays: undefined,
   });
-  agent.furnish(arranged.clusters);
-  // A breakpoint at its entry has stopped it.
-  cleanPages(request, agent, [pageAround(Number(adopted.threads[0].registers.get('rip')))]);
-  agent.emit(arranged.clusters);
-  const ready = getReady(request, agent, arranged);
-  const maps = readMaps(pid) ?? [];
-  const choice = chooseWays(request, ready);
-  const changing = withReader(1, (reader) =>
-    change(request, adopted, ready, new Changing(request, ready, choice), maps, reader),
-  );
-  if (request.way === 'page-flip' && !changing.hasFunction) throw cannotFlip(pid);
-  return settle(request, changing, agent, adopted.threads);
+  return keptIfPatched(agent, () => {
+    agent.furnish(arranged.clusters);
+    // A breakpoint at its entry has stopped it.
+    cleanPages(request, agent, [pageAround(Number(adopted.threads[0].registers.get('rip')))]);
+    agent.emit(arranged.clusters);
+    const ready = getReady(request, agent, arranged);
+    const maps = readMaps(pid) ?? [];
+    const choice = chooseWays(request, ready);
+    const changing = withReader(1, (reader) =>
+      change(request, adopted, ready, new Changing(request, ready, choice), maps, reader),
+    );
+    if (request.way === 'page-flip' && !changing.hasFunction) throw cannotFlip(pid);
+    return settle(request, changing, agent, adopted.threads);
+  });
+}
+
+/** What safepoke itself holds of an agent (memory, a descriptor) goes if nothing comes of it. */
+function keptIfPatched(agent: Agent, patch: () => PatchedTarget): PatchedTarget {
+  try {
+    return patch();
+  } catch (error) {
+    agent.close();
+    throw error;
+  }
 }
 
 function patchRunning(request: PatchRequest, arranged: Arranged, callsOf: CallsOf): PatchedTarget {
-  const { pid } = request;
   const agent = mapByOne(request, arranged, callsOf);
+  return keptIfPatched(agent, () => patchMapped(request, agent, arranged, callsOf));
+}
+
+function patchMapped(
+  request: PatchRequest,
+  agent: Agent,
+  arranged: Arranged,
+  callsOf: CallsOf,
+): PatchedTarget {
+  const { pid } = request;
   // It may have executed another program meanwhile, in which other things lie where the agent was.
   const removeFrom = (hold: Hold): boolean => !agent.isPresent() || agent.remove(callsOf(hold));
   let ready: Ready;
@@ -254,17 +275,29 @@ function mapByOne(request: PatchRequest, arranged: Arranged, callsOf: CallsOf): 
   // Looked at before we hold it: a thread that is held is `t`, whatever it was.
   const isStopped = (readStatus(pid, tid)?.get('State') ?? '').startsWith('T');
   const one = holdCaller(pid, tid, times);
+  let agent: Agent | undefined;
   try {
     if (seccompFilter) checkSeccomp(pid, one.callableThread().tid, AGENT_CALLS);
     const may = (calls: readonly PlannedCall[]): boolean =>
       !seccompFilter || seccompRefusal(one.callableThread().tid, calls) === undefined;
     // Where job control has stopped the process, the agent's thread could not run.
-    return mapAgent(request, one, arranged, callsOf, {
+    agent = mapAgent(request, one, arranged, callsOf, {
       withThread: !isStopped,
       whyTextStays: may(OPEN_TEXT_CALLS) ? undefined : FILTERED,
     });
   } finally {
+    releaseOrClose(one, agent);
+  }
+  return agent;
+}
+
+/** A thread that cannot be let go has ended, or worse: nothing comes of the agent then. */
+function releaseOrClose(one: Hold, agent: Agent | undefined): void {
+  try {
     one.release();
+  } catch (error) {
+    agent?.close();
+    throw error;
   }
 }
 
@@ -298,8 +331,7 @@ function patchInside(
   { process, hasBegun }: { readonly process: InsideProcess; readonly hasBegun: boolean },
   arranged: Arranged,
 ): PatchedTarget {
-  const { sites, clusters } = arranged;
-  const { pid, memory, times } = request;
+  const { pid, memory } = request;
   const tidOffset = findTidOffset(pid, [process.leader], memory, request.modules);
   // Under the same filters safepoke has made a process: this one.
   const isFree = !request.seccompFilter || hasOurFilters(pid);
@@ -314,7 +346,20 @@ function patchInside(
     mayConfine: !request.seccompFilter,
     whyTextStays,
   };
-  const agent = Agent.map(pid, process.calls, memory, clusters, options, process.resident);
+  const agent = Agent.map(pid, process.calls, memory, arranged.clusters, options, process.resident);
+  return keptIfPatched(agent, () => patchMet(request, process, hasBegun, agent, arranged));
+}
+
+/** The same, once there is memory for it. */
+function patchMet(
+  request: PatchRequest,
+  process: InsideProcess,
+  hasBegun: boolean,
+  agent: Agent,
+  arranged: Arranged,
+): PatchedTarget {
+  const { sites, clusters } = arranged;
+  const { pid, times } = request;
   let all: Standstill | undefined;
   try {
     ending.look();

@@ -1,9 +1,11 @@
 // A program that does what it can against its tracer, as a user without rights: hostile MODE VICTIM. Its first thread and two others do the
 // work that is traced; another waits until there is memory of safepoke's, and goes on with its mode for as long as it can. VICTIM is a
 // file that it may name and not open for reading or writing. A mode may end this program; it must never end, or use, the tracer.
+// Started by root, as from inside, it gives up its rights first.
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <grp.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdint.h>
@@ -16,10 +18,15 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { PAGE = 4096, HEADERS = 2 * PAGE, HEADER = 128, LANES = 512, CALLS = PAGE };
+enum { PAGE = 4096, AGENT_SIZE = 2 * PAGE, HEADERS = AGENT_SIZE, HEADER = 128, LANES = 512, CALLS = PAGE };
 /** Offsets: src/agent/layout.ts. */
 enum { HEAD = 0, DROPPED = 8, TID = 16, STATE = 20, POINTER = 24, TAIL = 64 };
 enum { OWNER = 16, COMMAND = 64, DONE = 68, FAILED = 76, CALL_COUNT = 96, JOURNAL = 160, TRACER = 168, MAPPED = 184 };
+
+/** Offsets: src/inside/layout.ts. */
+enum { OBJECT = AGENT_SIZE + 32, ASKER = AGENT_SIZE + 160, EXECUTION = AGENT_SIZE + 164, PATH = AGENT_SIZE + 192 };
+enum { PLACES = AGENT_SIZE + PAGE, BUFFER = PLACES + 64 * PAGE, BLOCK_SIZE = BUFFER + (4 << 20) + (1 << 20) };
+enum { PLACE = 64, PRIVATE = 0x10000, PRIVATE_SIZE = 5 * PAGE, NOBODY = 65534, RENDEZVOUS_SIGNAL = 64 };
 
 volatile long sum;
 static int victim, lowest;
@@ -102,12 +109,20 @@ static int catch_file(const char *name, int *number) {
   }
 }
 
+static int isOneOf(const char *mode, const char *const *modes) {
+  for (; *modes != NULL; modes++)
+    if (strcmp(mode, *modes) == 0) return 1;
+  return 0;
+}
+
 static void *scribbler(void *argument) {
   const char *mode = argument;
-  struct range m[16];
+  static const char *const lanes[] = {"heads", "tails", "drops", "lanes", "ended", "pointers", "rings", NULL};
+  struct range m[1];
   for (;;) {
-    int n = find(m, 16, "/memfd:safepoke", "rw-s");
-    if (n == 0) continue;
+    // From inside the agent's pages and the rings have a file each.
+    int ofLanes = isOneOf(mode, lanes) && find(m, 1, "/memfd:safepoke-rings", "rw-s") > 0;
+    if (!ofLanes && find(m, 1, "/memfd:safepoke (", "rw-s") == 0) continue;
     uintptr_t base = m[0].start, end = m[0].end;
     for (int k = 0; k < 4000; k++) {
       uintptr_t lane = base + HEADERS + (any() % LANES) * HEADER;
@@ -135,6 +150,35 @@ static void *scribbler(void *argument) {
       else if (strcmp(mode, "replace") == 0)
         mmap((void *)base, end - base, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0), usleep(2000);
       else return NULL;
+    }
+  }
+}
+
+/** From inside: the block, by which the agent's thread and the threads in a rendezvous are told what to do; and the object's own words. */
+static void *insider(void *argument) {
+  const char *mode = argument;
+  struct range m[1];
+  for (;;) {
+    if (find(m, 1, "/memfd:safepoke (", "rw-s") == 0) continue;
+    uintptr_t block = m[0].start, object = WORD64(block, OBJECT);
+    for (int k = 0; k < 4000; k++) {
+      uintptr_t place = block + PLACES + (any() % 8) * PLACE;
+      if (strcmp(mode, "block") == 0) noise(block + AGENT_SIZE, block + PLACES, 64), usleep(100);
+      else if (strcmp(mode, "counts") == 0) odd(&WORD64(block, AGENT_SIZE + 8 * (any() % 32)));
+      else if (strcmp(mode, "places") == 0) odd(&WORD64(place, 8 * (any() % 7)));
+      else if (strcmp(mode, "buffer") == 0) noise(block + BUFFER, block + BLOCK_SIZE, 4096), usleep(200);
+      else if (strcmp(mode, "object") == 0) noise(object + PRIVATE, object + PRIVATE + PRIVATE_SIZE, 64), usleep(500);
+      else if (strcmp(mode, "asks") == 0) {
+        for (int i = 0; i < 3; i++) WORD64(block, PATH + 8 * i) = any() & 1 ? any() : (uintptr_t)(any() & 1 ? self : (char *)block);
+        WORD32(block, EXECUTION + 4) = any() % 6, WORD32(block, EXECUTION + 16) = any() & 1 ? victim : (uint32_t)any();
+        WORD32(block, ASKER) = any() & 1 ? getpid() : (uint32_t)any(), WORD32(block, EXECUTION) = any() % 6;
+        usleep(100);
+      } else if (strcmp(mode, "calls-all") == 0) kill(getpid(), RENDEZVOUS_SIGNAL), usleep(50);
+      else if (strcmp(mode, "deaf") == 0) {
+        uint64_t all = ~0ULL;
+        syscall(SYS_rt_sigprocmask, SIG_BLOCK, &all, NULL, sizeof all);
+        for (;;) work_outer(1), usleep(100);
+      } else return NULL;
     }
   }
 }
@@ -257,6 +301,8 @@ int main(int argc, char **argv) {
   const char *mode = argv[1];
   self = argv[0];
   state ^= (uint64_t)getpid() << 20;
+  if (geteuid() == 0 && (setgroups(0, NULL) != 0 || setresgid(NOBODY, NOBODY, NOBODY) != 0 || setresuid(NOBODY, NOBODY, NOBODY) != 0))
+    return 2;
   victim = open(argv[2], O_PATH);
   if (victim < 0) return 2;
   lowest = dup(victim);
@@ -266,15 +312,15 @@ int main(int argc, char **argv) {
   signal(SIGILL, ignored);
   pthread_t t;
   for (int i = 0; i < 2; i++) pthread_create(&t, NULL, busy, NULL);
-  static const char *files[] = {"swap", "close", "seal", "code", "truncate", NULL};
-  int isFile = 0;
-  for (int i = 0; files[i] != NULL; i++) isFile |= strcmp(mode, files[i]) == 0;
+  static const char *const files[] = {"swap", "close", "seal", "code", "truncate", NULL};
+  static const char *const inside[] = {"block", "counts", "places", "buffer", "object", "asks", "calls-all", "deaf", NULL};
   if (strcmp(mode, "forge") == 0) forge(argv[2]);
   else if (strcmp(mode, "stack") == 0) pthread_create(&t, NULL, stacker, (void *)__builtin_frame_address(0));
   else if (strcmp(mode, "text") == 0) pthread_create(&t, NULL, coder, NULL);
   else if (strcmp(mode, "fork") == 0) pthread_create(&t, NULL, forker, NULL);
   else if (strcmp(mode, "threads") == 0) pthread_create(&t, NULL, threader, NULL);
-  else if (isFile) pthread_create(&t, NULL, catcher, argv[1]);
+  else if (isOneOf(mode, files)) pthread_create(&t, NULL, catcher, argv[1]);
+  else if (isOneOf(mode, inside)) pthread_create(&t, NULL, insider, argv[1]);
   else if (strcmp(mode, "exec") != 0 && strcmp(mode, "die") != 0) pthread_create(&t, NULL, scribbler, argv[1]);
   printf("%d\n", getpid());
   fflush(stdout);

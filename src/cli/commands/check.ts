@@ -2,7 +2,7 @@ import type { Command } from 'commander';
 import type { CheckResult, JudgedRow, Progress, Verdict } from '../../check/index.js';
 import { UsageError } from '../../errors/index.js';
 import type { Machine, NmiBound, Scenario } from '../../model/index.js';
-import { FileSink } from '../../output/index.js';
+import { writeWhole } from '../../output/index.js';
 import type { Protocol } from '../../protocol/index.js';
 import { json, painted, text } from '../../text/index.js';
 import type { Terminal } from '../terminal.js';
@@ -143,7 +143,7 @@ function checkOne(
   const machine = machineOf(core, flags);
   const scenario = scenarioOf(core, flags.scenario ?? 'two-sites');
   if (flags.promela !== undefined) {
-    write(flags.promela, core.promelaOf(core.compile(protocol, machine, scenario)));
+    writeWhole(flags.promela, core.promelaOf(core.compile(protocol, machine, scenario)));
     terminal.note(`Promela model written to ${flags.promela}`);
   }
   const result = core.check(protocol, machine, scenario, {
@@ -154,7 +154,7 @@ function checkOne(
   if (flags.html !== undefined) {
     if (timeline === undefined) terminal.note(`no counterexample, so ${flags.html} was not written`);
     else {
-      write(flags.html, core.pageOf(timeline));
+      writeWhole(flags.html, core.pageOf(timeline));
       terminal.note(`counterexample written to ${flags.html}`);
     }
   }
@@ -263,18 +263,6 @@ function reductions(flags: CheckFlags): { partialOrder: boolean; symmetry: boole
 function byteLimit(flags: CheckFlags): { bytes: number } {
   const mib = numberOf('--max-memory', flags.maxMemory, DEFAULT_MIB, 1, 64 * 1024);
   return { bytes: mib * BYTES_PER_MIB };
-}
-
-function write(path: string, text: string): void {
-  const file = new FileSink(path, 'text');
-  try {
-    file.write([Buffer.from(text)]);
-    file.commit();
-  } catch (error) {
-    file.discard();
-    throw error;
-  }
-  file.close();
 }
 
 function progressText(p: Progress): string {

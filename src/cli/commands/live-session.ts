@@ -19,8 +19,9 @@ import {
   type TextOutput,
 } from '../../index.js';
 import { CaughtSignals, ENDING_SIGNALS, awaitWritable } from '../../linux/index.js';
+import { writeWhole, type SinkWaiting } from '../../output/index.js';
 import { json, text } from '../../text/index.js';
-import { OutputClosed, isInputTerminal, type Terminal, type Waiting } from '../terminal.js';
+import { OutputClosed, isInputTerminal, type Terminal } from '../terminal.js';
 import { milliseconds, parseCount, parseSize, parseTime } from '../units.js';
 import type { LiveOptions } from './trace-options.js';
 
@@ -192,7 +193,7 @@ export async function followOne(
   // Before the target is touched: a signal that comes while it is must not end us in the middle.
   const caught = new CaughtSignals(ENDING_SIGNALS);
   const isEnding = (): boolean => signal !== undefined || caught.has(STOPPING_SIGNALS);
-  const waiting: Waiting = { awaitWritable, isEnding };
+  const waiting: SinkWaiting = { awaitWritable, isEnding };
   const takeSignals = (): void => {
     for (let taken = caught.take(); taken !== undefined; taken = caught.take()) {
       if (taken === constants.signals.SIGUSR1) {
@@ -325,20 +326,8 @@ async function listen(session: Session, terminal: Terminal): Promise<ControlServ
   }
 }
 
-function writeSummary(path: string, summary: SessionSummary, waiting: Waiting): void {
-  const file = new FileSink(path, 'text', waiting);
-  try {
-    file.write([Buffer.from(text`${json(summary, 2)}\n`)]);
-    file.commit();
-  } catch (error) {
-    file.discard();
-    throw error;
-  }
-  file.close();
-}
-
-function tell(terminal: Terminal, options: LiveOptions, summary: SessionSummary, waiting: Waiting): void {
-  if (options.summary !== undefined) writeSummary(options.summary, summary, waiting);
+function tell(terminal: Terminal, options: LiveOptions, summary: SessionSummary, waiting: SinkWaiting): void {
+  if (options.summary !== undefined) writeWhole(options.summary, text`${json(summary, 2)}\n`, waiting);
   const calls = Object.values(summary.calls).reduce((sum, n) => sum + n, 0);
   const parts = [
     `${counted(calls, 'call')} of ${counted(summary.patched, 'traced function')} in ${counted(summary.threads, 'thread')}`,
