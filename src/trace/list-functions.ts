@@ -87,7 +87,7 @@ export function listFunctions(
     const known = new ModuleFunctions();
     const selections = selectFunctions(modules, known, patterns.filters, patterns.notrace);
     const unmatched = unmatchedPatterns(modules, known, [...patterns.filters, ...patterns.notrace]);
-    const plan = planSites(selections, memory, true);
+    const plan = planSites(selections, memory, true, false);
     const functions: ListedFunction[] = [];
     for (const { function: f, module, kind, hasExits } of plan.functions) {
       functions.push({

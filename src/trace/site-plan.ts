@@ -236,11 +236,12 @@ interface Possible {
   hasExits: boolean;
 }
 
-/** Decides on every selected function. Reads the process, changes nothing. */
+/** Decides on every selected function. Reads the process, changes nothing. `withSites`: else what is wanted is to know of functions alone. */
 export function planSites(
   selections: readonly ModuleSelection[],
   memory: TargetMemory | undefined,
   withExits: boolean,
+  withSites = true,
 ): SitePlan {
   const functions: PlannedFunction[] = [];
   const sites: PlannedSite[] = [];
@@ -264,11 +265,14 @@ export function planSites(
       const exits = analysis.exits.at(i);
       return exits === undefined || typeof exits === 'string' ? [] : exits.windows;
     };
-    const live = liveText(
-      module,
-      analysis.candidates.flatMap((candidate, i) => [candidate, ...windowsOf(i)]),
-      memory,
-    );
+    const live =
+      memory === undefined
+        ? undefined
+        : liveText(
+            module,
+            analysis.candidates.flatMap((candidate, i) => [candidate, ...windowsOf(i)]),
+            memory,
+          );
     const possible: Possible[] = [];
     analysis.candidates.forEach((candidate, i) => {
       if (live?.equals(candidate) === false) {
@@ -294,6 +298,7 @@ export function planSites(
       const { function: f, kind, profilerCall, depth } = candidate;
       const owner: PlannedFunction = { function: f, module, kind, hasExits, index: 0 };
       functions.push(owner);
+      if (!withSites) continue;
       const isFrame = profilerCall?.frame === 'rbp';
       const begins = !hasExits ? 'leaf' : isFrame ? 'frame' : 'entry';
       const code = hasExits && entry !== undefined ? new WindowCode(entry, candidate, f, module) : candidate;
@@ -314,16 +319,14 @@ export function planSites(
 /** What a window displaces. It is found in the file when it is asked for: there may be 10^6 of them. */
 class WindowCode implements DisplacedCode {
   readonly function: FunctionRange;
-  readonly displacedCount: number;
 
   constructor(
-    private readonly window: Pick<ExitWindow, 'displaced' | 'displacedLength'>,
+    private readonly window: Pick<ExitWindow, 'displaced' | 'displacedCount' | 'displacedLength'>,
     private readonly place: Pick<ExitWindow, 'addressNumber' | 'originalAt'>,
     range: FunctionRange,
     private readonly module: Module,
   ) {
     this.function = range;
-    this.displacedCount = window.displaced.length;
   }
 
   get addressNumber(): number {
@@ -336,6 +339,10 @@ class WindowCode implements DisplacedCode {
 
   get displacedLength(): number {
     return this.window.displacedLength;
+  }
+
+  get displacedCount(): number {
+    return this.window.displacedCount;
   }
 
   get displaced(): DisplacedCode['displaced'] {
@@ -352,29 +359,36 @@ class WindowCode implements DisplacedCode {
 function keepApart(possible: readonly Possible[]): void {
   for (let isSettled = false; !isSettled;) {
     isSettled = true;
-    const taken: { start: number; end: number; of: Possible; isEntry: boolean }[] = [];
-    for (const of of possible) {
-      const { addressNumber, displacedLength } = of.candidate;
-      const longer = of.hasExits ? of.entry?.displacedLength : undefined;
-      const end = addressNumber + (longer ?? displacedLength);
-      taken.push({ start: addressNumber, end, of, isEntry: true });
-      if (!of.hasExits) continue;
-      for (const window of of.windows) {
-        const { addressNumber: start } = window;
-        taken.push({ start, end: start + Math.max(SITE_LENGTH, window.displacedLength), of, isEntry: false });
-      }
-    }
-    taken.sort((a, b) => a.start - b.start);
-    let last: (typeof taken)[number] | undefined;
-    for (const one of taken) {
-      if (last !== undefined && one.start < last.end) {
-        for (const { of, isEntry } of [last, one]) {
-          if (isEntry || !of.hasExits) continue;
+    // Functions have an entry each, and windows behind it: there may be 10^6.
+    const starts: number[] = [];
+    const ends: number[] = [];
+    const owners: number[] = [];
+    const areEntries: boolean[] = [];
+    const take = (start: number, length: number, owner: number, isEntry: boolean): void => {
+      starts.push(start);
+      ends.push(start + length);
+      owners.push(owner);
+      areEntries.push(isEntry);
+    };
+    possible.forEach(({ candidate, entry, windows, hasExits }, i) => {
+      const longer = hasExits ? entry?.displacedLength : undefined;
+      take(candidate.addressNumber, longer ?? candidate.displacedLength, i, true);
+      if (!hasExits) return;
+      for (const { addressNumber, displacedLength } of windows)
+        take(addressNumber, Math.max(SITE_LENGTH, displacedLength), i, false);
+    });
+    const order = Uint32Array.from(starts.keys()).sort((a, b) => starts[a] - starts[b]);
+    let last = -1;
+    for (const one of order) {
+      if (last >= 0 && starts[one] < ends[last]) {
+        for (const overlapping of [last, one]) {
+          const of = possible[owners[overlapping]];
+          if (areEntries[overlapping] || !of.hasExits) continue;
           of.hasExits = false;
           isSettled = false;
         }
       }
-      if (last === undefined || one.end > last.end) last = one;
+      if (last < 0 || ends[one] > ends[last]) last = one;
     }
   }
 }
@@ -404,13 +418,8 @@ class LiveText {
   }
 }
 
-/** The bytes of the process that the candidates lie in; undefined without a process. */
-function liveText(
-  module: Module,
-  candidates: readonly Place[],
-  memory: TargetMemory | undefined,
-): LiveText | undefined {
-  if (memory === undefined) return undefined;
+/** The bytes of the process that the candidates lie in. */
+function liveText(module: Module, candidates: readonly Place[], memory: TargetMemory): LiveText {
   const bias = Number(module.bias);
   let low = Number.POSITIVE_INFINITY;
   let high = 0;

@@ -45,6 +45,7 @@ export interface ExitWindow {
   readonly form: 'jump' | 'branch';
   /** Bytes from the window's start to where the original code goes on. */
   readonly displacedLength: number;
+  readonly displacedCount: number;
   readonly displaced: readonly DisplacedInstruction[];
   /** Ascending. */
   readonly exits: readonly ExitMark[];
@@ -53,8 +54,7 @@ export interface ExitWindow {
 /** All places where one function is left. */
 export interface FunctionExits {
   /** What the site at the entry displaces, where that is more than it needs for itself: it goes on through an exit behind it. */
-  readonly entry:
-    { readonly displacedLength: number; readonly displaced: readonly DisplacedInstruction[] } | undefined;
+  readonly entry: Pick<ExitWindow, 'displacedLength' | 'displacedCount' | 'displaced'> | undefined;
   /** Those among the instructions that its own site at the entry displaces. */
   readonly entryExits: readonly ExitMark[];
   readonly windows: readonly ExitWindow[];

@@ -94,6 +94,10 @@ interface CodeRange {
   readonly size: number;
 }
 
+/** Most functions have few: nothing is kept for what is not there. */
+const NO_MARKS: readonly ExitMark[] = [];
+const NO_WINDOWS: readonly ExitWindow[] = [];
+
 /** Traits of a range of which it is not known where all exits are, or what the stack is like there. */
 const REFUSED: readonly (readonly [trait: number, why: ExitRefusal])[] = [
   [Trait.undecodable | Trait.openJump, 'computed-jump'],
@@ -180,7 +184,12 @@ class OneFunction {
     }
     const entry = this.#longerEntry();
     if (entry === null) return 'no-room';
-    return { entry, entryExits: this.#entryMarks(entry?.displaced ?? this.candidate.displaced), windows };
+    const entryExits = this.#entryMarks(entry?.displaced ?? this.candidate.displaced);
+    return {
+      entry,
+      entryExits: entryExits.length === 0 ? NO_MARKS : entryExits,
+      windows: windows.length === 0 ? NO_WINDOWS : windows,
+    };
   }
 
   #decode(): ExitRefusal | undefined {
@@ -512,7 +521,7 @@ class OneFunction {
       to === from + 1 &&
       flow === Flow.conditionalJump &&
       firstEnd - start === JCC_LONG_LENGTH;
-    return new Window(this.elf, base, start, end, isBranch ? 'branch' : 'jump', exits);
+    return new Window(this.elf, base, start, end, displaced.length, isBranch ? 'branch' : 'jump', exits);
   }
 
   /** What the site at the entry displaces, if it goes on further than it must; null: it cannot. */
@@ -525,7 +534,7 @@ class OneFunction {
     if (newEnd <= end) return undefined;
     const more = describeRun(this.elf.bytes, end, newEnd, part.base);
     if (typeof more === 'string') return null;
-    return new LongerEntry(this.elf, candidate, newEnd);
+    return new LongerEntry(this.elf, candidate, newEnd, candidate.displacedCount + more.length);
   }
 
   #entryMarks(displaced: SiteCandidate['displaced']): ExitMark[] {
@@ -573,6 +582,7 @@ class Window extends Run implements ExitWindow {
     base: number,
     start: number,
     end: number,
+    readonly displacedCount: number,
     readonly form: ExitWindow['form'],
     readonly exits: readonly ExitMark[],
   ) {
@@ -605,6 +615,7 @@ class LongerEntry {
     private readonly elf: ElfFile,
     private readonly candidate: SiteCandidate,
     private readonly end: number,
+    readonly displacedCount: number,
   ) {}
 
   get displacedLength(): number {
