@@ -1,6 +1,6 @@
 import { lowerBound, type ElfFile } from '../elf/index.js';
 import { common } from './common-instructions.js';
-import { describeDisplaced, endbrLength } from './displaced.js';
+import { LINKAGE_ENTRY_BYTES, describeDisplaced, endbrLength, linkageJump } from './displaced.js';
 import { Flow } from './flow.js';
 import { branchTarget, decodeFlow, int32At } from './instruction-flow.js';
 import { SITE_LENGTH, type DisplacedInstruction, type FunctionRange, type ProfilerCall } from './sites.js';
@@ -145,13 +145,10 @@ export class CompilerSites {
     return this.#all[index].names.find((name) => PROFILER_HOOKS.includes(name));
   }
 
-  /** A PLT entry is `jmp *slot(%rip)`, behind `endbr64` in newer ones, with a `bnd` prefix in some. */
   #importThroughPlt(target: number): string | undefined {
-    const stub = this.#elf.bytesAt(BigInt(target), 16);
-    if (stub === undefined) return undefined;
-    let at = endbrLength(stub, 0);
-    if (stub[at] === 0xf2) at++;
-    if (stub[at] !== 0xff || stub[at + 1] !== 0x25) return undefined;
+    const stub = this.#elf.bytesAt(BigInt(target), LINKAGE_ENTRY_BYTES);
+    const at = stub === undefined ? -1 : linkageJump(stub, 0);
+    if (stub === undefined || at < 0) return undefined;
     const name = this.#elf.importAt(BigInt(target + at + 6 + int32At(stub, at + 2)));
     return name !== undefined && PROFILER_HOOKS.includes(name) ? name : undefined;
   }

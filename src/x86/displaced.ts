@@ -16,6 +16,20 @@ export function endbrLength(bytes: Uint8Array, at: number): number {
   return ENDBR64.every((byte, i) => bytes[at + i] === byte) ? ENDBR64.length : 0;
 }
 
+/** Prefix of the jumps of MPX. */
+const BND = 0xf2;
+/** `jmp *disp32(%rip)` without the distance: Intel SDM, vol. 2A, "JMP". */
+const JMP_THROUGH_SLOT = [0xff, 0x25] as const;
+/** An entry of the procedure linkage table has at least as many; the jump, with what stands before it, at most. */
+export const LINKAGE_ENTRY_BYTES = 11;
+
+/** Where the jump through a slot stands in an entry of the procedure linkage table: perhaps behind `endbr64` and a prefix; -1: it is none. */
+export function linkageJump(bytes: Uint8Array, at: number): number {
+  const start = at + endbrLength(bytes, at);
+  const jump = bytes[start] === BND ? start + 1 : start;
+  return JMP_THROUGH_SLOT.every((byte, i) => bytes[jump + i] === byte) ? jump : -1;
+}
+
 /** How much code a site displaces. */
 export interface DisplacedExtent {
   /** Bytes of the site, padding that is needed behind the last instruction included. */

@@ -6,7 +6,7 @@ import type { ElfFile } from '../elf/index.js';
 import { Trait } from './code-ranges.js';
 import { Mark } from './code-regions.js';
 import { common } from './common-instructions.js';
-import { describeRun } from './displaced.js';
+import { LINKAGE_ENTRY_BYTES, describeRun, linkageJump } from './displaced.js';
 import type { ExitBlock, ExitKind, ExitMark, ExitRefusal, ExitWindow, FunctionExits } from './exit-sites.js';
 import { Flow } from './flow.js';
 import { branchTarget, decodeFlow, isPrefix } from './instruction-flow.js';
@@ -245,7 +245,7 @@ class OneFunction {
         ({ addressNumber, size }) => target >= addressNumber && target < addressNumber + size,
       );
       if (isInside) return undefined;
-      return this.#isEntry(target) ? 'tail' : 'odd';
+      return this.#isEntry(target) || this.#isLinkage(target) ? 'tail' : 'odd';
     }
     if (flow !== Flow.end && flow !== Flow.indirectJump) return undefined;
     let at = start;
@@ -266,6 +266,12 @@ class OneFunction {
     const { ranges } = this.landings;
     const index = ranges.startingAt(address);
     return index >= 0 && !ranges.has(index, Trait.fragment);
+  }
+
+  /** True if what stands there is an entry of the procedure linkage table: nothing but a jump through a slot that the loader fills. */
+  #isLinkage(address: number): boolean {
+    const at = this.elf.codeOffset(address, LINKAGE_ENTRY_BYTES);
+    return at >= 0 && linkageJump(this.elf.bytes, at) >= 0;
   }
 
   /** True if something lands there that is no direct jump of this function's. */
