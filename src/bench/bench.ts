@@ -1,5 +1,5 @@
 /**
- * All benchmarks: `npm run bench`, or only some sections: `npm run bench -- calls peers many drain scale inside report`. Every ratio is of
+ * All benchmarks: `npm run bench`, or only some sections: `npm run bench -- calls peers many drain scale inside exits report`. Every ratio is of
  * figures measured in the same run, side by side, for machines differ and this one may be busy: read ratios, not figures.
  */
 import { mkdtempSync, rmSync } from 'node:fs';
@@ -9,6 +9,7 @@ import { Terminal } from '../cli/terminal.js';
 import { lines } from '../text/index.js';
 import { benchCalls, callsTable, type CallFigures } from './calls-bench.js';
 import { benchDrain } from './drain-bench.js';
+import { benchExits } from './exits-bench.js';
 import { benchInside } from './inside-bench.js';
 import { benchMany } from './many-bench.js';
 import { measureUftrace, measureUprobes, measureXray, type PeerResult } from './peers.js';
@@ -17,7 +18,7 @@ import { benchReport } from './report-section.js';
 import { benchScale } from './scale-bench.js';
 import { ns, renderTable } from './table.js';
 
-const SECTIONS = ['calls', 'peers', 'many', 'drain', 'scale', 'inside', 'report'] as const;
+const SECTIONS = ['calls', 'peers', 'many', 'drain', 'scale', 'inside', 'exits', 'report'] as const;
 const PEER_ROUNDS = { calls: 500_000, count: 7 };
 
 const terminal = new Terminal();
@@ -75,6 +76,7 @@ async function main(wanted: readonly string[]): Promise<void> {
     if (is('drain')) terminal.data(lines(await benchDrain(directory)));
     if (is('scale')) terminal.data(lines(await benchScale(directory)));
     if (is('inside')) terminal.data(lines(await benchInside(directory)));
+    if (is('exits')) terminal.data(lines(benchExits(directory)));
     if (is('report')) terminal.data(lines(benchReport()));
   } finally {
     rmSync(directory, { recursive: true, force: true });
