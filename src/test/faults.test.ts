@@ -16,6 +16,7 @@ const ASSEMBLY = [
   'deep',
   'deeper',
   'red_zone',
+  'red_exit',
   'store',
   'vector',
   'string',

@@ -13,7 +13,6 @@ import { branchTarget, decodeFlow, isPrefix } from './instruction-flow.js';
 import type { ModuleLandings } from './landings.js';
 import { mayFault, takesLong } from './may-fault.js';
 import { SITE_LENGTH, type DisplacedInstruction, type SiteCandidate } from './sites.js';
-import { TO_FRAME, TO_OTHER, hasStackIndex, stackChange } from './stack-depths.js';
 
 const RET = 0xc3;
 const RET_IMM16 = 0xc2;
@@ -153,7 +152,6 @@ class OneFunction {
   readonly #blocks = new Map<number, ExitBlock>();
   #entry: { readonly part: Part; readonly range: Range } | undefined;
   #labels: boolean | undefined;
-  #redZone: boolean | undefined;
 
   constructor(
     private readonly elf: ElfFile,
@@ -423,7 +421,7 @@ class OneFunction {
    */
   #recordEarly(part: Part, exit: number): boolean {
     const { steps } = part;
-    if (steps[exit].flow === Flow.conditionalJump || this.#mayUseRedZone()) return false;
+    if (steps[exit].flow === Flow.conditionalJump) return false;
     for (let first = exit; first > 0 && exit - first < MOST_BESIDE; first--) {
       const { flow, start, end } = steps[first];
       if (first !== exit && flow !== Flow.next && flow !== Flow.leaRelative) return false;
@@ -468,21 +466,6 @@ class OneFunction {
       if (from === 0 || to - from >= MOST_BESIDE || this.#isLanded(part, from)) return false;
     }
     return false;
-  }
-
-  /** True if the function may use memory below its stack pointer, where a call of the recorder writes. */
-  #mayUseRedZone(): boolean {
-    this.#redZone ??= this.#parts.some(({ steps, range }) => {
-      if (this.landings.ranges.has(range, Trait.redZone)) return true;
-      const { bytes } = this.elf;
-      return steps.some(({ start, end }) => {
-        const rare = decodeFlow(bytes, start, end);
-        if (hasStackIndex(bytes, rare)) return true;
-        const change = stackChange(bytes, start, end, rare);
-        return change === TO_OTHER || change === TO_FRAME;
-      });
-    });
-    return this.#redZone;
   }
 
   /** Where the filling behind an exit ends, which nobody executes; within reach. */

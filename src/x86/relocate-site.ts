@@ -53,6 +53,12 @@ const NOP_WITH_DEPTH = [0x0f, 0x1f, 0x80] as const;
 /** Where that is, from the return address of the recorder's call on. */
 export const DEPTH_OFFSET = NOP_WITH_DEPTH.length;
 
+/** Bytes below the stack pointer that belong to the function that runs: System V ABI, AMD64, 3.2.2. */
+const RED_ZONE = 128;
+/** lea -128(%rsp), %rsp and lea 128(%rsp), %rsp: flags stay. */
+const BELOW_RED_ZONE = [0x48, 0x8d, 0x64, 0x24, 0x80] as const;
+const ABOVE_RED_ZONE = [0x48, 0x8d, 0xa4, 0x24, 0x80, 0x00, 0x00, 0x00] as const;
+
 /** How a stub records. */
 export interface Recording {
   /** What it begins with. */
@@ -105,7 +111,7 @@ export function relocatedBound(
 ): number {
   const GROWN_INSTRUCTION = 20;
   const JUMP_BACK = 16;
-  const CALL_AND_FILLING = 2 * CELL_SIZE;
+  const CALL_AND_FILLING = 2 * CELL_SIZE + BELOW_RED_ZONE.length + ABOVE_RED_ZONE.length;
   let bytes = displacedLength + displacedCount * GROWN_INSTRUCTION + JUMP_BACK + calls * CALL_AND_FILLING;
   for (const { block } of exits)
     if (block !== undefined)
@@ -126,7 +132,9 @@ export function stubShift(displaced: readonly DisplacedInstruction[], exits: rea
   const first = exits.find(({ index }) => index === displaced.length || displaced[index].endsFlow);
   if (first === undefined) return 0;
   const before = [...displaced.slice(0, first.index), ...(first.block?.displaced.slice(0, -1) ?? [])];
-  return -before.reduce((sum, instruction) => sum + lengthOf(instruction), 0) & (CELL_SIZE - 1);
+  const isEarly = first.index === displaced.length || first.block?.displaced.length === 0;
+  const ahead = isEarly ? BELOW_RED_ZONE.length : 0;
+  return -before.reduce((sum, instruction) => sum + lengthOf(instruction), ahead) & (CELL_SIZE - 1);
 }
 
 /**
@@ -198,10 +206,8 @@ function emitDisplaced(
   }
   const last = displaced.at(-1);
   const early = recording?.exits[next];
-  if (recording !== undefined && early?.index === displaced.length) {
-    stub.fillCell(true);
-    emitEnd(recording, early.kind, early.depth);
-  }
+  if (recording !== undefined && early?.index === displaced.length)
+    emitEarly(stub, recording, early.kind, early.depth);
   const comesBack =
     last === undefined || !(last.endsFlow || last.form === 'call' || last.form === 'indirect-call');
   if (comesBack) {
@@ -223,17 +229,19 @@ function emitDisplaced(
   }
 }
 
-function emitEnd(recording: Recording, kind: ExitKind, depth = 0): void {
-  if (depth === 0) stub.emitRecord(recording, kind);
-  else stub.emitRecord(recording, kind === 'return' ? 'deep-return' : 'deep-tail', depth);
+/** Records an end before the last instructions of its function: these may use the red zone, which is kept clear of. */
+function emitEarly(code: StubCode, recording: Recording, kind: ExitKind, depth = 0): void {
+  for (const byte of BELOW_RED_ZONE) code.emit(byte);
+  code.fillCell(true);
+  code.emitRecord(recording, kind === 'return' ? 'deep-return' : 'deep-tail', depth + RED_ZONE);
+  for (const byte of ABOVE_RED_ZONE) code.emit(byte);
 }
 
 /** A copy of a block, which records before its last instruction; or what records and goes on to the block itself. */
 function emitBlock(code: StubCode, block: ExitBlock, loadBias: number, recording: Recording): void {
   const { displaced, original, addressNumber, kind, depth } = block;
   if (displaced.length === 0) {
-    code.fillCell(true);
-    emitEnd(recording, kind, depth);
+    emitEarly(code, recording, kind, depth);
     code.emit(JMP_REL32);
     code.emitDistance(addressNumber + loadBias);
     return;

@@ -36,6 +36,9 @@ FUNCTION(deeper, PUSH_RBX "sub $0x10,%rsp\n .cfi_adjust_cfa_offset 16\n" FAULT(d
   "mov %rbx,8(%rsp)\n mov 8(%rsp),%rax\n add $0x10,%rsp\n .cfi_adjust_cfa_offset -16\n" POP_RBX
   "ret\n .cfi_adjust_cfa_offset 24\n" FIXUP(deeper, "add $0x10,%rsp\n .cfi_adjust_cfa_offset -16\n" POP_RBX));
 FUNCTION(red_zone, "mov %rsi,-8(%rsp)\n" FAULT(red_zone, "mov (%rdi),%rax") "add -8(%rsp),%rax\n sub -8(%rsp),%rax\n ret\n" FIXUP(red_zone, ""));
+// What it has below its stack pointer it reads after the exit was recorded.
+FUNCTION(red_exit, "mov %rsi,-8(%rsp)\n lea -8(%rsp),%rcx\n xor %edx,%edx\n" FAULT(red_exit, "mov (%rdi),%rax") "sub (%rcx),%rsi\n add %rsi,%rax\n ret\n"
+  FIXUP(red_exit, ""));
 FUNCTION(store, "xor %eax,%eax\n xor %edx,%edx\n" FAULT(store, "add %rax,(%rdi)") "mov (%rdi),%rax\n ret\n" FIXUP(store, ""));
 FUNCTION(vector, FAULT(vector, "movq (%rdi),%xmm0") "movq %xmm0,%rax\n ret\n" FIXUP(vector, ""));
 FUNCTION(string, "push $8\n pop %rcx\n lea -16(%rsp),%rdx\n xchg %rdi,%rsi\n xchg %rdi,%rdx\n" FAULT(string, "rep movsb")
@@ -62,7 +65,7 @@ extern const int __start_places[], __stop_places[];
 #else
 #define OF(name) {name, name##_fault, name##_fixup}
 #endif
-static const struct function functions[] = {OF(first), OF(second), OF(third), OF(deep), OF(deeper), OF(red_zone), OF(store),
+static const struct function functions[] = {OF(first), OF(second), OF(third), OF(deep), OF(deeper), OF(red_zone), OF(red_exit), OF(store),
   OF(vector), OF(string), OF(divides), OF(before_ret), OF(before_pop), OF(joined), OF(tail), OF(skipped)};
 enum { COUNT = sizeof functions / sizeof *functions };
 
