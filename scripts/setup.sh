@@ -1,17 +1,19 @@
 #!/usr/bin/env bash
-# Installs what a fresh Debian 12 lacks. `setup.sh run`: npm packages only; `setup.sh test`: Debian packages as well.
+# Installs what a fresh Debian 12 lacks. `setup.sh run`: npm packages only; `setup.sh test`: Debian packages as well; `setup.sh long`: further
+# ones, for the tests that take long.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 what="${1:-run}"
 if [ ! -d node_modules ] || [ package-lock.json -nt node_modules/.package-lock.json ]; then
   npm ci --ignore-scripts --no-audit --no-fund >&2
 fi
-[ "$what" = test ] || exit 0
+[ "$what" = run ] && exit 0
 # command:package, one per line; the tests use each of them.
 missing=()
 while IFS=: read -r command package; do
+  [ -n "$command" ] || continue
   command -v "$command" >/dev/null 2>&1 || missing+=("$package")
-done <<'LIST'
+done <<LIST
 gcc:gcc
 g++:g++
 gdb:gdb
@@ -32,6 +34,23 @@ musl-gcc:musl-tools
 luajit:luajit
 go:golang-go
 /usr/bin/time:time
+$([ "$what" != long ] || cat <<'LONG'
+openssl:openssl
+xz:xz-utils
+bzip2:bzip2
+zstd:zstd
+git:git
+ruby:ruby
+ocamlc.opt:ocaml-nox
+rustc:rustc
+clang-14:clang-14
+cmake:cmake
+jq:jq
+bc:bc
+objdump:binutils
+javac:default-jdk-headless
+LONG
+)
 LIST
 [ ${#missing[@]} -eq 0 ] && exit 0
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
