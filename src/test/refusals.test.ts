@@ -152,7 +152,7 @@ test('files that are no programs for this machine are refused', () => {
 test('a session that is refused when there was memory for it already leaves no memory and no descriptor of it here', async () => {
   const target = await Target.ready(build('busy.c'), '2');
   const refuse = async (): Promise<{ files: number; shared: number }> => {
-    assert.throws(() => attach(target.pid, { way: 'page-flip' }), { code: 'NEEDS_HOLD' });
+    assert.throws(() => attach(target.pid, { filters: ['mix'], way: 'page-flip' }), { code: 'NEEDS_HOLD' });
     // Files of modules are closed when there is nothing else to do.
     await pause(0);
     await pause(0);
