@@ -49,7 +49,6 @@ export function mayRunFault(
   { bytes, base, range }: FunctionCode,
   site: number,
   count: number,
-  isWhole = false,
 ): boolean {
   const isBehindFrame = (at: number): boolean =>
     FRAME_BEGINS.some(
@@ -62,7 +61,7 @@ export function mayRunFault(
     const rare = decodeFlow(bytes, start, bytes.length);
     const { end, flow } = common;
     if (mayFault(bytes, start, rare, hasFrame)) return true;
-    if (endsFlow(flow) && !isWhole) return false;
+    if (endsFlow(flow)) return false;
     start = end;
   }
   return false;

@@ -34,7 +34,7 @@ const CODES: readonly (SiteKind | RefusalReason)[] = [
 ];
 const SITE_KINDS = 4;
 /** Raised with every change of what the analysis answers or how it is written down. */
-export const VERDICTS_VERSION = 2;
+export const VERDICTS_VERSION = 3;
 
 const IS_WHOLE = 1;
 const OWN_RETURN = 2;
@@ -195,7 +195,7 @@ export class EntryJudge {
     if (isWhole) {
       const whole = this.#whole(index, bytes, first, offset, region.start);
       if (whole === undefined) return 're-entered';
-      if (mayRunFault(landings, code, first + offset, whole.count, true)) return 'may-fault';
+      // What may fault is in the copy too: nobody has the address of an instruction of such a function, and a turn of its loop is no call.
       placed = { ...whole, offset, depth: 0 };
     }
     return verdictOn('relocated', placed, isWhole, has(Trait.ownReturn));
