@@ -17,6 +17,8 @@ const REX = [0x40, 0x4f] as const;
 const SYSCALL = Buffer.from([0x0f, 0x05]);
 /** The number of arch_prctl among system calls, for who has the C library's syscall() make it. */
 const ARCH_PRCTL = Buffer.from([0x9e, 0x00, 0x00, 0x00]);
+/** Larger pieces of code are not looked through: browsers, which would have to be read whole. */
+const MOST_CODE = 128 << 20;
 /** What belongs to one call stands within so many bytes. */
 const NEAR = 128;
 
@@ -43,7 +45,7 @@ function changesOf(elf: ElfFile): number {
   const isCalled = elf.mentions('arch_prctl');
   let places = 0;
   for (const segment of elf.loaded) {
-    if (!segment.executable) continue;
+    if (!segment.executable || segment.fileSize > MOST_CODE) continue;
     const view = elf.segmentBytes(segment);
     if (view === undefined) continue;
     const code = Buffer.from(view.buffer, view.byteOffset, view.byteLength);
