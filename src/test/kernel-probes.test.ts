@@ -15,6 +15,8 @@ import {
   answered,
   build,
   changedBytes,
+  fresh,
+  main,
   pause,
   statusField,
 } from './targets.test.support.js';
@@ -107,19 +109,30 @@ test('text is writable while functions are traced, and as it was afterwards, als
 });
 
 test('from inside text is writable while functions are traced, and as it was afterwards, also when safepoke is killed', async () => {
-  // The program gets neither of them: it goes on.
+  // The program gets neither of them: it goes on. Its input is a FIFO, as Node would close a pipe when safepoke has ended.
+  const input = fresh('input');
+  execFileSync('mkfifo', [input]);
+  const writer = openSync(input, 'r+');
+  const reader = openSync(input, 'r');
   for (const signal of ['SIGALRM', 'SIGKILL'] as const) {
-    const inside = Running.run(['--inside', '-F', 'fib'], build('fib.c'), '-');
-    while (!inside.stdout.includes('ready')) await pause(10);
-    const [pid] = childrenOf(inside.child.pid ?? 0);
+    const command = [main, 'run', '--inside', '-F', 'fib', '-o', fresh('trace'), '--', build('fib.c'), '-'];
+    const child = spawn(process.execPath, command, { stdio: [reader, 'pipe', 'ignore'] });
+    let shown = '';
+    child.stdout?.on('data', (data: Buffer) => {
+      shown += data.toString();
+    });
+    while (!shown.includes('ready')) await pause(10);
+    const [pid] = childrenOf(child.pid ?? 0);
     assert.equal(openText(pid).length, 1);
-    inside.child.kill(signal);
+    child.kill(signal);
     while (openText(pid).length > 0) await pause(10);
     assert.equal(changedBytes(pid), 0);
-    inside.child.stdin.end('20\n');
-    await inside.gone();
-    assert.match(inside.stdout, /^fib\(20\)=6765$/m);
+    writeSync(writer, '20\n');
+    while (!/^fib\(20\)=6765$/m.test(shown)) await pause(10);
+    process.kill(pid, 'SIGKILL');
   }
+  closeSync(reader);
+  closeSync(writer);
 });
 
 test('where writable text would count against the program it stays read-only, and that is said', async () => {
