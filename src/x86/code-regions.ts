@@ -13,8 +13,6 @@ export const Mark = {
   called: 8,
   /** Whoever lands here is not a direct jump within the same function. */
   foreign: 16,
-  /** Bytes of a window or a hole of a site. */
-  owned: 32,
   /** It is an entry of a table of addresses that a jump of the same function reads. */
   entry: 64,
 } as const;

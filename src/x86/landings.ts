@@ -7,7 +7,7 @@ import { findFragments } from './fragments.js';
 import { withSharedDecoders } from './instruction-flow.js';
 import type { FunctionRange } from './sites.js';
 import { StackDepths } from './stack-depths.js';
-import { scanCode, sweep, type FlowEnds, type IndirectJump, type LeavingJump } from './sweep.js';
+import { scanCode, sweep, type IndirectJump, type LeavingJump } from './sweep.js';
 
 const LAND = Mark.landing | Mark.known | Mark.foreign;
 
@@ -28,7 +28,6 @@ export class ModuleLandings {
   readonly depths: StackDepths;
   readonly leaving: readonly LeavingJump[];
   readonly indirect: readonly IndirectJump[];
-  readonly ends: FlowEnds;
   /** Of each of `indirect`. */
   readonly jumpKinds: readonly JumpKind[];
 
@@ -43,10 +42,9 @@ export class ModuleLandings {
     unwind.forEachLandingPad((pad) => {
       regions.mark(pad, LAND);
     });
-    const { leaving, indirect, ends } = sweep(elf, regions, this.ranges, unwind, isFixed);
+    const { leaving, indirect } = sweep(elf, regions, this.ranges, unwind, isFixed);
     this.leaving = leaving;
     this.indirect = indirect;
-    this.ends = ends;
     this.depths = new StackDepths(regions, this.ranges, unwind);
     findFragments(
       regions,

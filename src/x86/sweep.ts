@@ -26,18 +26,10 @@ export interface IndirectJump {
   readonly length: number;
 }
 
-/** Instructions that end the flow (`ret`, `ud2`), by numbers: there are 10^5 of them. */
-export interface FlowEnds {
-  readonly ranges: readonly number[];
-  readonly addresses: readonly number[];
-  readonly lengths: readonly number[];
-}
-
 /** What the sweep found besides the marks that it left in the regions and the traits in the ranges. */
 export interface Swept {
   readonly leaving: readonly LeavingJump[];
   readonly indirect: readonly IndirectJump[];
-  readonly ends: FlowEnds;
 }
 
 /** Sweeps all areas; marks instructions and landings of direct branches and `lea`. */
@@ -56,7 +48,6 @@ export function sweep(
 class Sweeper implements Swept {
   readonly leaving: LeavingJump[] = [];
   readonly indirect: IndirectJump[] = [];
-  readonly ends = { ranges: [] as number[], addresses: [] as number[], lengths: [] as number[] };
   /** Where an operand of 32 bits may be an address of code; nowhere: in files that are moved. */
   readonly #fixedFirst: number;
   readonly #fixedLast: number;
@@ -172,11 +163,6 @@ class Sweeper implements Swept {
         case Flow.indirectJump:
           found |= Trait.indirect;
           this.indirect.push({ range: index, address: base + at, length: end - at });
-          break;
-        case Flow.end:
-          this.ends.ranges.push(index);
-          this.ends.addresses.push(base + at);
-          this.ends.lengths.push(end - at);
           break;
         case Flow.leaRelative:
           if (common.displacement >= 0) this.#land(region, end + int32At(bytes, common.displacement), CALL);

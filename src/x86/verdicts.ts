@@ -11,8 +11,6 @@ import { SITE_LENGTH, type FunctionRange, type RefusalReason, type SiteKind } fr
 
 /** Longer functions are not copied as a whole for the sake of a loop at their entry. */
 const LONGEST_COPIED = 4096;
-/** Nor longer ones than this because an exit has no room: there are more of them. */
-const LONGEST_SMALL = 512;
 
 /** What stands for each verdict in the table. The order is that of the kept bytes: with it changes `VERDICTS_VERSION`. */
 const CODES: readonly (SiteKind | RefusalReason)[] = [
@@ -68,13 +66,9 @@ export class Verdicts {
   }
 
   /** Analyses the file. `functions`: all that are known of it, ascending. */
-  static of(
-    elf: ElfFile,
-    functions: readonly FunctionRange[],
-    landings: ModuleLandings = ModuleLandings.of(elf, functions),
-  ): Verdicts {
+  static of(elf: ElfFile, functions: readonly FunctionRange[]): Verdicts {
     const verdicts = new Verdicts(new Uint8Array(functions.length * BYTES));
-    const judge = new EntryJudge(elf, functions, landings);
+    const judge = new EntryJudge(elf, functions, ModuleLandings.of(elf, functions));
     functions.forEach((range, i) => {
       ending.lookAt(i);
       verdicts.#set(i, judge.judge(range));
@@ -140,7 +134,7 @@ export class Verdicts {
 }
 
 /** Judges the entry of one function after the other. */
-export class EntryJudge {
+class EntryJudge {
   readonly #compilerSites: CompilerSites;
   /** Functions of which other ranges are parts. */
   readonly #hasParts = new Set<number>();
@@ -212,14 +206,6 @@ export class EntryJudge {
     const next = this.landings.firstRangeFrom(end);
     const region = this.landings.regions.at(end - 1);
     return Math.min(next < count ? starts[next] : Infinity, region?.end ?? end);
-  }
-
-  /** Bytes from a function's site to its end, if a stub can run a copy of all of them and it is small; else undefined. */
-  wholeLength(index: number, offset: number): number | undefined {
-    const { starts, ends } = this.landings.ranges;
-    const region = this.landings.regions.at(starts[index]);
-    if (region === undefined || ends[index] - starts[index] > LONGEST_SMALL) return undefined;
-    return this.#whole(index, region.bytes, starts[index] - region.start, offset, region.start)?.length;
   }
 
   /** All instructions of a function from its site on, if it can be copied so that nobody ever comes back into the original. */
