@@ -1,5 +1,5 @@
 import { common } from './common-instructions.js';
-import { Flow } from './flow.js';
+import { Flow, endsFlow } from './flow.js';
 import { Code, Decoder, DecoderOptions, OpKind, Register, type Instruction } from './iced.js';
 import { branchTarget, decodeFlow, decodeRare, int32At, isPrefix } from './instruction-flow.js';
 import { SITE_LENGTH, type DisplacedInstruction, type RefusalReason } from './sites.js';
@@ -165,8 +165,7 @@ function describe(
   const { end, flow, isNop } = common;
   const offset = start - site;
   const length = end - start;
-  const endsFlow = flow === Flow.end || flow === Flow.jump || flow === Flow.indirectJump;
-  const plain = { offset, length, fixOffset: 0, target: undefined, endsFlow };
+  const plain = { offset, length, fixOffset: 0, target: undefined, endsFlow: endsFlow(flow) };
   if (isNop) return { ...plain, form: 'nop' };
   if (flow === Flow.jump || flow === Flow.conditionalJump || flow === Flow.call) {
     const target = BigInt(address + branchTarget(bytes, start, end));

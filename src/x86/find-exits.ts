@@ -8,7 +8,7 @@ import { Mark } from './code-regions.js';
 import { common } from './common-instructions.js';
 import { LINKAGE_ENTRY_BYTES, describeRun, linkageJump } from './displaced.js';
 import type { ExitBlock, ExitKind, ExitMark, ExitRefusal, ExitWindow, FunctionExits } from './exit-sites.js';
-import { Flow } from './flow.js';
+import { Flow, endsFlow } from './flow.js';
 import { branchTarget, decodeFlow, isPrefix } from './instruction-flow.js';
 import type { ModuleLandings } from './landings.js';
 import { mayFault, takesLong } from './may-fault.js';
@@ -217,7 +217,7 @@ class OneFunction {
       this.#findEntry(part);
       const last = part.steps.findLast(({ isNop }) => !isNop);
       // A call at the end does not come back.
-      if (last === undefined || !(endsFlow(last) || last.flow === Flow.call)) return 'falls-through';
+      if (last === undefined || !(endsFlow(last.flow) || last.flow === Flow.call)) return 'falls-through';
     }
     return undefined;
   }
@@ -316,7 +316,7 @@ class OneFunction {
       part.ranges.push({ from: step, to: step + 1, isEntry: false });
       return true;
     }
-    const behind = endsFlow(steps[step]) ? this.#paddingEnd(part, end) : end;
+    const behind = endsFlow(steps[step].flow) ? this.#paddingEnd(part, end) : end;
     let from = step;
     for (;;) {
       if (behind - steps[from].start >= SITE_LENGTH) {
@@ -329,11 +329,11 @@ class OneFunction {
       from--;
     }
     if (!this.#isLanded(part, from) && this.#goOn(part, from, step + 1)) return true;
-    if (endsFlow(steps[step])) return false;
+    if (endsFlow(steps[step].flow)) return false;
     for (let to = step + 1; to < steps.length && to - step < MOST_BESIDE; to++) {
       if (!this.#canMove(part, to) || this.#isLanded(part, to) || this.#isTaken(part, to)) return false;
       if (steps[to].end - steps[from].start < SITE_LENGTH) {
-        if (endsFlow(steps[to])) return false;
+        if (endsFlow(steps[to].flow)) return false;
         continue;
       }
       part.ranges.push({ from, to: to + 1, isEntry: false });
@@ -352,7 +352,9 @@ class OneFunction {
 
   /** True if the step before one may be displaced together with it. */
   #canGoBefore(part: Part, step: number): boolean {
-    return this.#canMove(part, step - 1) && !endsFlow(part.steps[step - 1]) && !this.#isTaken(part, step - 1);
+    return (
+      this.#canMove(part, step - 1) && !endsFlow(part.steps[step - 1].flow) && !this.#isTaken(part, step - 1)
+    );
   }
 
   /** The exit and what stands before it, from where others jump to on, is executed by those instead. */
@@ -380,7 +382,7 @@ class OneFunction {
       if (!this.#cover(source.part, source.step)) return 'no-room';
     if (first === 0) return undefined;
     const before = steps[first - 1];
-    if (endsFlow(before)) return undefined;
+    if (endsFlow(before.flow)) return undefined;
     if (this.#isTaken(part, first - 1)) {
       // What is taken already goes on behind: it would have to end right here.
       return this.#extend(part, first, exit);
@@ -401,7 +403,7 @@ class OneFunction {
     const { steps } = part;
     for (let from = first - 1; ; from--) {
       const step = steps[from];
-      if (!this.#canMove(part, from) || endsFlow(step) || this.#isTaken(part, from)) return false;
+      if (!this.#canMove(part, from) || endsFlow(step.flow) || this.#isTaken(part, from)) return false;
       if (steps[first].start - step.start >= SITE_LENGTH) {
         part.ranges.push({ from, to: exit + 1, isEntry: false });
         return true;
@@ -443,7 +445,7 @@ class OneFunction {
       this.#blocks.set(address, { addressNumber: address, original, displaced: [], ...early });
       for (const source of this.#sources.get(address) ?? [])
         if (!this.#cover(source.part, source.step)) return false;
-      return endsFlow(steps[first - 1]) || this.#coverBefore(part, first, early);
+      return endsFlow(steps[first - 1].flow) || this.#coverBefore(part, first, early);
     }
     return false;
   }
@@ -642,9 +644,5 @@ function hasIndex(bytes: Uint8Array, modrmAt: number): boolean {
 
 /** False of a call, which is executed as a jump to the callee. */
 function comesBack(step: Step): boolean {
-  return !endsFlow(step) && step.flow !== Flow.call && step.flow !== Flow.indirectCall;
-}
-
-function endsFlow({ flow }: Step): boolean {
-  return flow === Flow.end || flow === Flow.jump || flow === Flow.indirectJump;
+  return !endsFlow(step.flow) && step.flow !== Flow.call && step.flow !== Flow.indirectCall;
 }

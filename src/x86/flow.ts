@@ -13,3 +13,8 @@ export const Flow = {
   leaRelative: 8,
 } as const;
 export type Flow = (typeof Flow)[keyof typeof Flow];
+
+/** True if nothing behind such an instruction is reached from it. */
+export function endsFlow(flow: Flow): boolean {
+  return flow === Flow.end || flow === Flow.jump || flow === Flow.indirectJump;
+}

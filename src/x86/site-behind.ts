@@ -10,7 +10,7 @@
 import { Mark } from './code-regions.js';
 import { FRAME_POINTER, STACK_POINTER, common } from './common-instructions.js';
 import { measureDisplaced, type DisplacedExtent } from './displaced.js';
-import { Flow } from './flow.js';
+import { Flow, endsFlow } from './flow.js';
 import { decodeFlow } from './instruction-flow.js';
 import type { ModuleLandings } from './landings.js';
 import { mayFault, takesLong } from './may-fault.js';
@@ -21,7 +21,7 @@ import { TO_FRAME, hasStackIndex, stackChange } from './stack-depths.js';
 const MOST_SKIPPED = 24;
 /** What fits into a kept verdict, in units of 8 bytes. */
 export const MOST_DEPTH = 63;
-const UNIT = 8;
+export const DEPTH_UNIT = 8;
 /** Somebody comes there, or may: a jump, or who has the address. */
 const ENTERED = Mark.known | Mark.foreign | Mark.called | Mark.entry;
 
@@ -97,7 +97,7 @@ export function placeBehind(
     if (change === TO_FRAME) frame = depth;
     else if (!Number.isInteger(change)) return undefined;
     else depth += change;
-    if (depth < 0 || depth % UNIT !== 0 || depth > MOST_DEPTH * UNIT) return undefined;
+    if (depth < 0 || depth % DEPTH_UNIT !== 0 || depth > MOST_DEPTH * DEPTH_UNIT) return undefined;
     at = next;
     if ((regions.marksWithin(base + from + 1, base + at + 1) & ENTERED) !== 0) return undefined;
     const extent = measureDisplaced(bytes, at, end, padded);
@@ -122,8 +122,4 @@ function goesOnBehindEnd(bytes: Uint8Array, site: number, { count }: DisplacedEx
     start = common.end;
   }
   return false;
-}
-
-function endsFlow(flow: Flow): boolean {
-  return flow === Flow.end || flow === Flow.jump || flow === Flow.indirectJump;
 }

@@ -6,7 +6,7 @@ import { Mark } from './code-regions.js';
 import { CompilerSites } from './compiler-sites.js';
 import { endbrLength, measureDisplaced, type DisplacedExtent } from './displaced.js';
 import { ModuleLandings } from './landings.js';
-import { mayRunFault, placeBehind, type FunctionCode, type PlacedSite } from './site-behind.js';
+import { DEPTH_UNIT, mayRunFault, placeBehind, type FunctionCode, type PlacedSite } from './site-behind.js';
 import { SITE_LENGTH, type FunctionRange, type RefusalReason, type SiteKind } from './sites.js';
 
 /** Longer functions are not copied as a whole for the sake of a loop at their entry. */
@@ -36,9 +36,8 @@ export const VERDICTS_VERSION = 3;
 
 const IS_WHOLE = 1;
 const OWN_RETURN = 2;
-/** Bits of the flags above which the depth stands, and its unit. */
+/** Bits of the flags above which the depth stands. */
 const DEPTH_SHIFT = 2;
-const DEPTH_UNIT = 8;
 /** Bytes of each verdict: code, flags and depth, and three numbers of 16 bits. */
 const BYTES = 8;
 const MOST_IN_16_BITS = 0xffff;
