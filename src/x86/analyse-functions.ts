@@ -65,7 +65,12 @@ export function analyseFunctions<F extends FunctionRange>(
   }
   if (!withExits) return { candidates, refusals, exits: [] };
   const finder = exitFinderOf(elf, all);
-  const found = withSharedDecoders(() => candidates.map((candidate) => finder.find(candidate)));
+  const found = withSharedDecoders(() =>
+    candidates.map((candidate, i) => {
+      ending.lookAt(i);
+      return finder.find(candidate);
+    }),
+  );
   return { candidates, refusals, exits: found };
 }
 
