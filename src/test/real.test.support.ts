@@ -1,7 +1,7 @@
 // Real programs under trace, driven through the command line as a user would. Whatever a test starts, it ends by process id.
 import assert from 'node:assert/strict';
 import { spawn, type ChildProcess, type SpawnOptions } from 'node:child_process';
-import { closeSync, mkdtempSync, openSync, readFileSync, readSync, rmSync } from 'node:fs';
+import { closeSync, existsSync, mkdtempSync, openSync, readFileSync, readSync, rmSync } from 'node:fs';
 import { createServer, connect } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -85,9 +85,13 @@ async function withSummary(
   const file = join(folder, 'summary.json');
   const recording = join(folder, 'recording');
   const outcome = await safepoke([...args, '-o', recording, '--summary', file, ...rest], options);
-  const text = readFileSync(file, 'utf8');
-  assert.notEqual(text, '', `no summary: ${outcome.stderr}`);
-  return { outcome, summary: JSON.parse(text) as SessionSummary };
+  const told = existsSync(file) ? readFileSync(file, 'utf8') : '';
+  assert.notEqual(
+    told,
+    '',
+    `no summary: status ${String(outcome.status)}, signal ${String(outcome.signal)}: ${outcome.stderr}`,
+  );
+  return { outcome, summary: JSON.parse(told) as SessionSummary };
 }
 
 function filterArguments(filters: readonly string[]): string[] {
