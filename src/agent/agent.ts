@@ -79,7 +79,12 @@ import {
 } from './places.js';
 import { RightsWatch, type GivenUp } from './rights.js';
 import { RingBudget } from './ring-budget.js';
-import { THREAD_POINTER_BY_REGISTER, THREAD_POINTER_READ_BYTES, askingInstead } from './recorder.js';
+import {
+  THREAD_POINTER_BY_REGISTER,
+  THREAD_POINTER_READ_BYTES,
+  askingInstead,
+  type ThreadPointerSource,
+} from './recorder.js';
 import {
   SWITCH_BYTES,
   cellOffset,
@@ -156,8 +161,8 @@ const OTHER_RANGES = 2;
 export interface AgentOptions {
   readonly ringBytes: number;
   readonly mayAskTid: boolean;
-  /** Recorders are to ask it each time, as thread pointers do not tell threads apart. */
-  readonly asksKernel: boolean;
+  /** How recorders learn on which thread they run. */
+  readonly threadPointer: ThreadPointerSource | 'kernel';
   /** What the agent's thread gives up first. */
   readonly givenUp: GivenUp;
   /** It may be confined: no seccomp filter minds. */
@@ -624,7 +629,8 @@ export class Agent {
       firstCell += region.cells.length;
       offset += place.length;
     });
-    if (this.#options.asksKernel) this.askKernel();
+    if (this.#options.threadPointer === 'kernel') this.askKernel();
+    if (this.#options.threadPointer === 'register') this.distrustThreadPointers();
   }
 
   /** Makes recorders do without the word at the thread pointer: some thread has none. Before any site is changed. */

@@ -1,7 +1,7 @@
 // Threads that are not told apart by their thread pointers: programs that change them, have none, or share one.
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { Running, Target, build, runTraced } from './targets.test.support.js';
+import { ONE_NOP, Running, Target, build, runTraced } from './targets.test.support.js';
 
 const ROUNDS = 2000;
 const KINDS = [[], ['-static']] as const;
@@ -47,3 +47,18 @@ test('a program that never has a thread pointer is traced as any other', () => {
   assert.equal(traced.stdout, '500500\n');
   assert.deepEqual(traced.summary.calls, { leaf: 1000 });
 });
+
+for (const kind of ['shared', 'none', 'other']) {
+  test(`threads that a program makes itself have their calls recorded: ${kind}`, async () => {
+    // One instruction is room for each site: nobody would have to be held for it.
+    const target = await Target.ready(build('own-threads.c', ...ONE_NOP, '-no-pie'), kind, '100000');
+    const running = await Running.attach(target.pid, '-F', 'leaf');
+    target.say('go');
+    assert.equal(await target.rest(), 'sum=15000150000');
+    const { summary } = await running.ended();
+    assert.deepEqual(
+      { calls: summary.calls, dropped: summary.dropped },
+      { calls: { leaf: 300_000 }, dropped: 0 },
+    );
+  });
+}

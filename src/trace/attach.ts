@@ -54,7 +54,7 @@ import {
 import type { PatchedTarget } from './patched-target.js';
 import { Session, type SessionParts } from './session.js';
 import { SESSION_REFUSALS, planSites, type PlannedFunction, type RefusedFunction } from './site-plan.js';
-import { mustAskKernel } from './thread-pointer-changes.js';
+import { threadPointerSetter } from './thread-pointer-changes.js';
 import { ExitWatch } from './target-exit.js';
 import { TimeStamp } from './time-stamp.js';
 
@@ -529,8 +529,8 @@ function start({
     onNote(`${module.path} cannot be traced: ${error.details.why}`);
   ending.look();
   refillDescriptors();
-  const asksKernel = mustAskKernel(modules);
-  if (asksKernel && before.seccompFilter) {
+  const threadPointersBy = threadPointerSetter(modules);
+  if (threadPointersBy === 'changes' && before.seccompFilter) {
     throw new CannotError('THREADS', {
       tried: `tell the threads of process ${pid} apart`,
       why: 'its thread pointers change as it runs, and a seccomp filter may mind that each thread is asked for its id',
@@ -548,6 +548,7 @@ function start({
     memory,
     times,
     seccompFilter: before.seccompFilter,
+    threadPointersBy,
     readOnlyText: options.readOnlyText ?? false,
     onNote,
     way: options.way,
@@ -559,7 +560,6 @@ function start({
     agent: {
       ringBytes,
       mayAskTid: !before.seccompFilter,
-      asksKernel,
       lanes: laneNumbers(before.threads.length),
       threads: before.threads.length,
       ringMemory:

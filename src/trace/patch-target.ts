@@ -44,10 +44,12 @@ import { NO_TEXT_RUNS, pagesOfSites, planTextRuns, type TextRuns } from './text-
 import {
   findTidOffset,
   knownThreads,
+  pointsToItself,
   withReader,
   type ThreadLook,
   type ThreadReader,
 } from './thread-facts.js';
+import type { ThreadPointerSetter } from './thread-pointer-changes.js';
 import type { Module } from '../target/index.js';
 import { SITE_LENGTH } from '../x86/index.js';
 import { PageFlip, type WayName } from './ways.js';
@@ -74,11 +76,15 @@ export interface PatchRequest {
   /** Functions to trace; the index of one in records is its position after `arrange`. */
   readonly functions: readonly PlannedFunction[];
   readonly sites: readonly PlannedSite[];
-  readonly agent: Omit<AgentOptions, 'tidOffset' | 'withThread' | 'givenUp' | 'mayConfine' | 'whyTextStays'>;
+  readonly agent: Omit<
+    AgentOptions,
+    'tidOffset' | 'threadPointer' | 'withThread' | 'givenUp' | 'mayConfine' | 'whyTextStays'
+  >;
   readonly memory: TargetMemory;
   readonly times: SessionTimes;
   /** Its seccomp filters must be asked before it makes system calls for us. */
   readonly seccompFilter: boolean;
+  readonly threadPointersBy: ThreadPointerSetter;
   /** Text stays as it is, though a probe of the kernel may come. */
   readonly readOnlyText: boolean;
   /** The only way in which sites may be changed; undefined: whichever is best. */
@@ -318,11 +324,23 @@ function mapAgent(
   return Agent.map(pid, calls, memory, clusters, {
     ...request.agent,
     tidOffset,
+    threadPointer: threadPointerOf(request, hold.threads),
     givenUp,
     mayConfine,
     ...thread,
     withThread: thread.withThread && calls.mayMakeThreads,
   });
+}
+
+/** How recorders learn it, by the files and by the threads that are held. */
+function threadPointerOf(
+  { threadPointersBy, memory }: PatchRequest,
+  threads: readonly HeldThread[],
+): AgentOptions['threadPointer'] {
+  if (threadPointersBy === 'changes') return 'kernel';
+  // Threads to come may have none: they would fault where it is read from memory.
+  const isSure = threadPointersBy === 'library' && threads.every((thread) => pointsToItself(thread, memory));
+  return isSure ? 'memory' : 'register';
 }
 
 /** The same by the program's own agent: a program that has not begun waits, the threads of another are called together. */
@@ -340,6 +358,7 @@ function patchInside(
   const options = {
     ...request.agent,
     tidOffset,
+    threadPointer: threadPointerOf(request, [process.leader]),
     withThread: true,
     // That has been done when the program was loaded.
     givenUp: NOTHING_GIVEN_UP,
@@ -478,11 +497,14 @@ function getReady(request: PatchRequest, agent: Agent, { functions, sites }: Arr
  * Holding all threads once is the price of the first site that needs it; the others are cheapest written in that hold too. A program
  * that has not begun stands still anyway.
  */
-function chooseWays({ pid, memory, way, inside }: PatchRequest, ready: Ready): Choice {
+function chooseWays(request: PatchRequest, ready: Ready): Choice {
+  const { pid, memory, way, inside, threadPointersBy } = request;
   const { agent, sites, changes, text } = ready;
   const none: ReadonlySet<number> = new Set();
   const all = new Set(sites.keys());
-  if (way === 'held' || inside !== undefined) return { flipped: none, held: all };
+  // Of threads that the program may have made each is looked at.
+  const mustLook = way === undefined && threadPointersBy === 'program';
+  if (way === 'held' || inside !== undefined || mustLook) return { flipped: none, held: all };
   const reached = new PageFlip(pid, agent, memory, text).reaches(changes);
   const flipped = new Set([...reached].filter((i) => sites[i].isOneInstruction));
   if (flipped.size === sites.length) return { flipped, held: none };
@@ -508,7 +530,6 @@ function flipPages(
 ): PatchedTarget | undefined {
   const { agent } = ready;
   // Nobody has looked at the threads. They get lanes when they first record, as threads do that start later.
-  agent.distrustThreadPointers();
   const changing = new Changing(request, ready, choice);
   let isUnchanged = false;
   try {

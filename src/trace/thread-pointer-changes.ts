@@ -1,7 +1,8 @@
 // Whether the threads of a process have thread pointers of their own at all times, which the recorder tells them apart by. Nearly all have:
 // the C library sets one as a thread begins, and nothing changes it. Emulators, unikernels and some runtimes do, for a while; small static
-// programs have none.
+// programs have none. A program that makes threads without the library may give them any, or one that another has.
 import type { ElfFile } from '../elf/index.js';
+import { SYS } from '../linux/index.js';
 import type { Module } from '../target/index.js';
 
 /** ARCH_SET_FS, asm/prctl.h, as an immediate operand. */
@@ -21,27 +22,43 @@ const ARCH_PRCTL = Buffer.from([0x9e, 0x00, 0x00, 0x00]);
 const MOST_CODE = 128 << 20;
 /** What belongs to one call stands within so many bytes. */
 const NEAR = 128;
+/** `mov eax, SYS_clone`, with a system call behind it. */
+const MOV_EAX_CLONE = Buffer.from([0xb8, SYS.clone, 0x00, 0x00, 0x00]);
+/** The C library's clone(), as a whole name in a table of names. */
+const CLONE_NAME = '\0clone\0';
 
-/** True if recorders must ask the kernel which thread they run on. Decided by the files alone. */
-export function mustAskKernel(modules: readonly Module[]): boolean {
+/**
+ * Who sets the thread pointers of a process. `library`: the C library alone, once for each thread. `program`: threads that the program makes
+ * may have others: each is to be looked at. `changes`: they change as it runs.
+ */
+export type ThreadPointerSetter = 'library' | 'program' | 'changes';
+
+/** Decided by the files alone. */
+export function threadPointerSetter(modules: readonly Module[]): ThreadPointerSetter {
   const interpreter = modules.find(({ isExecutable }) => isExecutable)?.elf().interpreter;
   let changes = 0;
+  let makesThreads = false;
   for (const module of modules) {
     const elf = module.elf();
     // The loader and the C library set it for each thread, once.
     if (elf.soname !== undefined && /^(?:ld-linux|ld-musl|libc\.|libpthread\.)/.test(elf.soname)) continue;
-    changes += changesOf(elf);
+    const found = look(elf);
+    changes += found.changes;
+    makesThreads ||= found.makesThreads;
   }
-  // A static program sets its own: once, unless it is one that has none.
-  return interpreter === undefined ? changes !== 1 : changes > 0;
+  // A static program sets its own: once, unless it is one that has none. What makes threads there may be the library in it.
+  const isStatic = interpreter === undefined;
+  if (isStatic ? changes !== 1 : changes > 0) return 'changes';
+  return makesThreads || isStatic ? 'program' : 'library';
 }
 
 function isWithin(byte: number, [first, last]: readonly [number, number]): boolean {
   return byte >= first && byte <= last;
 }
 
-/** At how many places a file's code may change the thread pointer. */
-function changesOf(elf: ElfFile): number {
+/** At how many places a file's code may change the thread pointer, and whether it may make threads without the library. */
+function look(elf: ElfFile): { changes: number; makesThreads: boolean } {
+  let makesThreads = elf.mentions(CLONE_NAME);
   const isCalled = elf.mentions('arch_prctl');
   let places = 0;
   for (const segment of elf.loaded) {
@@ -59,6 +76,8 @@ function changesOf(elf: ElfFile): number {
       if (!isWithin(code[at + 2] ?? 0, WRFSBASE)) continue;
       if (code[at - 1] === REP || (isWithin(code[at - 1] ?? 0, REX) && code[at - 2] === REP)) places++;
     }
+    for (let at = code.indexOf(MOV_EAX_CLONE); at >= 0; at = code.indexOf(MOV_EAX_CLONE, at + 1))
+      makesThreads ||= code.subarray(at, at + NEAR).includes(SYSCALL);
   }
-  return places;
+  return { changes: places, makesThreads };
 }
