@@ -26,6 +26,16 @@ const NEAR = 128;
 const MOV_EAX_CLONE = Buffer.from([0xb8, SYS.clone, 0x00, 0x00, 0x00]);
 /** The C library's clone(), as a whole name in a table of names. */
 const CLONE_NAME = '\0clone\0';
+/**
+ * CLONE_THREAD, with CLONE_SIGHAND and CLONE_VM, without which the kernel makes no thread; the lowest byte is a signal, which threads send
+ * none of, and what is in the highest is of new namespaces and the like: linux/sched.h.
+ */
+const THREAD_FLAGS = { mask: 0x7f01_09ff, bits: 0x1_0900 } as const;
+/** `add`, `or` of eax with imm32; of any register, and `lea` and `mov`, with ModRM between: Intel SDM, vol. 2. */
+const ON_EAX: ReadonlySet<number> = new Set([0x05, 0x0d]);
+const ON_REGISTER: ReadonlySet<number> = new Set([0x81, 0x8d, 0xc7]);
+/** Bytes of an operand. */
+const IMMEDIATE = 4;
 
 /**
  * Who sets the thread pointers of a process. `library`: the C library alone, once for each thread. `program`: threads that the program makes
@@ -58,7 +68,8 @@ function isWithin(byte: number, [first, last]: readonly [number, number]): boole
 
 /** At how many places a file's code may change the thread pointer, and whether it may make threads without the library. */
 function look(elf: ElfFile): { changes: number; makesThreads: boolean } {
-  let makesThreads = elf.mentions(CLONE_NAME);
+  const clones = elf.mentions(CLONE_NAME);
+  let makesThreads = false;
   const isCalled = elf.mentions('arch_prctl');
   let places = 0;
   for (const segment of elf.loaded) {
@@ -78,6 +89,17 @@ function look(elf: ElfFile): { changes: number; makesThreads: boolean } {
     }
     for (let at = code.indexOf(MOV_EAX_CLONE); at >= 0; at = code.indexOf(MOV_EAX_CLONE, at + 1))
       makesThreads ||= code.subarray(at, at + NEAR).includes(SYSCALL);
+    makesThreads ||= clones && hasThreadFlags(code);
   }
   return { changes: places, makesThreads };
+}
+
+/** Something is computed with the flags of a thread: where a program calls clone() at all, they are meant for it. */
+function hasThreadFlags(code: Buffer): boolean {
+  for (let at = 2; at + IMMEDIATE <= code.length; at++) {
+    if ((code.readInt32LE(at) & THREAD_FLAGS.mask) !== THREAD_FLAGS.bits) continue;
+    const [before, last] = [code[at - 2], code[at - 1]];
+    if (isWithin(last, MOV_IMM32) || ON_EAX.has(last) || ON_REGISTER.has(before)) return true;
+  }
+  return false;
 }
