@@ -94,6 +94,18 @@ export const DT_RELR = 36;
 export const DT_FLAGS_1 = 0x6ffffffb;
 export const DF_1_INITFIRST = 0x20;
 export const DT_GNU_HASH = 0x6ffffef5;
+export const DT_VERSYM = 0x6ffffff0;
+export const DT_VERDEF = 0x6ffffffc;
+export const DT_VERDEFNUM = 0x6ffffffd;
+
+/** A symbol's version: Elf64_Half. Linux Standard Base Core, 10.7.2. */
+export const VERSYM_SIZE = 2;
+/** Elf64_Verdef, 10.7.3: vd_ndx; vd_aux and vd_next, distances from its own start. */
+export const VERDEF = { index: 4, names: 12, next: 16 } as const;
+export const VERDEF_SIZE = 20;
+/** Elf64_Verdaux, 10.7.3: vda_name. */
+export const VERDAUX = { name: 0 } as const;
+export const VERDAUX_SIZE = 8;
 
 export const RELA_SIZE = 24;
 export const RELA = { offset: 0, type: 8, symbol: 12, addend: 16 } as const;

@@ -1,6 +1,7 @@
 import * as abi from './abi.js';
 import { u64OrNaN, type ElfBytes, type FileRange } from './elf-bytes.js';
 import { StringTable } from './string-table.js';
+import type { VersionTables } from './symbol-versions.js';
 
 /** PATH_MAX: what a loader can open is no longer. */
 const LONGEST_PATH = 4096;
@@ -20,6 +21,8 @@ export interface DynamicTable {
   /** DT_RELA and DT_JMPREL, which may be the same or overlap. */
   readonly relocations: readonly FileRange[];
   readonly relativeRelocations: FileRange | undefined;
+  /** Of the dynamic symbols; undefined if they have none. */
+  readonly versions: VersionTables | undefined;
 }
 
 /** Reads PT_DYNAMIC at `range`; `offsetOf` maps a loaded address to its offset in the file. */
@@ -61,6 +64,14 @@ export function readDynamicTable(
     strings === undefined || offset >= strings.size ? undefined : strings.at(offset, LONGEST_PATH);
 
   const soname = values.get(abi.DT_SONAME);
+  const versionsOffset = offsetFor(abi.DT_VERSYM);
+  const definitionsOffset = offsetFor(abi.DT_VERDEF);
+  const definitionCount = values.get(abi.DT_VERDEFNUM);
+  const hasVersions =
+    strings !== undefined &&
+    versionsOffset !== undefined &&
+    definitionsOffset !== undefined &&
+    definitionCount !== undefined;
   return {
     soname: soname === undefined ? undefined : stringAt(soname),
     needed: neededOffsets.map(stringAt).filter((name) => name !== undefined),
@@ -73,6 +84,9 @@ export function readDynamicTable(
       rangeFor('the PLT relocation table', abi.DT_JMPREL, abi.DT_PLTRELSZ),
     ].filter((table) => table !== undefined),
     relativeRelocations: rangeFor('the packed relocation table', abi.DT_RELR, abi.DT_RELRSZ),
+    versions: hasVersions
+      ? { symbolsOffset: versionsOffset, definitionsOffset, definitionCount, strings }
+      : undefined,
   };
 }
 

@@ -44,6 +44,8 @@ export type SymbolBinding = 'local' | 'global' | 'weak';
 export interface ElfSymbol {
   /** Read from the string table when asked for; never carries a version. */
   readonly name: string;
+  /** Only programs that were linked with this version of a library get this symbol: the name means another one to others. */
+  readonly oldVersion: string | undefined;
   readonly kind: SymbolKind;
   readonly binding: SymbolBinding;
   readonly address: bigint;

@@ -253,6 +253,7 @@ class ParsedElf implements ElfFile {
       which,
       section,
       new StringTable(this.#file, 'a string table', strings),
+      which === 'dynsym' ? this.#dynamic?.versions : undefined,
     );
   }
 
@@ -262,7 +263,7 @@ class ParsedElf implements ElfFile {
     const count = countByHash(this.#file, dynamic);
     if (count === undefined) return undefined;
     const range = { offset: dynamic.symbolsOffset, size: count * abi.SYM_SIZE };
-    return new SymbolTable(this.#file, 'dynsym', range, dynamic.strings);
+    return new SymbolTable(this.#file, 'dynsym', range, dynamic.strings, dynamic.versions);
   }
 
   /** Note: name size, descriptor size, type; name and descriptor each padded to 4 bytes. */

@@ -3,6 +3,7 @@ import { u64OrNaN, type ElfBytes, type FileRange } from './elf-bytes.js';
 import type { ElfSymbol, SymbolBinding, SymbolKind } from './elf-file.js';
 import { SparseBytes } from './sparse-bytes.js';
 import type { StringTable } from './string-table.js';
+import { SymbolVersions, type VersionTables } from './symbol-versions.js';
 
 const KINDS: Readonly<Record<number, SymbolKind>> = {
   [abi.STT_NOTYPE]: 'untyped',
@@ -24,13 +25,21 @@ export class SymbolTable {
   /** For questions about single symbols. */
   readonly #entries: SparseBytes;
   readonly #which: 'symtab' | 'dynsym';
+  readonly #versions: VersionTables | undefined;
 
-  constructor(file: ElfBytes, which: 'symtab' | 'dynsym', range: FileRange, strings: StringTable) {
+  constructor(
+    file: ElfBytes,
+    which: 'symtab' | 'dynsym',
+    range: FileRange,
+    strings: StringTable,
+    versions?: VersionTables,
+  ) {
     file.requireRange('the symbol table', range.offset, range.size);
     this.count = Math.floor(range.size / abi.SYM_SIZE);
     if (this.count > MOST_ENTRIES) file.damaged(`it has more than ${MOST_ENTRIES} symbols`);
     this.#file = file;
     this.#which = which;
+    this.#versions = versions;
     this.#range = range;
     this.#strings = strings;
     this.#entries = new SparseBytes(file.source, range.offset, range.size);
@@ -39,6 +48,7 @@ export class SymbolTable {
   /** The defined symbols that have an address and a name. */
   *defined(): Generator<ElfSymbol> {
     let found = 0;
+    const versions = this.#versions && new SymbolVersions(this.#file, this.#versions, this.count);
     for (const { view, first } of this.#file.pieces('the symbol table', this.#range, abi.SYM_SIZE)) {
       // Symbol 0 is none.
       for (let at = first === 0 ? abi.SYM_SIZE : 0; at < view.byteLength; at += abi.SYM_SIZE) {
@@ -51,7 +61,10 @@ export class SymbolTable {
         if (Number.isNaN(address + size)) continue;
         if (++found > MOST_SYMBOLS) this.#file.damaged(`it has more than ${MOST_SYMBOLS} symbols`);
         const info = view.getUint8(at + abi.SYM.info);
-        yield new TableSymbol(this.#strings, this.#which, name, info, address, size);
+        const version = versions?.hiddenAt(first + at / abi.SYM_SIZE);
+        yield version === undefined
+          ? new TableSymbol(this.#strings, this.#which, name, info, address, size)
+          : new OldSymbol(version, this.#strings, this.#which, name, info, address, size);
       }
     }
   }
@@ -89,6 +102,12 @@ function withoutVersion(name: string): string {
   return version < 0 ? name : name.slice(0, version);
 }
 
+/** The version that stands behind one `@`: what new programs get has two. */
+function oldVersionIn(name: string): string | undefined {
+  const version = name.indexOf('@', 1) + 1;
+  return version === 0 || name[version] === '@' || version === name.length ? undefined : name.slice(version);
+}
+
 /** A symbol that reads its name when it is asked for: 10^5 of them are made, few are looked at closely. */
 class TableSymbol implements ElfSymbol {
   #name: string | undefined;
@@ -106,6 +125,10 @@ class TableSymbol implements ElfSymbol {
     return (this.#name ??= withoutVersion(this.strings.at(this.nameOffset)));
   }
 
+  get oldVersion(): string | undefined {
+    return this.table === 'symtab' ? oldVersionIn(this.strings.at(this.nameOffset)) : undefined;
+  }
+
   get address(): bigint {
     return BigInt(this.addressNumber);
   }
@@ -117,5 +140,19 @@ class TableSymbol implements ElfSymbol {
   get binding(): SymbolBinding {
     const binding = this.info >> 4;
     return binding === abi.STB_LOCAL ? 'local' : binding === abi.STB_WEAK ? 'weak' : 'global';
+  }
+}
+
+/** A symbol of a version that new programs do not get. */
+class OldSymbol extends TableSymbol {
+  constructor(
+    private readonly version: string,
+    ...rest: ConstructorParameters<typeof TableSymbol>
+  ) {
+    super(...rest);
+  }
+
+  override get oldVersion(): string {
+    return this.version;
   }
 }

@@ -46,7 +46,15 @@ export function demangle(name: string): string {
   return demangled;
 }
 
+/** A name without the `@VERSION` of an old version. */
+export function withoutVersion(name: string): string {
+  const version = name.indexOf('@', 1);
+  return version < 0 ? name : name.slice(0, version);
+}
+
 function demangleAnew(name: string): string {
+  const plain = withoutVersion(name);
+  if (plain !== name) return demangleAnew(plain) + name.slice(plain.length);
   const suffix = SUFFIX.exec(name)?.[0] ?? '';
   const mangled = suffix === '' ? name : name.slice(0, -suffix.length);
   if (overlong >= MANY_OVERLONG && hasManyReferences(mangled)) return name;

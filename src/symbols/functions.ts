@@ -121,15 +121,22 @@ function coldOf(name: string): string | undefined {
   return name.includes('.cold') ? COLD.exec(name)?.[1] : undefined;
 }
 
-/** Best first: not a fragment's name, global, few leading underscores (`malloc`, not `__libc_malloc`), short. */
+/** `f@VERSION` of a version that new programs do not get: what they get is `f`, another function. */
+function versionedName({ name, oldVersion }: ElfSymbol): string {
+  return oldVersion === undefined ? name : `${name}@${oldVersion}`;
+}
+
+/** Best first: not a fragment's name, global, of no old version, few leading underscores (`malloc`, not `__libc_malloc`), short. */
 function distinctNames(symbols: readonly ElfSymbol[]): string[] {
-  if (symbols.length === 1) return [symbols[0].name];
+  if (symbols.length === 1) return [versionedName(symbols[0])];
   const ranks = new Map<string, number>();
-  for (const { name, binding } of symbols) {
+  for (const symbol of symbols) {
+    const name = versionedName(symbol);
     const rank =
       (coldOf(name) === undefined ? 0 : 1000) +
-      (binding === 'local' ? 100 : 0) +
-      Math.min(/^_*/.exec(name)?.[0].length ?? 0, 99);
+      (symbol.binding === 'local' ? 100 : 0) +
+      (symbol.oldVersion === undefined ? 0 : 50) +
+      Math.min(/^_*/.exec(name)?.[0].length ?? 0, 49);
     ranks.set(name, Math.min(rank, ranks.get(name) ?? Infinity));
   }
   return [...ranks]

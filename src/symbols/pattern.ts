@@ -1,5 +1,5 @@
 import { setFlagsFromString } from 'node:v8';
-import { demangle, isMangled, withoutArguments } from './demangle.js';
+import { demangle, isMangled, withoutArguments, withoutVersion } from './demangle.js';
 import type { FunctionSymbol } from './function-symbol.js';
 import { badPattern, Glob } from './glob.js';
 
@@ -43,7 +43,7 @@ export function parsePattern(text: string): Pattern {
   };
 }
 
-/** True if the pattern selects the function: its module, and any of its names in any form, mangled or not. */
+/** True if the pattern selects the function: its module, and any of its names in any form, mangled or not, with its version or without. */
 export function matches(pattern: Pattern, candidate: FunctionSymbol): boolean {
   return pattern.matchesModule(candidate.module) && matchesFunction(pattern, candidate);
 }
@@ -55,6 +55,8 @@ export function matchesFunction(pattern: Pattern, candidate: Pick<FunctionSymbol
 
 function matchesForms(pattern: Pattern, name: string): boolean {
   if (pattern.matchesName(name)) return true;
+  const plain = withoutVersion(name);
+  if (plain !== name && matchesForms(pattern, plain)) return true;
   if (!isMangled(name)) return false;
   const demangled = demangle(name);
   if (demangled === name) return false;

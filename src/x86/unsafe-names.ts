@@ -60,7 +60,9 @@ const BY_NAME: ReadonlyMap<string, RefusalReason> = new Map([
 
 /** Why a function of these names must not be traced; undefined if its names say nothing against it. */
 export function refusalByName(names: readonly string[]): RefusalReason | undefined {
-  for (const name of names) {
+  for (const versioned of names) {
+    // What is true of a function is true of its old versions.
+    const name = versioned.split('@', 1)[0];
     const reason = BY_NAME.get(name);
     if (reason !== undefined) return reason;
     // How all of the prefixes begin: it spares comparing 20,000 names with each of them.
