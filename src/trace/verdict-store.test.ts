@@ -18,7 +18,7 @@ import fc from 'fast-check';
 import { compile } from '../elf/gcc.test.support.js';
 import { parseElf, type ElfFile } from '../elf/index.js';
 import { functionsOf, type FunctionSymbol } from '../symbols/index.js';
-import { Verdicts } from '../x86/index.js';
+import { Verdicts, type KeptPart } from '../x86/index.js';
 import { verdictStore } from './verdict-store.js';
 
 const bytes = compile('int twice(int x) { return 2 * x; } int main(void) { return twice(3); }');
@@ -41,13 +41,13 @@ function inFolder(action: (cache: string) => void): void {
 function save(cache: string, content?: Uint8Array): Verdicts {
   const { elf, all } = opened(content);
   const verdicts = Verdicts.of(elf, all);
-  verdictStore({ XDG_CACHE_HOME: cache })?.save(elf, all, verdicts);
+  verdictStore({ XDG_CACHE_HOME: cache })?.save(elf, all, 'entries', verdicts.toBytes());
   return verdicts;
 }
 
-function load(cache: string, content?: Uint8Array): Verdicts | undefined {
+function load(cache: string, content?: Uint8Array, part: KeptPart = 'entries'): Uint8Array | undefined {
   const { elf, all } = opened(content);
-  return verdictStore({ XDG_CACHE_HOME: cache, HOME: join(cache, 'nobody') })?.load(elf, all);
+  return verdictStore({ XDG_CACHE_HOME: cache, HOME: join(cache, 'nobody') })?.load(elf, all, part);
 }
 
 function only(cache: string): string {
@@ -60,7 +60,8 @@ test('what was found is found again, in a file and a folder that are ours alone'
   inFolder((cache) => {
     assert.equal(load(cache), undefined);
     const verdicts = save(cache);
-    assert.deepEqual(load(cache)?.toBytes(), verdicts.toBytes());
+    assert.deepEqual(load(cache), verdicts.toBytes());
+    assert.equal(load(cache, bytes, 'exits'), undefined);
     assert.equal(statSync(only(cache)).mode & 0o777, 0o600);
     assert.equal(statSync(join(cache, 'safepoke')).mode & 0o777, 0o700);
   });

@@ -19,13 +19,13 @@ import {
 import { userInfo } from 'node:os';
 import { dirname, isAbsolute, join } from 'node:path';
 import type { ElfFile } from '../elf/index.js';
-import { VERDICTS_VERSION, Verdicts, type FunctionRange, type VerdictStore } from '../x86/index.js';
+import { VERDICTS_VERSION, type FunctionRange, type KeptPart, type VerdictStore } from '../x86/index.js';
 
 /** Set to anything, nothing is read from the cache or written to it. */
 const NO_CACHE = 'SAFEPOKE_NO_CACHE';
 const FOLDER = 'safepoke';
 
-/** 77,000 functions are 600 KiB. */
+/** Verdicts on 77,000 functions are 600 KiB, their exits 1 MiB. */
 const MOST_BYTES = 64 * 1024 * 1024;
 const MOST_FILES = 256;
 const LONGEST_FILE = 32 * 1024 * 1024;
@@ -37,7 +37,7 @@ const STALE_MS = 3_600_000;
  *   8  version of the analysis, number of functions: 32 bits each
  *  16  the key, 32 bytes
  *  48  SHA-256 of what comes before and behind it, 32 bytes
- *  80  verdicts
+ *  80  verdicts, or exits
  */
 const MAGIC = 'SPOKEV01';
 const LAYOUT = { version: 8, count: 12, key: 16, sum: 48, body: 80 } as const;
@@ -59,22 +59,21 @@ export function verdictStore(environment: NodeJS.ProcessEnv = process.env): Verd
 class FolderStore implements VerdictStore {
   constructor(private readonly environment: NodeJS.ProcessEnv) {}
 
-  load(elf: ElfFile, functions: readonly FunctionRange[]): Verdicts | undefined {
+  load(elf: ElfFile, functions: readonly FunctionRange[], part: KeptPart): Uint8Array | undefined {
     return this.#within((folder) => {
-      const key = keyOf(elf, functions);
+      const key = keyOf(elf, functions, part);
       const path = join(folder.path, nameOf(elf, key));
       const body = readEntry(path, key, functions.length);
-      const verdicts = body && Verdicts.fromBytes(body, functions.length);
       // The oldest go first: this one is wanted.
-      if (verdicts !== undefined) utimesSync(path, new Date(), new Date());
-      return verdicts;
+      if (body !== undefined) utimesSync(path, new Date(), new Date());
+      return body;
     });
   }
 
-  save(elf: ElfFile, functions: readonly FunctionRange[], verdicts: Verdicts): void {
+  save(elf: ElfFile, functions: readonly FunctionRange[], part: KeptPart, body: Uint8Array): void {
     this.#within((folder) => {
-      const key = keyOf(elf, functions);
-      const bytes = entryBytes(key, verdicts);
+      const key = keyOf(elf, functions, part);
+      const bytes = entryBytes(key, functions.length, body);
       if (bytes.length > LONGEST_FILE) return;
       writeEntry(folder, nameOf(elf, key), bytes);
       evict(folder);
@@ -168,8 +167,13 @@ function codeDigest(): string {
 
 const keys = new WeakMap<ElfFile, Buffer>();
 
+/** Of one part. */
+function keyOf(elf: ElfFile, functions: readonly FunctionRange[], part: KeptPart): Buffer {
+  return createHash('sha256').update(fileKey(elf, functions)).update(part).digest();
+}
+
 /** SHA-256 of the analysis and of all that it reads: what is loaded, how it is divided, functions and symbols. */
-function keyOf(elf: ElfFile, functions: readonly FunctionRange[]): Buffer {
+function fileKey(elf: ElfFile, functions: readonly FunctionRange[]): Buffer {
   const known = keys.get(elf);
   if (known !== undefined) return known;
   const hash = createHash('sha256');
@@ -212,12 +216,11 @@ function keyOf(elf: ElfFile, functions: readonly FunctionRange[]): Buffer {
   return key;
 }
 
-function entryBytes(key: Buffer, verdicts: Verdicts): Buffer {
-  const body = verdicts.toBytes();
+function entryBytes(key: Buffer, count: number, body: Uint8Array): Buffer {
   const bytes = Buffer.alloc(LAYOUT.body + body.length);
   bytes.write(MAGIC, 'latin1');
   bytes.writeUInt32LE(VERDICTS_VERSION, LAYOUT.version);
-  bytes.writeUInt32LE(verdicts.count, LAYOUT.count);
+  bytes.writeUInt32LE(count, LAYOUT.count);
   key.copy(bytes, LAYOUT.key);
   bytes.set(body, LAYOUT.body);
   sumOf(bytes).copy(bytes, LAYOUT.sum);
@@ -231,7 +234,7 @@ function sumOf(bytes: Buffer): Buffer {
   return hash.digest();
 }
 
-/** The verdicts in a file of the cache; undefined unless it is whole, ours, and of this key. */
+/** What is in a file of the cache; undefined unless it is whole, ours, and of this key. */
 function readEntry(path: string, key: Buffer, count: number): Uint8Array | undefined {
   const fd = openSync(path, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK);
   try {

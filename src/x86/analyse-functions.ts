@@ -5,6 +5,7 @@ import { describeDisplaced } from './displaced.js';
 import type { ExitRefusal, FunctionExits } from './exit-sites.js';
 import { ExitFinder } from './find-exits.js';
 import { withSharedDecoders } from './instruction-flow.js';
+import { KeptExits, exitBytes } from './kept-exits.js';
 import { ModuleLandings } from './landings.js';
 import type {
   DisplacedInstruction,
@@ -25,15 +26,29 @@ export interface Analysis<F extends FunctionRange> {
   readonly exits: readonly (FunctionExits | ExitRefusal)[];
 }
 
-/** Where the verdicts on a file may be kept, so that it is analysed once. */
+/** What may be kept of a file: the verdicts on entries, or exits. */
+export type KeptPart = 'entries' | 'exits';
+
+/** Where what was found in a file may be kept, so that it is analysed once. */
 export interface VerdictStore {
-  /** What was kept for this file with these functions; undefined if nothing that can be believed. */
-  load(elf: ElfFile, functions: readonly FunctionRange[]): Verdicts | undefined;
-  save(elf: ElfFile, functions: readonly FunctionRange[], verdicts: Verdicts): void;
+  /** What was kept for this file with these functions, as bytes; undefined if nothing that can be believed. */
+  load(elf: ElfFile, functions: readonly FunctionRange[], part: KeptPart): Uint8Array | undefined;
+  save(elf: ElfFile, functions: readonly FunctionRange[], part: KeptPart, bytes: Uint8Array): void;
 }
 
-/** Verdicts by file, for as long as somebody has the file: a session asks several times. */
-const known = new WeakMap<ElfFile, { readonly all: readonly FunctionRange[]; readonly verdicts: Verdicts }>();
+/** What is known of a file, for as long as somebody has it: a session asks several times. */
+interface Known {
+  readonly all: readonly FunctionRange[];
+  readonly verdicts: Verdicts;
+  /** Landings are large, and made only where nothing was kept. */
+  landings: ModuleLandings | undefined;
+  finder: ExitFinder | undefined;
+  kept: KeptExits | undefined;
+}
+
+const known = new WeakMap<ElfFile, Known>();
+/** Exits are kept as soon as those of so great a part of the functions with sites have been looked for: all or none, as a rule. */
+const WORTH_KEEPING = 0.5;
 
 /**
  * Decides for each of `asked` whether and how it can be traced. `all` is every function known of the file, ascending by
@@ -49,11 +64,14 @@ export function analyseFunctions<F extends FunctionRange>(
   store?: VerdictStore,
   withExits = false,
 ): Analysis<F> {
-  const verdicts = verdictsOf(elf, all, store);
+  const file = whatIsKnown(elf, all, store);
+  const { verdicts } = file;
   const starts = Float64Array.from(all, ({ addressNumber }) => addressNumber);
   const sites = new CompilerSites(elf, all);
   const candidates: SiteCandidate<F>[] = [];
   const refusals: Refusal<F>[] = [];
+  /** Numbers of the candidates among all functions. */
+  const numbers: number[] = [];
   for (const [i, range] of asked.entries()) {
     ending.lookAt(i);
     const index = lowerBound(starts, range.addressNumber);
@@ -61,43 +79,65 @@ export function analyseFunctions<F extends FunctionRange>(
     const byName = range.kind === 'function' ? refusalByName(range.names) : undefined;
     const verdict = byName ?? (isKnown ? verdicts.at(index) : 'not-code');
     if (typeof verdict === 'string') refusals.push({ function: range, reason: verdict });
-    else candidates.push(new Candidate(elf, range, verdict, sites));
+    else {
+      candidates.push(new Candidate(elf, range, verdict, sites));
+      numbers.push(index);
+    }
   }
   if (!withExits) return { candidates, refusals, exits: [] };
-  const finder = exitFinderOf(elf, all);
-  const found = withSharedDecoders(() =>
+  return { candidates, refusals, exits: exitsOf(file, elf, candidates, numbers, store) };
+}
+
+/** The exits of candidates: those that were kept, and for the others what is found. */
+function exitsOf(
+  file: Known,
+  elf: ElfFile,
+  candidates: readonly SiteCandidate[],
+  numbers: readonly number[],
+  store: VerdictStore | undefined,
+): (FunctionExits | ExitRefusal)[] {
+  const { all, verdicts } = file;
+  if (file.kept === undefined) {
+    const bytes = store?.load(elf, all, 'exits');
+    file.kept = bytes && KeptExits.from(elf, bytes, all.length);
+  }
+  const { kept } = file;
+  const found = new Map<number, { candidate: SiteCandidate; exits: FunctionExits | ExitRefusal }>();
+  const exits = withSharedDecoders(() =>
     candidates.map((candidate, i) => {
       ending.lookAt(i);
-      return finder.find(candidate);
+      const before = kept?.at(numbers[i], candidate);
+      if (before !== undefined) return before;
+      const now = finderOf(file, elf).find(candidate);
+      found.set(numbers[i], { candidate, exits: now });
+      return now;
     }),
   );
-  return { candidates, refusals, exits: found };
+  if (store !== undefined && found.size > 0 && found.size >= WORTH_KEEPING * verdicts.sites)
+    store.save(elf, all, 'exits', exitBytes(all.length, found));
+  return exits;
 }
 
-/** As `known`. */
-const finders = new WeakMap<
-  ElfFile,
-  { readonly all: readonly FunctionRange[]; readonly finder: ExitFinder }
->();
-
-function exitFinderOf(elf: ElfFile, all: readonly FunctionRange[]): ExitFinder {
-  const before = finders.get(elf);
-  if (before?.all === all) return before.finder;
-  const finder = new ExitFinder(elf, ModuleLandings.of(elf, all));
-  finders.set(elf, { all, finder });
-  return finder;
+function finderOf(file: Known, elf: ElfFile): ExitFinder {
+  file.landings ??= ModuleLandings.of(elf, file.all);
+  file.finder ??= new ExitFinder(elf, file.landings);
+  return file.finder;
 }
 
-function verdictsOf(elf: ElfFile, all: readonly FunctionRange[], store: VerdictStore | undefined): Verdicts {
+function whatIsKnown(elf: ElfFile, all: readonly FunctionRange[], store: VerdictStore | undefined): Known {
   const before = known.get(elf);
-  if (before?.all === all) return before.verdicts;
-  let verdicts = store?.load(elf, all);
+  if (before?.all === all) return before;
+  const bytes = store?.load(elf, all, 'entries');
+  let verdicts = bytes && Verdicts.fromBytes(bytes, all.length);
+  let landings: ModuleLandings | undefined;
   if (verdicts === undefined) {
-    verdicts = withSharedDecoders(() => Verdicts.of(elf, all));
-    store?.save(elf, all, verdicts);
+    landings = ModuleLandings.of(elf, all);
+    verdicts = Verdicts.of(elf, all, landings);
+    store?.save(elf, all, 'entries', verdicts.toBytes());
   }
-  known.set(elf, { all, verdicts });
-  return verdicts;
+  const file: Known = { all, verdicts, landings, finder: undefined, kept: undefined };
+  known.set(elf, file);
+  return file;
 }
 
 /** Keeps little and finds the rest in the file when it is asked for: there may be 10^5 of them. */

@@ -38,6 +38,8 @@ export interface ExitWindow {
   readonly addressNumber: number;
   /** Index of the window in the bytes of the file. */
   readonly originalAt: number;
+  /** The same of what follows the last instruction that is displaced. */
+  readonly end: number;
   /**
    * `jump`: a five-byte jump to the stub. `branch`: a conditional jump of six bytes (0F 8x rel32) is the exit, and only its distance is
    * changed.

@@ -8,11 +8,12 @@ import { Mark } from './code-regions.js';
 import { common } from './common-instructions.js';
 import { LINKAGE_ENTRY_BYTES, describeRun, linkageJump } from './displaced.js';
 import type { ExitBlock, ExitKind, ExitMark, ExitRefusal, ExitWindow, FunctionExits } from './exit-sites.js';
+import { Block, LongerEntry, NO_MARKS, NO_WINDOWS, Window, earlyBlock, markOf } from './exit-windows.js';
 import { Flow, endsFlow } from './flow.js';
 import { branchTarget, decodeFlow, isPrefix } from './instruction-flow.js';
 import type { ModuleLandings } from './landings.js';
 import { mayFault, takesLong } from './may-fault.js';
-import { SITE_LENGTH, type DisplacedInstruction, type SiteCandidate } from './sites.js';
+import { SITE_LENGTH, type SiteCandidate } from './sites.js';
 
 const RET = 0xc3;
 const RET_IMM16 = 0xc2;
@@ -92,10 +93,6 @@ interface CodeRange {
   readonly addressNumber: number;
   readonly size: number;
 }
-
-/** Most functions have few: nothing is kept for what is not there. */
-const NO_MARKS: readonly ExitMark[] = [];
-const NO_WINDOWS: readonly ExitWindow[] = [];
 
 /** Traits of a range of which it is not known where all exits are, or what the stack is like there. */
 const REFUSED: readonly (readonly [trait: number, why: ExitRefusal])[] = [
@@ -441,8 +438,7 @@ class OneFunction {
       const address = base + start;
       if (this.landings.landsWithin(address + 1, base + end)) return false;
       if (this.#landsOtherwise(address, address + 1)) return false;
-      const original = new Uint8Array(0);
-      this.#blocks.set(address, { addressNumber: address, original, displaced: [], ...early });
+      this.#blocks.set(address, earlyBlock(address, kind, depth));
       for (const source of this.#sources.get(address) ?? [])
         if (!this.#cover(source.part, source.step)) return false;
       return endsFlow(steps[first - 1].flow) || this.#coverBefore(part, first, early);
@@ -541,96 +537,6 @@ class OneFunction {
     if (range.early !== undefined) marks.push({ index: displaced.length, ...range.early });
     return marks;
   }
-}
-
-/** Instructions of a file, from one index up to another: there may be 10^6 such runs, so that they are described when it is asked for. */
-class Run {
-  constructor(
-    protected readonly elf: ElfFile,
-    protected readonly base: number,
-    readonly originalAt: number,
-    protected readonly end: number,
-  ) {}
-
-  get addressNumber(): number {
-    return this.base + this.originalAt;
-  }
-
-  get original(): Uint8Array {
-    return this.elf.bytes.subarray(this.originalAt, this.end);
-  }
-
-  /** Who makes a run has seen that it can be described. */
-  get displaced(): readonly DisplacedInstruction[] {
-    const displaced = describeRun(this.elf.bytes, this.originalAt, this.end, this.base);
-    return typeof displaced === 'string' ? [] : displaced;
-  }
-}
-
-class Window extends Run implements ExitWindow {
-  constructor(
-    elf: ElfFile,
-    base: number,
-    start: number,
-    end: number,
-    readonly displacedCount: number,
-    readonly form: ExitWindow['form'],
-    readonly exits: readonly ExitMark[],
-  ) {
-    super(elf, base, start, end);
-  }
-
-  get displacedLength(): number {
-    return Math.max(this.end - this.originalAt, SITE_LENGTH);
-  }
-}
-
-/** Where nothing of it may fault. */
-class Block extends Run implements ExitBlock {
-  readonly depth = 0;
-
-  constructor(
-    elf: ElfFile,
-    base: number,
-    start: number,
-    end: number,
-    readonly kind: ExitKind,
-  ) {
-    super(elf, base, start, end);
-  }
-}
-
-/** What the site at the entry displaces, and what stands behind that up to an index. */
-class LongerEntry {
-  constructor(
-    private readonly elf: ElfFile,
-    private readonly candidate: SiteCandidate,
-    private readonly end: number,
-    readonly displacedCount: number,
-  ) {}
-
-  get displacedLength(): number {
-    return this.end - this.candidate.originalAt;
-  }
-
-  get displaced(): readonly DisplacedInstruction[] {
-    const { elf, candidate } = this;
-    const { originalAt, addressNumber, displacedLength } = candidate;
-    const more = new Run(elf, addressNumber - originalAt, originalAt + displacedLength, this.end).displaced;
-    const further = more.map((one) => ({ ...one, offset: one.offset + displacedLength }));
-    return [...candidate.displaced, ...further];
-  }
-}
-
-/** Marks that are nothing but a number and a kind, by both: most are. */
-const MARKS = new Map<ExitKind, ExitMark[]>([
-  ['return', []],
-  ['tail', []],
-]);
-
-function markOf(index: number, kind: ExitKind): ExitMark {
-  const marks = MARKS.get(kind) ?? [];
-  return (marks[index] ??= { index, kind });
 }
 
 /** True if the memory operand with that ModRM has an index: Intel SDM, vol. 2, table 2-3. */

@@ -9,7 +9,7 @@ export type {
   SiteKind,
 } from './sites.js';
 export { analyseFunctions } from './analyse-functions.js';
-export type { Analysis, VerdictStore } from './analyse-functions.js';
+export type { Analysis, KeptPart, VerdictStore } from './analyse-functions.js';
 export { VERDICTS_VERSION, Verdicts, type EntryVerdict } from './verdicts.js';
 export { ModuleLandings } from './landings.js';
 export { Mark } from './code-regions.js';

@@ -5,6 +5,7 @@ import { CodeRanges, Trait } from './code-ranges.js';
 import { Mark } from './code-regions.js';
 import { CompilerSites } from './compiler-sites.js';
 import { endbrLength, measureDisplaced, type DisplacedExtent } from './displaced.js';
+import { withSharedDecoders } from './instruction-flow.js';
 import { ModuleLandings } from './landings.js';
 import { DEPTH_UNIT, mayRunFault, placeBehind, type FunctionCode, type PlacedSite } from './site-behind.js';
 import { SITE_LENGTH, type FunctionRange, type RefusalReason, type SiteKind } from './sites.js';
@@ -65,12 +66,18 @@ export class Verdicts {
   }
 
   /** Analyses the file. `functions`: all that are known of it, ascending. */
-  static of(elf: ElfFile, functions: readonly FunctionRange[]): Verdicts {
+  static of(
+    elf: ElfFile,
+    functions: readonly FunctionRange[],
+    landings = ModuleLandings.of(elf, functions),
+  ): Verdicts {
     const verdicts = new Verdicts(new Uint8Array(functions.length * BYTES));
-    const judge = new EntryJudge(elf, functions, ModuleLandings.of(elf, functions));
-    functions.forEach((range, i) => {
-      ending.lookAt(i);
-      verdicts.#set(i, judge.judge(range));
+    withSharedDecoders(() => {
+      const judge = new EntryJudge(elf, functions, landings);
+      functions.forEach((range, i) => {
+        ending.lookAt(i);
+        verdicts.#set(i, judge.judge(range));
+      });
     });
     return verdicts;
   }
@@ -98,6 +105,13 @@ export class Verdicts {
 
   get count(): number {
     return this.#bytes.length / BYTES;
+  }
+
+  /** How many functions can have a site. */
+  get sites(): number {
+    let sites = 0;
+    for (let at = 0; at < this.#bytes.length; at += BYTES) if (this.#bytes[at] < SITE_KINDS) sites++;
+    return sites;
   }
 
   at(index: number): EntryVerdict | RefusalReason {
