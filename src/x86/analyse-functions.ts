@@ -102,19 +102,22 @@ function exitsOf(
     file.kept = bytes && KeptExits.from(elf, bytes, all.length);
   }
   const { kept } = file;
-  const found = new Map<number, { candidate: SiteCandidate; exits: FunctionExits | ExitRefusal }>();
+  let found = 0;
   const exits = withSharedDecoders(() =>
     candidates.map((candidate, i) => {
       ending.lookAt(i);
       const before = kept?.at(numbers[i], candidate);
       if (before !== undefined) return before;
-      const now = finderOf(file, elf).find(candidate);
-      found.set(numbers[i], { candidate, exits: now });
-      return now;
+      found++;
+      return finderOf(file, elf).find(candidate);
     }),
   );
-  if (store !== undefined && found.size > 0 && found.size >= WORTH_KEEPING * verdicts.sites)
-    store.save(elf, all, 'exits', exitBytes(all.length, found));
+  if (store !== undefined && found > 0 && found >= WORTH_KEEPING * verdicts.sites) {
+    const byNumber = new Map(
+      numbers.map((number, i) => [number, { candidate: candidates[i], exits: exits[i] }]),
+    );
+    store.save(elf, all, 'exits', exitBytes(all.length, byNumber));
+  }
   return exits;
 }
 
