@@ -14,3 +14,4 @@ export type {
 export { writeExecutable, type ExecutableSegment } from './write-executable.js';
 export { DYNAMIC_ROOM, writeSharedObject, type SharedObject } from './write-shared-object.js';
 export { PF_R, PF_W, PF_X } from './abi.js';
+export { withoutVersion } from './symbol-versions.js';

@@ -3,7 +3,7 @@ import { u64OrNaN, type ElfBytes, type FileRange } from './elf-bytes.js';
 import type { ElfSymbol, SymbolBinding, SymbolKind } from './elf-file.js';
 import { SparseBytes } from './sparse-bytes.js';
 import type { StringTable } from './string-table.js';
-import { SymbolVersions, type VersionTables } from './symbol-versions.js';
+import { SymbolVersions, withoutVersion, type VersionTables } from './symbol-versions.js';
 
 const KINDS: Readonly<Record<number, SymbolKind>> = {
   [abi.STT_NOTYPE]: 'untyped',
@@ -96,12 +96,6 @@ export class SymbolTable {
   }
 }
 
-/** A name without `@VERSION`, `@@VERSION`. */
-function withoutVersion(name: string): string {
-  const version = name.indexOf('@', 1);
-  return version < 0 ? name : name.slice(0, version);
-}
-
 /** The version that stands behind one `@`: what new programs get has two. */
 function oldVersionIn(name: string): string | undefined {
   const version = name.indexOf('@', 1) + 1;
@@ -110,7 +104,7 @@ function oldVersionIn(name: string): string | undefined {
 
 /** A symbol that reads its name when it is asked for: 10^5 of them are made, few are looked at closely. */
 class TableSymbol implements ElfSymbol {
-  #name: string | undefined;
+  #text: string | undefined;
 
   constructor(
     private readonly strings: StringTable,
@@ -122,11 +116,16 @@ class TableSymbol implements ElfSymbol {
   ) {}
 
   get name(): string {
-    return (this.#name ??= withoutVersion(this.strings.at(this.nameOffset)));
+    return withoutVersion(this.#inTable);
   }
 
   get oldVersion(): string | undefined {
-    return this.table === 'symtab' ? oldVersionIn(this.strings.at(this.nameOffset)) : undefined;
+    return this.table === 'symtab' ? oldVersionIn(this.#inTable) : undefined;
+  }
+
+  /** The name with its version, as the table has it. */
+  get #inTable(): string {
+    return (this.#text ??= this.strings.at(this.nameOffset));
   }
 
   get address(): bigint {

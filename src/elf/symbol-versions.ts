@@ -22,6 +22,12 @@ const AT_ONCE = 65_536;
 /** Only programs that were linked with that version get such a symbol; to others the name means another. */
 const HIDDEN = 0x8000;
 
+/** A name without the `@VERSION` or `@@VERSION` behind it. */
+export function withoutVersion(name: string): string {
+  const version = name.indexOf('@', 1);
+  return version < 0 ? name : name.slice(0, version);
+}
+
 /** The versions of the symbols of a table which are not the one that new programs get. */
 export class SymbolVersions {
   readonly #names = new Map<number, string>();

@@ -1,3 +1,4 @@
+import { withoutVersion } from '../elf/index.js';
 import { demangleBounded } from './demangler.js';
 
 /**
@@ -44,12 +45,6 @@ export function demangle(name: string): string {
     cache.set(name, demangled);
   }
   return demangled;
-}
-
-/** A name without the `@VERSION` of an old version. */
-export function withoutVersion(name: string): string {
-  const version = name.indexOf('@', 1);
-  return version < 0 ? name : name.slice(0, version);
 }
 
 function demangleAnew(name: string): string {

@@ -1,5 +1,6 @@
 import { setFlagsFromString } from 'node:v8';
-import { demangle, isMangled, withoutArguments, withoutVersion } from './demangle.js';
+import { withoutVersion } from '../elf/index.js';
+import { demangle, isMangled, withoutArguments } from './demangle.js';
 import type { FunctionSymbol } from './function-symbol.js';
 import { badPattern, Glob } from './glob.js';
 

@@ -146,8 +146,7 @@ const POINTER_SIZE = 8;
 /** The word at a held thread's pointer is that pointer. */
 export function pointsToItself({ registers }: HeldThread, memory: TargetMemory): boolean {
   const pointer = registers.get('fs_base');
-  const word = memory.readSome(Number(pointer), POINTER_SIZE);
-  return word.length === POINTER_SIZE && Buffer.from(word).readBigUInt64LE() === pointer && pointer !== 0n;
+  return pointer !== 0n && memory.readWord(Number(pointer)) === pointer;
 }
 
 /** What is read at once, and room for what a thread's stack holds as a rule, found before threads are held. */

@@ -1,3 +1,4 @@
+import { withoutVersion } from '../elf/index.js';
 import type { RefusalReason } from './sites.js';
 
 /** Functions that must not be traced whatever their code looks like, by any of their names. */
@@ -62,7 +63,7 @@ const BY_NAME: ReadonlyMap<string, RefusalReason> = new Map([
 export function refusalByName(names: readonly string[]): RefusalReason | undefined {
   for (const versioned of names) {
     // What is true of a function is true of its old versions.
-    const name = versioned.split('@', 1)[0];
+    const name = withoutVersion(versioned);
     const reason = BY_NAME.get(name);
     if (reason !== undefined) return reason;
     // How all of the prefixes begin: it spares comparing 20,000 names with each of them.
